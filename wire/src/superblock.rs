@@ -1,0 +1,232 @@
+//! The superblock: what one shard on one node is. Kept twice (slot A, slot B) in one small file;
+//! a writer always overwrites the older copy, a reader takes the newer one that passes its CRC, so
+//! a torn write leaves the copy before it.
+
+use thiserror::Error;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::handshake::NodeName;
+use crate::{BLOCK, FORMAT_VERSION, Lsn, ShardId, SystemId, Term};
+
+/// Bytes of one copy.
+pub const COPY: usize = 4 * BLOCK;
+/// Bytes of the file: two copies.
+pub const FILE: usize = 2 * COPY;
+/// Bytes in front of the history.
+pub const HEAD: usize = 256;
+/// The first eight bytes of each copy.
+pub const MAGIC: [u8; 8] = *b"TOWLINES";
+/// Most entries of a history. A primary that is started more often than this without trimming its
+/// log forgets where the oldest terms began; a replica that old needs a snapshot.
+pub const HISTORY_MAX: usize = 512;
+
+const ENTRY: usize = 16;
+const CRC_AT: usize = COPY - 4;
+const _: () = assert!(HEAD + HISTORY_MAX * ENTRY <= CRC_AT);
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct HeadBytes {
+    magic: [u8; 8],
+    version: U16,
+    reserved: [u8; 2],
+    shard: U32,
+    generation: U64,
+    system: [u8; 16],
+    shard_count: U32,
+    history_len: U32,
+    term: U64,
+    own_term: U64,
+    segment_bytes: U64,
+    oldest_lsn: U64,
+    floor_lsn: U64,
+    commit_lsn: U64,
+    in_flight_bytes_max: U64,
+    name: NodeName,
+    reserved2: [u8; 88],
+}
+const _: () = assert!(size_of::<HeadBytes>() == HEAD);
+
+/// What one shard on one node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Superblock<H> {
+    /// Counts the writes of this superblock; the newer copy wins.
+    pub generation: u64,
+    /// The cluster's log.
+    pub system: SystemId,
+    /// The shard.
+    pub shard: ShardId,
+    /// Shards of the system.
+    pub shard_count: u32,
+    /// The highest term this node has promised to follow, or reigns in.
+    pub term: Term,
+    /// The last term in which this node itself was the primary; zero if never.
+    pub own_term: Term,
+    /// The size of a segment file.
+    pub segment_bytes: u64,
+    /// Where the log that is kept begins: a batch boundary.
+    pub oldest_lsn: Lsn,
+    /// Everything below was on the device when this was written: a bad batch below it is damage.
+    pub floor_lsn: Lsn,
+    /// What was known to be committed when this was written: a lower bound.
+    pub commit_lsn: Lsn,
+    /// The most bytes that may be in flight to the device at once: a tear reaches no further.
+    pub in_flight_bytes_max: u64,
+    /// The node's name, if it is a replica.
+    pub name: NodeName,
+    /// Where each term began, oldest first: `(term, first LSN)`.
+    pub history: H,
+}
+
+/// Why bytes are not a superblock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum SuperblockError {
+    /// Not [`COPY`] bytes.
+    #[error("a superblock has {COPY} bytes, {0} are there")]
+    Size(usize),
+    /// Not a superblock at all.
+    #[error("no superblock starts here")]
+    Magic,
+    /// A newer or unknown format.
+    #[error("superblock has format version {0}, this build reads {FORMAT_VERSION}")]
+    Version(u16),
+    /// The CRC does not match.
+    #[error("superblock CRC is {stored:08x}, its bytes give {computed:08x}")]
+    Crc {
+        /// What it says.
+        stored: u32,
+        /// What its bytes give.
+        computed: u32,
+    },
+    /// A field is outside its bounds, although the CRC matches.
+    #[error("superblock field {0} is outside its bounds")]
+    Field(&'static str),
+}
+
+/// The history of a superblock as it lies on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryBytes<'a>(&'a [u8]);
+
+impl HistoryBytes<'_> {
+    /// `(term, first LSN)`, oldest first; both ascend strictly.
+    pub fn iter(&self) -> impl Iterator<Item = (Term, Lsn)> + '_ {
+        self.0.chunks_exact(ENTRY).filter_map(|e| {
+            let (term, rest) = U64::ref_from_prefix(e).ok()?;
+            let (lsn, _) = U64::ref_from_prefix(rest).ok()?;
+            Some((Term(term.get()), Lsn(lsn.get())))
+        })
+    }
+}
+
+impl<H> Superblock<H>
+where
+    H: AsRef<[(Term, Lsn)]>,
+{
+    /// Writes one copy.
+    ///
+    /// # Panics
+    /// If `out` is not [`COPY`] bytes, or the history is longer than [`HISTORY_MAX`].
+    pub fn encode(&self, out: &mut [u8]) {
+        assert_eq!(out.len(), COPY);
+        let history = self.history.as_ref();
+        assert!(history.len() <= HISTORY_MAX);
+        out.fill(0);
+        let head = HeadBytes {
+            magic: MAGIC,
+            version: U16::new(FORMAT_VERSION),
+            reserved: [0; 2],
+            shard: U32::new(self.shard.0),
+            generation: U64::new(self.generation),
+            system: self.system.0,
+            shard_count: U32::new(self.shard_count),
+            history_len: U32::new(history.len() as u32),
+            term: U64::new(self.term.0),
+            own_term: U64::new(self.own_term.0),
+            segment_bytes: U64::new(self.segment_bytes),
+            oldest_lsn: U64::new(self.oldest_lsn.0),
+            floor_lsn: U64::new(self.floor_lsn.0),
+            commit_lsn: U64::new(self.commit_lsn.0),
+            in_flight_bytes_max: U64::new(self.in_flight_bytes_max),
+            name: self.name,
+            reserved2: [0; 88],
+        };
+        out[..HEAD].copy_from_slice(head.as_bytes());
+        for (entry, (term, lsn)) in out[HEAD..].chunks_exact_mut(ENTRY).zip(history) {
+            entry[..8].copy_from_slice(&term.0.to_le_bytes());
+            entry[8..].copy_from_slice(&lsn.0.to_le_bytes());
+        }
+        let crc = crc32c::crc32c(&out[..CRC_AT]);
+        out[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+    }
+}
+
+impl<'a> Superblock<HistoryBytes<'a>> {
+    /// Checks one copy.
+    ///
+    /// # Errors
+    /// The first check that fails.
+    pub fn check(bytes: &'a [u8]) -> Result<Self, SuperblockError> {
+        if bytes.len() != COPY {
+            return Err(SuperblockError::Size(bytes.len()));
+        }
+        let Ok((b, _)) = HeadBytes::ref_from_prefix(bytes) else {
+            return Err(SuperblockError::Size(bytes.len()));
+        };
+        if b.magic != MAGIC {
+            return Err(SuperblockError::Magic);
+        }
+        if b.version.get() != FORMAT_VERSION {
+            return Err(SuperblockError::Version(b.version.get()));
+        }
+        let computed = crc32c::crc32c(&bytes[..CRC_AT]);
+        let stored = U32::ref_from_bytes(&bytes[CRC_AT..]).map_or(0, |c| c.get());
+        if stored != computed {
+            return Err(SuperblockError::Crc { stored, computed });
+        }
+        let bad = |field| Err(SuperblockError::Field(field));
+        let history_len = b.history_len.get() as usize;
+        if history_len > HISTORY_MAX {
+            return bad("history_len");
+        }
+        let (history, unused) = bytes[HEAD..CRC_AT].split_at(history_len * ENTRY);
+        if b.reserved != [0; 2] || b.reserved2 != [0; 88] || unused.iter().any(|x| *x != 0) {
+            return bad("reserved");
+        }
+        let history = HistoryBytes(history);
+        let ascends = history.iter().zip(history.iter().skip(1)).all(|(a, b)| a.0 < b.0 && a.1 < b.1);
+        if !ascends || history.iter().any(|(term, lsn)| term > Term(b.term.get()) || !lsn.is_block_aligned()) {
+            return bad("history");
+        }
+        let (oldest_lsn, floor_lsn) = (Lsn(b.oldest_lsn.get()), Lsn(b.floor_lsn.get()));
+        if !oldest_lsn.is_block_aligned() || !floor_lsn.is_block_aligned() || oldest_lsn > floor_lsn {
+            return bad("oldest_lsn or floor_lsn");
+        }
+        let segment_bytes = b.segment_bytes.get();
+        if segment_bytes == 0 || !segment_bytes.is_multiple_of(BLOCK as u64) {
+            return bad("segment_bytes");
+        }
+        if b.shard_count.get() == 0 || b.shard.get() >= b.shard_count.get() {
+            return bad("shard or shard_count");
+        }
+        if b.own_term.get() > b.term.get() {
+            return bad("own_term");
+        }
+        Ok(Self {
+            generation: b.generation.get(),
+            system: SystemId(b.system),
+            shard: ShardId(b.shard.get()),
+            shard_count: b.shard_count.get(),
+            term: Term(b.term.get()),
+            own_term: Term(b.own_term.get()),
+            segment_bytes,
+            oldest_lsn,
+            floor_lsn,
+            commit_lsn: Lsn(b.commit_lsn.get()),
+            in_flight_bytes_max: b.in_flight_bytes_max.get(),
+            name: b.name,
+            history,
+        })
+    }
+}
