@@ -55,7 +55,7 @@ impl NodeName {
     }
 
     /// Whether the bytes are [`NodeName::NONE`] or what [`NodeName::new`] would make.
-    fn is_well_formed(&self) -> bool {
+    pub(crate) fn is_well_formed(&self) -> bool {
         *self == Self::NONE || Self::new(self.as_str()).is_some_and(|n| n == *self)
     }
 }
@@ -381,8 +381,8 @@ impl Welcome {
             (1, 0) => Verdict::Stream { from: at },
             (2, 0) => Verdict::Cut { to: at },
             (3, 0) => Verdict::NeedSnapshot { oldest: at },
-            (4, 0) => Verdict::Client,
-            (5, cause) => match Refusal::from_number(cause) {
+            (4, 0) if at == Lsn::ZERO => Verdict::Client,
+            (5, cause) if at == Lsn::ZERO => match Refusal::from_number(cause) {
                 Some(cause) => Verdict::Refused(cause),
                 None => return bad("cause"),
             },

@@ -45,7 +45,7 @@ impl AckLevel {
     }
 }
 
-/// What a commit waits for, as it crosses the network: eight bytes.
+/// What a commit waits for, as it crosses the network: four bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WirePolicy {
     /// What the shard is configured to wait for.

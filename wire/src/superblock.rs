@@ -213,6 +213,9 @@ impl<'a> Superblock<HistoryBytes<'a>> {
         if b.own_term.get() > b.term.get() {
             return bad("own_term");
         }
+        if !b.name.is_well_formed() {
+            return bad("name");
+        }
         Ok(Self {
             generation: b.generation.get(),
             system: SystemId(b.system),
