@@ -1,0 +1,216 @@
+//! The values behind the golden vectors of `docs/FORMAT.md`: each message once, with a different
+//! number in every field, so that two swapped fields cannot pass.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use proptest::test_runner::{Config, RngSeed};
+use towline_wire::frame::{self, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameKind};
+use towline_wire::handshake::{Hello, NodeName, Refusal, Role, Verdict, Welcome};
+use towline_wire::message::{
+    Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Goodbye, Heartbeat, TailRequest,
+    TailStart, WirePolicy,
+};
+use towline_wire::superblock::{self, Superblock};
+use towline_wire::{BatchFields, Chain, Lsn, Seq, ShardId, SystemId, Term, batch, record};
+
+/// The records in every sample that carries records.
+pub(crate) const RECORDS: [&[u8]; 2] = [b"hello", b"group commit"];
+
+/// A system id whose bytes all differ.
+pub(crate) const SYSTEM: SystemId =
+    SystemId([0x00, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff]);
+
+const TIME_US: u64 = 1_700_000_000_000_000;
+const CHAIN: Chain = Chain(0x0123_4567_89ab_cdef);
+
+/// Property tests draw the same cases in every run.
+pub(crate) fn deterministic(cases: u32) -> Config {
+    Config { cases, rng_seed: RngSeed::Fixed(0x70_77_6c_69_6e_65), failure_persistence: None, ..Config::default() }
+}
+
+/// Records as a body.
+pub(crate) fn body(records: &[&[u8]]) -> Vec<u8> {
+    let mut body = vec![0xa5; records.iter().map(|r| record::encoded_len(r.len())).sum()];
+    let mut at = 0;
+    for r in records {
+        at += record::encode(r, &mut body[at..]);
+    }
+    assert_eq!(at, body.len());
+    body
+}
+
+pub(crate) fn batch_fields() -> BatchFields {
+    BatchFields {
+        system: SYSTEM,
+        shard: ShardId(3),
+        term: Term(7),
+        lsn: Lsn(16_384),
+        first_seq: Seq(41),
+        record_count: 2,
+        timestamp_us: TIME_US,
+        prev_chain: CHAIN,
+        durable_lsn: Lsn(12_288),
+        commit_lsn: Lsn(8_192),
+    }
+}
+
+/// A batch as it crosses the network.
+pub(crate) fn sealed(fields: &BatchFields, body: &[u8]) -> (Vec<u8>, Chain) {
+    let mut bytes = vec![0xa5; batch::HEADER];
+    bytes.extend_from_slice(body);
+    let chain = batch::seal(fields, &mut bytes);
+    (bytes, chain)
+}
+
+/// The sample batch as it crosses the network.
+pub(crate) fn batch_bytes() -> Vec<u8> {
+    sealed(&batch_fields(), &body(&RECORDS)).0
+}
+
+/// The same bytes as they lie on disk.
+pub(crate) fn on_disk(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.resize(towline_wire::round_up_to_block(bytes.len() as u64) as usize, 0);
+    bytes
+}
+
+pub(crate) fn hello() -> Hello {
+    Hello {
+        protocol: 1,
+        role: Role::Replica,
+        shard: ShardId(3),
+        features: 0,
+        system: SYSTEM,
+        term: Term(7),
+        last_term: Term(6),
+        end_lsn: Lsn(16_384),
+        chain: CHAIN,
+        commit_lsn: Lsn(8_192),
+        name: NodeName::new("replica-1").unwrap(),
+    }
+}
+
+pub(crate) fn welcome(verdict: Verdict) -> Welcome {
+    Welcome {
+        protocol: 1,
+        verdict,
+        shard_count: 4,
+        heartbeat_ms: 100,
+        system: SYSTEM,
+        features: 0,
+        term: Term(7),
+        tail: Lsn(20_480),
+        commit_lsn: Lsn(8_192),
+        segment_bytes: 64 << 20,
+        time_us: TIME_US,
+        record_bytes_max: 16 << 20,
+    }
+}
+
+/// Each verdict, by the name of its golden vector.
+pub(crate) const VERDICTS: [(&str, Verdict); 5] = [
+    ("frame-welcome-stream", Verdict::Stream { from: Lsn(16_384) }),
+    ("frame-welcome-cut", Verdict::Cut { to: Lsn(12_288) }),
+    ("frame-welcome-need-snapshot", Verdict::NeedSnapshot { oldest: Lsn(4_096) }),
+    ("frame-welcome-client", Verdict::Client),
+    ("frame-welcome-refused", Verdict::Refused(Refusal::CutBelowCommit)),
+];
+
+pub(crate) fn ack() -> Ack {
+    Ack { received: Lsn(20_480), flushed: Lsn(16_384), applied: Lsn(12_288), applied_seq: Seq(41), echo_us: TIME_US }
+}
+
+pub(crate) fn heartbeat() -> Heartbeat {
+    Heartbeat { term: Term(7), tail: Lsn(20_480), tail_seq: Seq(43), commit_lsn: Lsn(16_384), time_us: TIME_US }
+}
+
+pub(crate) fn append_head() -> AppendHead {
+    AppendHead { request: 99, deadline_us: 250_000, record_count: 2, policy: WirePolicy::AckN(1, AckLevel::Flushed) }
+}
+
+/// An append's payload.
+pub(crate) fn append_bytes(head: &AppendHead, records: &[&[u8]]) -> Vec<u8> {
+    [head.to_bytes().to_vec(), body(records)].concat()
+}
+
+pub(crate) fn committed() -> Committed {
+    Committed {
+        request: 99,
+        term: Term(7),
+        lsn: Lsn(20_480),
+        first_seq: Seq(41),
+        record_count: 2,
+        status: CommitStatus::TimedOut,
+        acks: 1,
+        wanted: 2,
+        durable_here: true,
+    }
+}
+
+/// Each kind of start, by the name of its golden vector.
+pub(crate) const TAILS: [(&str, TailRequest); 3] = [
+    ("frame-tail-at", TailRequest { start: TailStart::At(Lsn(16_384)), flushed: true, until_end: false }),
+    ("frame-tail-oldest", TailRequest { start: TailStart::Oldest, flushed: false, until_end: true }),
+    ("frame-tail-from-end", TailRequest { start: TailStart::End, flushed: false, until_end: false }),
+];
+
+pub(crate) const ERROR: ErrorHead = ErrorHead { code: ErrorCode::TooOld, arg: 4_096 };
+pub(crate) const ERROR_TEXT: &str = "position is gone";
+pub(crate) const STATUS: &[u8] = br#"{"shards":4}"#;
+
+/// An error's payload.
+pub(crate) fn error_bytes(head: &ErrorHead, text: &str) -> Vec<u8> {
+    let (head, text) = head.to_bytes(text);
+    [&head, text.as_bytes()].concat()
+}
+
+/// A frame: header and payload.
+pub(crate) fn framed(kind: FrameKind, flags: u8, arg: u64, payload: &[u8]) -> Vec<u8> {
+    [&frame::header(kind, flags, arg, payload), payload].concat()
+}
+
+/// Every kind of frame at least once, by the name of its golden vector.
+pub(crate) fn frames() -> Vec<(&'static str, FrameKind, Vec<u8>)> {
+    let mut all = Vec::new();
+    let mut add = |name, kind, flags, arg, payload: &[u8]| all.push((name, kind, framed(kind, flags, arg, payload)));
+    add("frame-hello", FrameKind::Hello, 0, 0, &hello().to_bytes());
+    for (name, verdict) in VERDICTS {
+        add(name, FrameKind::Welcome, 0, 0, &welcome(verdict).to_bytes());
+    }
+    add("frame-batch", FrameKind::Batch, FLAG_ACK_RECEIVED, 8_192, &batch_bytes());
+    add("frame-ack", FrameKind::Ack, 0, 0, &ack().to_bytes());
+    add("frame-heartbeat", FrameKind::Heartbeat, FLAG_REPLY_NOW, 0, &heartbeat().to_bytes());
+    add("frame-append", FrameKind::Append, 0, 0, &append_bytes(&append_head(), &RECORDS));
+    add("frame-committed", FrameKind::Committed, 0, 0, &committed().to_bytes());
+    for (name, tail) in TAILS {
+        add(name, FrameKind::Tail, 0, 0, &tail.to_bytes());
+    }
+    add("frame-tail-end", FrameKind::TailEnd, 0, 20_480, &[]);
+    add("frame-error", FrameKind::Error, 0, 0, &error_bytes(&ERROR, ERROR_TEXT));
+    add("frame-goodbye", FrameKind::Goodbye, 0, Goodbye::Done as u64, &[]);
+    add("frame-status-request", FrameKind::StatusRequest, 0, 0, &[]);
+    add("frame-status", FrameKind::Status, 0, 0, STATUS);
+    all
+}
+
+pub(crate) fn superblock() -> Superblock<Vec<(Term, Lsn)>> {
+    Superblock {
+        generation: 12,
+        system: SYSTEM,
+        shard: ShardId(3),
+        shard_count: 4,
+        term: Term(7),
+        own_term: Term(6),
+        segment_bytes: 64 << 20,
+        oldest_lsn: Lsn(4_096),
+        floor_lsn: Lsn(16_384),
+        commit_lsn: Lsn(12_288),
+        in_flight_bytes_max: 4 << 20,
+        name: NodeName::new("replica-1").unwrap(),
+        history: vec![(Term(5), Lsn(0)), (Term(6), Lsn(8_192)), (Term(7), Lsn(16_384))],
+    }
+}
+
+pub(crate) fn superblock_bytes(superblock: &Superblock<Vec<(Term, Lsn)>>) -> Vec<u8> {
+    let mut bytes = vec![0xa5; superblock::COPY];
+    superblock.encode(&mut bytes);
+    bytes
+}
