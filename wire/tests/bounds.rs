@@ -1,0 +1,380 @@
+//! Fields outside their bounds: bytes whose CRC is right and which are refused all the same, with
+//! the field's name. A CRC says that the bytes are what the sender wrote, not that they make sense.
+
+mod samples;
+
+use samples::{SYSTEM, VERDICTS};
+use towline_wire::frame::{self, FrameError, FrameHead, FrameKind};
+use towline_wire::handshake::{Hello, NodeName, Refusal, Verdict, Welcome};
+use towline_wire::message::{
+    Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Heartbeat, TailRequest, WirePolicy,
+};
+use towline_wire::superblock::{self, Superblock, SuperblockError};
+use towline_wire::{BODY_BYTES_MAX, BatchError, BatchHeader, BatchView, Lsn, RecordError, Term, batch};
+
+/// The sample with some bytes replaced.
+fn patched(bytes: &[u8], at: usize, with: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes[at..at + with.len()].copy_from_slice(with);
+    bytes
+}
+
+/// Makes the last four bytes the CRC of what is before them.
+fn with_crc(mut bytes: Vec<u8>) -> Vec<u8> {
+    let at = bytes.len() - 4;
+    let crc = crc32c::crc32c(&bytes[..at]);
+    bytes[at..].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+/// What the check of a batch header says when one field is replaced and the CRC is right.
+fn batch_with(at: usize, with: &[u8]) -> Result<(), BatchError> {
+    let header = with_crc(patched(&samples::batch_bytes()[..batch::HEADER], at, with));
+    BatchHeader::check(&header).map(|_| ())
+}
+
+#[test]
+fn a_batch_header_outside_its_bounds_is_refused_by_name() {
+    assert_eq!(batch_with(0, b"TWLA"), Err(BatchError::Magic(*b"TWLA")));
+    for version in [0, 2, u16::MAX] {
+        assert_eq!(batch_with(4, &version.to_le_bytes()), Err(BatchError::Version(version)));
+    }
+    for bit in 0..16 {
+        assert_eq!(batch_with(6, &(1u16 << bit).to_le_bytes()), Err(BatchError::Field("flags")));
+    }
+    for at in 96..124 {
+        assert_eq!(batch_with(at, &[1]), Err(BatchError::Field("reserved")));
+    }
+    for lsn in [1, 4_095, 16_385, 16_384 + 512] {
+        assert_eq!(batch_with(40, &u64::to_le_bytes(lsn)), Err(BatchError::Field("lsn")));
+    }
+    for len in [39, 41, 44, BODY_BYTES_MAX as u32 + 8, u32::MAX - 7, u32::MAX] {
+        assert_eq!(batch_with(88, &len.to_le_bytes()), Err(BatchError::Field("body_len")));
+    }
+    for count in [0, 6, u32::MAX] {
+        assert_eq!(batch_with(28, &count.to_le_bytes()), Err(BatchError::Field("record_count")));
+    }
+    assert_eq!(batch_with(88, &[0; 4]), Err(BatchError::Field("record_count")), "an empty body has no record");
+    assert_eq!(batch_with(48, &(u64::MAX - 1).to_le_bytes()), Err(BatchError::Field("first_seq")));
+    assert_eq!(batch_with(48, &(u64::MAX - 2).to_le_bytes()), Ok(()));
+    assert_eq!(batch_with(40, &(u64::MAX - 4_095).to_le_bytes()), Err(BatchError::Field("lsn")));
+    assert_eq!(batch_with(40, &(u64::MAX - 8_191).to_le_bytes()), Ok(()));
+    for at in [72, 80] {
+        let error = Err(BatchError::Field("durable_lsn or commit_lsn"));
+        assert_eq!(batch_with(at, &16_385u64.to_le_bytes()), error);
+        assert_eq!(batch_with(at, &16_384u64.to_le_bytes()), Ok(()));
+    }
+}
+
+#[test]
+fn a_batch_whose_records_do_not_add_up_is_refused_although_its_crcs_match() {
+    let mut fields = samples::batch_fields();
+    fields.record_count = 3;
+    let (bytes, _) = samples::sealed(&fields, &samples::body(&samples::RECORDS));
+    let error = BatchError::Record(RecordError::Count { found: 2, expected: 3 });
+    assert_eq!(BatchView::check(&bytes).unwrap_err(), error);
+    assert_eq!(BatchView::check_on_disk(&samples::on_disk(bytes)).unwrap_err(), error);
+}
+
+#[test]
+#[should_panic(expected = "body.is_empty()")]
+fn sealing_an_empty_body_panics() {
+    batch::seal(&samples::batch_fields(), &mut [0; batch::HEADER]);
+}
+
+#[test]
+fn a_frame_header_outside_its_bounds_is_refused_by_name() {
+    let with = |at, bytes: &[u8]| {
+        let header =
+            with_crc(patched(&samples::framed(FrameKind::Ack, 0, 0, &samples::ack().to_bytes())[..24], at, bytes));
+        FrameHead::check(&header.try_into().unwrap())
+    };
+    let bad = |field| Err(FrameError::Field { kind: FrameKind::Ack, field });
+    for kind in (0..=u8::MAX).filter(|k| !(1..=13).contains(k)) {
+        assert_eq!(with(4, &[kind]), Err(FrameError::Kind(kind)));
+    }
+    for bit in 2..8 {
+        assert_eq!(with(5, &[1 << bit]), bad("reserved or flags"));
+    }
+    for bit in 0..16 {
+        assert_eq!(with(6, &(1u16 << bit).to_le_bytes()), bad("reserved or flags"));
+    }
+}
+
+#[test]
+fn a_length_over_its_kinds_cap_is_refused_from_the_header_alone() {
+    for kind in FrameKind::ALL.iter().copied() {
+        let cap = kind.payload_max();
+        let with_len = |len: u32| {
+            let header = frame::header_with_crc(kind, 0, 0, 0, 0);
+            FrameHead::check(&with_crc(patched(&header, 0, &len.to_le_bytes())).try_into().unwrap())
+        };
+        assert_eq!(with_len(cap as u32).map(|head| head.len), Ok(cap));
+        for len in [cap as u32 + 1, cap as u32 * 2 + 1, u32::MAX] {
+            assert_eq!(with_len(len), Err(FrameError::TooLarge { kind, len: len as usize, cap }));
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "a Ack frame of 41 bytes is over its cap")]
+fn writing_a_header_over_the_cap_panics() {
+    let _ = frame::header(FrameKind::Ack, 0, 0, &[0; 41]);
+}
+
+/// Replaces bytes of a payload, and expects the named field to be refused.
+fn refused<T>(
+    kind: FrameKind,
+    payload: &[u8],
+    check: impl Fn(&[u8]) -> Result<T, FrameError>,
+    cases: &[(usize, &[u8], &'static str)],
+) {
+    assert!(check(payload).is_ok(), "the sample passes");
+    for (at, with, field) in cases {
+        let result = check(&patched(payload, *at, with)).map(|_| ());
+        assert_eq!(result, Err(FrameError::Field { kind, field }), "{with:02x?} at {at}");
+    }
+}
+
+#[test]
+fn a_hello_outside_its_bounds_is_refused_by_name() {
+    let cases: &[(usize, &[u8], _)] = &[
+        (2, &[0], "role"),
+        (2, &[3], "role"),
+        (3, &[1], "reserved"),
+        (72, &[1], "reserved"),
+        (79, &[1], "reserved"),
+        (40, &8u64.to_le_bytes(), "last_term"),
+        (48, &16_385u64.to_le_bytes(), "end_lsn"),
+        (80, b"Replica", "name"),
+        (80, &[0xff], "name"),
+        (80, &[0], "name"),
+        (80, &[0; 64], "name"),
+        (143, b"x", "name"),
+        (80, &[b'x'; 64], "name"),
+    ];
+    refused(FrameKind::Hello, &samples::hello().to_bytes(), Hello::check, cases);
+}
+
+#[test]
+fn a_hello_of_another_protocol_version_or_with_unknown_features_is_understood() {
+    let hello = patched(&samples::hello().to_bytes(), 0, &[2, 0]);
+    let hello = Hello::check(&patched(&hello, 8, &[0xff; 8])).unwrap();
+    assert_eq!((hello.protocol, hello.features), (2, u64::MAX));
+}
+
+#[test]
+fn a_welcome_outside_its_bounds_is_refused_by_name() {
+    for (_, verdict) in VERDICTS {
+        let cases: &[(usize, &[u8], _)] = &[
+            (2, &[0], "verdict"),
+            (2, &[6], "verdict"),
+            (3, &[1], "reserved"),
+            (6, &[1], "reserved"),
+            (7, &[1], "reserved"),
+            (8, &[0; 4], "shard_count"),
+            (48, &1u64.to_le_bytes(), "at"),
+            (72, &[0; 8], "segment_bytes"),
+            (72, &4_097u64.to_le_bytes(), "segment_bytes"),
+            (96, &[1], "reserved"),
+            (111, &[1], "reserved"),
+        ];
+        let welcome = samples::welcome(verdict).to_bytes();
+        refused(FrameKind::Welcome, &welcome, Welcome::check, cases);
+        let unused: (_, &[u8], _) = match verdict {
+            Verdict::Refused(_) => (4, &[12, 0], "cause"),
+            _ => (4, &[1, 0], "verdict"),
+        };
+        refused(FrameKind::Welcome, &welcome, Welcome::check, &[unused]);
+        if matches!(verdict, Verdict::Client | Verdict::Refused(_)) {
+            let cases: &[(usize, &[u8], _)] = &[(48, &4_096u64.to_le_bytes(), "verdict")];
+            refused(FrameKind::Welcome, &welcome, Welcome::check, cases);
+        }
+    }
+}
+
+#[test]
+fn every_refusal_crosses_the_network() {
+    for cause in Refusal::ALL.iter().copied() {
+        let welcome = samples::welcome(Verdict::Refused(cause));
+        assert_eq!(Welcome::check(&welcome.to_bytes()), Ok(welcome));
+        assert_eq!(Refusal::from_number(cause as u16), Some(cause));
+    }
+    assert_eq!(Refusal::from_number(0), None);
+}
+
+#[test]
+fn positions_out_of_order_are_refused() {
+    let cases: &[(usize, &[u8], _)] = &[
+        (0, &16_383u64.to_le_bytes(), "received >= flushed >= applied"),
+        (8, &12_287u64.to_le_bytes(), "received >= flushed >= applied"),
+        (16, &16_385u64.to_le_bytes(), "received >= flushed >= applied"),
+    ];
+    refused(FrameKind::Ack, &samples::ack().to_bytes(), Ack::check, cases);
+    let cases: &[(usize, &[u8], _)] = &[(24, &20_481u64.to_le_bytes(), "commit_lsn <= tail")];
+    refused(FrameKind::Heartbeat, &samples::heartbeat().to_bytes(), Heartbeat::check, cases);
+}
+
+#[test]
+fn an_append_outside_its_bounds_is_refused_by_name() {
+    let payload = samples::append_bytes(&samples::append_head(), &samples::RECORDS);
+    let cases: &[(usize, &[u8], _)] = &[
+        (16, &[0], "records"),
+        (16, &[3], "records"),
+        (20, &[5], "policy"),
+        (21, &[0], "policy"),
+        (22, &[0], "policy"),
+        (22, &[4], "policy"),
+        (23, &[1], "policy"),
+        (20, &[0, 1], "policy"),
+        (20, &[1, 0, 1], "policy"),
+        (20, &[3, 1, 1], "policy"),
+        (20, &[4, 0, 0], "policy"),
+        (24, &[1], "reserved"),
+        (31, &[1], "reserved"),
+        (32, &[0xff], "records"),
+        (36, &[1], "records"),
+    ];
+    refused(FrameKind::Append, &payload, |p| AppendHead::check(p).map(|(head, _)| head), cases);
+}
+
+#[test]
+fn every_policy_is_four_fixed_bytes() {
+    for (policy, bytes) in [
+        (WirePolicy::Default, [0, 0, 0, 0]),
+        (WirePolicy::Local, [1, 0, 0, 0]),
+        (WirePolicy::AckN(1, AckLevel::Received), [2, 1, 1, 0]),
+        (WirePolicy::AckN(255, AckLevel::Applied), [2, 255, 3, 0]),
+        (WirePolicy::All(AckLevel::Flushed), [3, 0, 2, 0]),
+        (WirePolicy::Majority(AckLevel::Applied), [4, 0, 3, 0]),
+    ] {
+        let head = AppendHead { policy, ..samples::append_head() };
+        assert_eq!(head.to_bytes()[20..24], bytes);
+        let payload = samples::append_bytes(&head, &samples::RECORDS);
+        assert_eq!(AppendHead::check(&payload).unwrap().0, head);
+    }
+    assert!(AckLevel::Received < AckLevel::Flushed && AckLevel::Flushed < AckLevel::Applied);
+}
+
+#[test]
+fn a_commit_reply_outside_its_bounds_is_refused_by_name() {
+    let cases: &[(usize, &[u8], _)] = &[
+        (36, &[0], "status"),
+        (36, &[8], "status"),
+        (39, &[2], "reserved"),
+        (40, &[1], "reserved"),
+        (47, &[1], "reserved"),
+    ];
+    refused(FrameKind::Committed, &samples::committed().to_bytes(), Committed::check, cases);
+    for number in 1..=7 {
+        let bytes = patched(&samples::committed().to_bytes(), 36, &[number]);
+        let committed = Committed::check(&bytes).unwrap();
+        assert_eq!((committed.status as u8, committed.to_bytes().to_vec()), (number, bytes));
+    }
+    assert_eq!(CommitStatus::RecordTooLarge as u8, 7);
+}
+
+#[test]
+fn a_tail_request_outside_its_bounds_is_refused_by_name() {
+    for (_, tail) in samples::TAILS {
+        let cases: &[(usize, &[u8], _)] = &[
+            (0, &[1], "start"),
+            (8, &[3], "start"),
+            (9, &[2], "reserved"),
+            (10, &[2], "reserved"),
+            (11, &[1], "reserved"),
+            (15, &[1], "reserved"),
+        ];
+        refused(FrameKind::Tail, &tail.to_bytes(), TailRequest::check, cases);
+    }
+}
+
+#[test]
+fn an_error_outside_its_bounds_is_refused_by_name() {
+    let payload = samples::error_bytes(&samples::ERROR, samples::ERROR_TEXT);
+    let cases: &[(usize, &[u8], _)] = &[
+        (0, &[0], "code"),
+        (0, &[10], "code"),
+        (2, &[15], "text"),
+        (2, &[17], "text"),
+        (4, &[1], "reserved"),
+        (7, &[1], "reserved"),
+        (16, &[0xff], "text"),
+    ];
+    refused(FrameKind::Error, &payload, |p| ErrorHead::check(p).map(|(head, _)| head), cases);
+    for code in (1..=9).filter_map(ErrorCode::from_number) {
+        let head = ErrorHead { code, arg: 1 };
+        assert_eq!(ErrorHead::check(&samples::error_bytes(&head, "")), Ok((head, "")));
+    }
+}
+
+#[test]
+fn an_error_text_is_cut_between_characters_at_its_cap() {
+    let long = "x".repeat(frame::TEXT_BYTES_MAX - 1) + "\u{20ac}";
+    let payload = samples::error_bytes(&samples::ERROR, &long);
+    assert!(payload.len() <= FrameKind::Error.payload_max());
+    let (_, text) = ErrorHead::check(&payload).unwrap();
+    assert_eq!(text, &long[..frame::TEXT_BYTES_MAX - 1]);
+}
+
+#[test]
+fn a_node_name_is_one_to_63_plain_characters() {
+    let longest = "z".repeat(63);
+    for name in ["a", "0", "replica-1", "a_b-c", &longest] {
+        let name_ = NodeName::new(name).unwrap();
+        assert_eq!(
+            (name_.as_str(), name_.to_string(), format!("{name_:?}")),
+            (name, name.into(), format!("NodeName({name})"))
+        );
+    }
+    for name in ["", "A", "a b", "a.b", "\u{e4}", "a\0", &"z".repeat(64)] {
+        assert_eq!(NodeName::new(name), None, "{name:?}");
+    }
+    assert_eq!(NodeName::NONE.as_str(), "");
+}
+
+#[test]
+fn a_clients_hello_holds_no_log() {
+    let hello = Hello::check(&Hello::client(towline_wire::ShardId(3)).to_bytes()).unwrap();
+    assert_eq!(hello, Hello::client(towline_wire::ShardId(3)));
+    assert!(hello.system.is_none() && !SYSTEM.is_none());
+    assert_eq!((hello.end_lsn, hello.term, hello.name), (Lsn::ZERO, Term::ZERO, NodeName::NONE));
+}
+
+#[test]
+fn a_superblock_outside_its_bounds_is_refused_by_name() {
+    let sample = samples::superblock_bytes(&samples::superblock());
+    let with = |at, bytes: &[u8]| Superblock::check(&with_crc(patched(&sample, at, bytes))).map(|_| ());
+    assert_eq!(with(0, b"TOWLINEX"), Err(SuperblockError::Magic));
+    assert_eq!(with(8, &[2]), Err(SuperblockError::Version(2)));
+    let cases: &[(usize, &[u8], _)] = &[
+        (10, &[1], "reserved"),
+        (168, &[1], "reserved"),
+        (255, &[1], "reserved"),
+        (256 + 3 * 16, &[1], "reserved"),
+        (superblock::COPY - 5, &[1], "reserved"),
+        (44, &513u32.to_le_bytes(), "history_len"),
+        (44, &u32::MAX.to_le_bytes(), "history_len"),
+        (12, &[4], "shard or shard_count"),
+        (40, &[0], "shard or shard_count"),
+        (48, &[6], "history"),
+        (56, &[8], "own_term"),
+        (64, &[0; 8], "segment_bytes"),
+        (64, &[1], "segment_bytes"),
+        (72, &[1], "oldest_lsn or floor_lsn"),
+        (80, &[1], "oldest_lsn or floor_lsn"),
+        (72, &20_480u64.to_le_bytes(), "oldest_lsn or floor_lsn"),
+        (104, &[0], "name"),
+        (104, b"R", "name"),
+        (167, b"r", "name"),
+        (256, &[6], "history"),
+        (256 + 8, &8_192u64.to_le_bytes(), "history"),
+        (256 + 16 + 8, &[1], "history"),
+        (256 + 16, &[8], "history"),
+    ];
+    for (at, bytes, field) in cases {
+        assert_eq!(with(*at, bytes), Err(SuperblockError::Field(field)), "{bytes:02x?} at {at}");
+    }
+    let nameless = patched(&sample, 104, &[0; 64]);
+    assert_eq!(Superblock::check(&with_crc(nameless)).unwrap().name, NodeName::NONE);
+}
