@@ -1,0 +1,87 @@
+//! Bytes from a disk or a network as a batch. What passes is what `seal` would have written.
+//!
+//! Random bytes do not get past a CRC, so each input is tried a second time with its CRCs made right:
+//! that is how the bounds of the fields are reached.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use towline_wire::{BatchFields, BatchView, Records, batch, record};
+
+fuzz_target!(|data: &[u8]| {
+    examine(data);
+    let mut data = data.to_vec();
+    if make_crcs_right(&mut data) {
+        examine(&data);
+    }
+});
+
+/// Checks the input as a batch, both ways; what passes must hold together.
+fn examine(data: &[u8]) {
+    let on_wire = BatchView::check(data);
+    let on_disk = BatchView::check_on_disk(data);
+    if let Ok(view) = &on_wire {
+        assert_eq!(view.as_bytes(), data);
+        rewrite(view);
+    }
+    if let Ok(view) = &on_disk {
+        assert!(data.starts_with(view.as_bytes()));
+        let padding = &data[view.as_bytes().len()..view.header().disk_len() as usize];
+        assert!(padding.iter().all(|b| *b == 0));
+        assert!(BatchView::check(view.as_bytes()).is_ok(), "what is good on disk is good on the network");
+        rewrite(view);
+    }
+    // Records stand on their own too: an append's body is checked by the same code.
+    let found = Records::new(data).count();
+    if record::check(data, found as u32).is_ok() {
+        assert_eq!(encoded(Records::new(data)), data);
+    }
+}
+
+/// Writes the batch again from its values: the bytes must be the same.
+fn rewrite(view: &BatchView<'_>) {
+    let h = view.header();
+    assert_eq!(view.records().count(), h.record_count() as usize);
+    assert_eq!(h.end_lsn().since(h.lsn()), h.disk_len());
+    assert_eq!(h.end_seq().0 - h.first_seq().0, u64::from(h.record_count()));
+    let fields = BatchFields {
+        system: h.system(),
+        shard: h.shard(),
+        term: h.term(),
+        lsn: h.lsn(),
+        first_seq: h.first_seq(),
+        record_count: h.record_count(),
+        timestamp_us: h.timestamp_us(),
+        prev_chain: h.prev_chain(),
+        durable_lsn: h.durable_lsn(),
+        commit_lsn: h.commit_lsn(),
+    };
+    let mut again = vec![0xa5; batch::HEADER];
+    again.extend_from_slice(&encoded(view.records()));
+    let chain = batch::seal(&fields, &mut again);
+    assert_eq!(again, view.as_bytes());
+    assert_eq!(chain, h.chain());
+}
+
+fn encoded(records: Records<'_>) -> Vec<u8> {
+    let mut body = Vec::new();
+    for payload in records {
+        let at = body.len();
+        body.resize(at + record::encoded_len(payload.len()), 0xa5);
+        assert_eq!(record::encode(payload, &mut body[at..]), body.len() - at);
+    }
+    body
+}
+
+/// Puts magic, version and both CRCs right, and leaves all other fields as they are.
+fn make_crcs_right(data: &mut [u8]) -> bool {
+    let Some((header, rest)) = data.split_first_chunk_mut::<{ batch::HEADER }>() else { return false };
+    header[..4].copy_from_slice(&batch::MAGIC);
+    header[4..6].copy_from_slice(&towline_wire::FORMAT_VERSION.to_le_bytes());
+    let len = u32::from_le_bytes([header[88], header[89], header[90], header[91]]) as usize;
+    if let Some(body) = rest.get(..len) {
+        header[92..96].copy_from_slice(&crc32c::crc32c(body).to_le_bytes());
+    }
+    let crc = crc32c::crc32c(&header[..124]);
+    header[124..].copy_from_slice(&crc.to_le_bytes());
+    true
+}
