@@ -72,6 +72,16 @@ fn a_batch_with_bytes_behind_it_is_refused_on_the_network_and_read_on_disk() {
 }
 
 #[test]
+fn a_body_of_another_length_than_the_header_says_is_refused() {
+    let wire = samples::batch_bytes();
+    let (header, body) = wire.split_at(batch::HEADER);
+    let header = BatchHeader::check(header).unwrap();
+    assert_eq!(header.check_body(body), Ok(()));
+    assert_eq!(header.check_body(&body[..32]), Err(BatchError::Truncated { need: 40, have: 32 }));
+    assert_eq!(header.check_body(&[body, &[0; 8]].concat()), Err(BatchError::Truncated { need: 40, have: 48 }));
+}
+
+#[test]
 fn every_bit_flip_in_a_batch_on_disk_is_detected() {
     each_flip(&samples::on_disk(samples::batch_bytes()), |at, bytes| {
         let error = BatchView::check_on_disk(bytes).unwrap_err();
