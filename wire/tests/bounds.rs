@@ -51,9 +51,11 @@ fn a_batch_header_outside_its_bounds_is_refused_by_name() {
     for len in [39, 41, 44, BODY_BYTES_MAX as u32 + 8, u32::MAX - 7, u32::MAX] {
         assert_eq!(batch_with(88, &len.to_le_bytes()), Err(BatchError::Field("body_len")));
     }
+    assert_eq!(batch_with(88, &(BODY_BYTES_MAX as u32).to_le_bytes()), Ok(()), "the largest body is allowed");
     for count in [0, 6, u32::MAX] {
         assert_eq!(batch_with(28, &count.to_le_bytes()), Err(BatchError::Field("record_count")));
     }
+    assert_eq!(batch_with(28, &5u32.to_le_bytes()), Ok(()), "as many records as have room, were all empty");
     assert_eq!(batch_with(88, &[0; 4]), Err(BatchError::Field("record_count")), "an empty body has no record");
     assert_eq!(batch_with(48, &(u64::MAX - 1).to_le_bytes()), Err(BatchError::Field("first_seq")));
     assert_eq!(batch_with(48, &(u64::MAX - 2).to_le_bytes()), Ok(()));
@@ -211,8 +213,12 @@ fn positions_out_of_order_are_refused() {
         (16, &16_385u64.to_le_bytes(), "received >= flushed >= applied"),
     ];
     refused(FrameKind::Ack, &samples::ack().to_bytes(), Ack::check, cases);
+    let level = Ack { received: Lsn(5), flushed: Lsn(5), applied: Lsn(5), ..samples::ack() };
+    assert_eq!(Ack::check(&level.to_bytes()), Ok(level), "equal positions are in order");
     let cases: &[(usize, &[u8], _)] = &[(24, &20_481u64.to_le_bytes(), "commit_lsn <= tail")];
     refused(FrameKind::Heartbeat, &samples::heartbeat().to_bytes(), Heartbeat::check, cases);
+    let level = Heartbeat { commit_lsn: Lsn(20_480), ..samples::heartbeat() };
+    assert_eq!(Heartbeat::check(&level.to_bytes()), Ok(level), "all may be committed");
 }
 
 #[test]
