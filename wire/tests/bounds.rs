@@ -381,6 +381,7 @@ fn a_superblock_outside_its_bounds_is_refused_by_name() {
     for (at, bytes, field) in cases {
         assert_eq!(with(*at, bytes), Err(SuperblockError::Field(field)), "{bytes:02x?} at {at}");
     }
+    assert_eq!(with(72, &16_384u64.to_le_bytes()), Ok(()), "nothing may be kept below the floor");
     let nameless = patched(&sample, 104, &[0; 64]);
     assert_eq!(Superblock::check(&with_crc(nameless)).unwrap().name, NodeName::NONE);
 }
