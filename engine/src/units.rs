@@ -29,6 +29,14 @@ pub enum UnitError {
         /// What is accepted.
         accepted: &'static str,
     },
+    /// There is a number, and no unit where one is needed.
+    #[error("`{text}` lacks a unit; use {accepted}")]
+    NoUnit {
+        /// What was given.
+        text: String,
+        /// What is accepted.
+        accepted: &'static str,
+    },
     /// It is more than 64 bits hold.
     #[error("`{text}` is too large")]
     TooLarge {
@@ -60,7 +68,11 @@ fn split<'a>(text: &'a str, example: &'static str) -> Result<(Option<u64>, &'a s
 fn parse(text: &str, units: &[(&str, u64)], accepted: &'static str, example: &'static str) -> Result<u64, UnitError> {
     let (number, unit) = split(text, example)?;
     let Some((_, factor)) = units.iter().find(|(name, _)| *name == unit) else {
-        return Err(UnitError::Unit { text: text.to_owned(), unit: unit.to_owned(), accepted });
+        let (text, unit) = (text.to_owned(), unit.to_owned());
+        return Err(match unit.as_str() {
+            "" => UnitError::NoUnit { text, accepted },
+            _ => UnitError::Unit { text, unit, accepted },
+        });
     };
     number.and_then(|n| n.checked_mul(*factor)).ok_or_else(|| UnitError::TooLarge { text: text.to_owned() })
 }
@@ -135,7 +147,8 @@ mod tests {
         for text in ["64MB", "64kib", "64K", "1KIB", "5s"] {
             assert!(matches!(parse_size(text), Err(UnitError::Unit { .. })), "{text}");
         }
-        for text in ["5", "5S", "5sec", "5min", "1d", "5KiB"] {
+        assert!(matches!(parse_duration("5"), Err(UnitError::NoUnit { .. })));
+        for text in ["5S", "5sec", "5min", "1d", "5KiB"] {
             let error = parse_duration(text).unwrap_err();
             assert!(matches!(error, UnitError::Unit { .. }), "{text}");
             assert!(error.to_string().contains(text), "{error}");

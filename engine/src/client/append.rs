@@ -170,7 +170,8 @@ impl Appender {
     }
 
     /// Waits for the next outcome; `None` when every request that was sent is answered and every
-    /// answer was returned. Collected records are not sent by this: see [`Appender::flush`].
+    /// answer was returned. Its `record_count` is always that of the request. Collected records are
+    /// not sent by this: see [`Appender::flush`].
     ///
     /// # Errors
     /// [`AppendError::Lost`], after every outcome that arrived before the loss was returned.

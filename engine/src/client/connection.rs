@@ -253,3 +253,69 @@ impl<R: Read> FrameReader<R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use towline_wire::message::{ErrorCode, Heartbeat};
+    use towline_wire::{Lsn, Seq, Term};
+
+    use super::super::fake::frame_bytes;
+    use super::*;
+
+    /// A heartbeat, a goodbye, an error.
+    fn stream() -> Vec<u8> {
+        let beat = Heartbeat { term: Term(1), tail: Lsn(9), tail_seq: Seq(1), commit_lsn: Lsn(9), time_us: 1 };
+        let (head, text) = ErrorHead { code: ErrorCode::Idle, arg: 5 }.to_bytes("words");
+        [
+            frame_bytes(FrameKind::Heartbeat, 0, &beat.to_bytes()),
+            frame_bytes(FrameKind::Goodbye, 1, &[]),
+            frame_bytes(FrameKind::Error, 0, &[&head[..], text.as_bytes()].concat()),
+        ]
+        .concat()
+    }
+
+    fn read(bytes: &[u8]) -> (usize, ClientError) {
+        let (mut reader, mut payload) = (FrameReader::new(bytes), Vec::new());
+        for frames in 0.. {
+            if let Err(error) = reader.next(&[FrameKind::Heartbeat], &mut payload, "testing") {
+                return (frames, error);
+            }
+        }
+        unreachable!("the bytes are finite")
+    }
+
+    #[test]
+    fn every_cut_is_an_end_and_a_goodbye_explains_it() {
+        let bytes = stream();
+        let (beat, bye) = (frame::HEADER + 40, 2 * frame::HEADER + 40);
+        for len in 0..bytes.len() {
+            let (frames, error) = read(&bytes[..len]);
+            assert_eq!(frames, usize::from(len >= beat));
+            match error {
+                ClientError::Closed { at, .. } => assert_eq!((at, len < bye), (len as u64, true)),
+                ClientError::Goodbye { reason, .. } => assert_eq!((reason, len >= bye), (1, true)),
+                other => panic!("cut at {len}: {other:?}"),
+            }
+        }
+        assert!(
+            matches!(read(&bytes), (1, ClientError::Server { code: ErrorCode::Idle, arg: 5, text }) if text == "words")
+        );
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let bytes = stream();
+        for bit in 0..bytes.len() * 8 {
+            let mut bytes = bytes.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let (_, error) = read(&bytes);
+            assert!(matches!(error, ClientError::Frame { .. }), "bit {bit}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_allowed_is_refused_before_its_payload_arrives() {
+        let head = frame::header(FrameKind::Status, 0, 0, &[0; 100]);
+        assert!(matches!(read(&head), (0, ClientError::OutOfPlace { kind: FrameKind::Status, at: 0, .. })));
+    }
+}

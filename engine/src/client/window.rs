@@ -198,7 +198,8 @@ impl Window {
             }
             state.outstanding.remove(index);
             state.outstanding_bytes -= request.bytes;
-            state.outcomes.push_back(reply);
+            // Where nothing was written a node may count no records; the client knows how many it sent.
+            state.outcomes.push_back(Committed { record_count: request.unknown.records, ..reply });
         }
         debug_assert!(state.outcomes.len() + state.outstanding.len() <= self.limits.unread);
         drop(state);

@@ -1,0 +1,304 @@
+//! `towline status`: how a node and its shards are.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use serde_json::Value;
+use thiserror::Error;
+use towline::client;
+use towline::units::show_size;
+
+use crate::exit;
+
+/// Show how a node, its shards and its replicas are.
+///
+/// Positions are LSNs: bytes from the start of a shard's log. "uncommitted" is what is appended and
+/// not committed yet; "lag" is what a replica has not flushed yet. A replica that is "down" counts
+/// for no commit policy until it has caught up.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit status:
+  0  the node answered
+  1  stdout is at fault, or the answer is no status
+  2  the command line cannot be understood
+  4  refused by the node
+  5  the connection could not be opened or was lost")]
+pub(crate) struct Args {
+    /// The node's address, HOST:PORT
+    #[arg(long, value_name = "ADDR")]
+    at: String,
+
+    /// The whole status as the node gives it, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why the command ends with exit status 1.
+#[derive(Debug, Error)]
+pub(crate) enum Failure {
+    /// Stdout cannot be written.
+    #[error("cannot write to stdout: {0}")]
+    Output(io::Error),
+    /// The node's answer is not JSON.
+    #[error("the node's status is no JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Asks and prints.
+pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
+    let document = match client::status(&args.at) {
+        Ok(document) => document,
+        Err(error) => return Ok(exit::give_up(&error)),
+    };
+    let text = if args.json { format!("{}\n", document.trim_end()) } else { show(&serde_json::from_str(&document)?) };
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Output(error)),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// A table whose columns are as wide as their widest cell; the first ones are text, the others
+/// numbers.
+struct Table {
+    texts: usize,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    fn new(texts: usize, head: &[&str]) -> Self {
+        Self { texts, rows: vec![head.iter().map(|h| (*h).to_owned()).collect()] }
+    }
+
+    fn row(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
+    /// Nothing if there is only a head.
+    fn write(&self, out: &mut String) {
+        if self.rows.len() < 2 {
+            return;
+        }
+        let columns = self.rows[0].len();
+        let width = |c: usize| self.rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        out.push('\n');
+        for row in &self.rows {
+            let mut line = String::new();
+            for (c, (cell, width)) in row.iter().zip(&widths).enumerate() {
+                let gap = if c == 0 { "" } else { "  " };
+                let padding = " ".repeat(width - cell.chars().count());
+                let (before, behind) = if c < self.texts { ("", &padding[..]) } else { (&padding[..], "") };
+                line.extend([gap, before, cell, behind]);
+            }
+            out.push_str(line.trim_end());
+            out.push('\n');
+        }
+    }
+}
+
+/// A field's text; a dash if it is missing. Control characters do not reach the terminal.
+fn text(of: &Value, key: &str) -> String {
+    match &of[key] {
+        Value::Null => "-".to_owned(),
+        Value::String(s) if s.is_empty() => "-".to_owned(),
+        Value::String(s) => s.chars().map(|c| if c.is_control() { '?' } else { c }).collect(),
+        other => other.to_string(),
+    }
+}
+
+fn or_dash<T>(value: Option<T>, shown: impl FnOnce(T) -> String) -> String {
+    value.map_or_else(|| "-".to_owned(), shown)
+}
+
+fn size(of: &Value, key: &str) -> String {
+    or_dash(of[key].as_u64(), show_size)
+}
+
+/// Bytes from one position to a later one.
+fn distance(of: &Value, from: &str, to: &str) -> String {
+    or_dash(of[from].as_u64().zip(of[to].as_u64()), |(from, to)| show_size(to.saturating_sub(from)))
+}
+
+fn ms(of: &Value, key: &str) -> String {
+    or_dash(of[key].as_f64(), |ms| format!("{ms:.1} ms"))
+}
+
+fn us_as_ms(of: &Value, key: &str) -> String {
+    or_dash(of[key].as_f64(), |us| format!("{:.3} ms", us / 1000.0))
+}
+
+fn duration(seconds: f64) -> String {
+    let whole = seconds as u64;
+    match (whole / 86_400, whole / 3600 % 24, whole / 60 % 60) {
+        (0, 0, 0) => format!("{seconds:.1} s"),
+        (0, 0, m) => format!("{m} min {} s", whole % 60),
+        (0, h, m) => format!("{h} h {m} min"),
+        (d, h, _) => format!("{d} d {h} h"),
+    }
+}
+
+/// A counter, in bytes if its name says so.
+fn counter(name: &str, value: &Value) -> String {
+    match value.as_u64() {
+        Some(bytes) if name.ends_with("bytes") => format!("{bytes} ({})", show_size(bytes)),
+        _ => value.to_string(),
+    }
+}
+
+fn items(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn show(status: &Value) -> String {
+    let node = &status["node"];
+    let names: Vec<String> =
+        items(&node["replicas"]).iter().map(|r| r.as_str().map_or_else(|| r.to_string(), str::to_owned)).collect();
+    let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let replicas: String = names.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    let mut out = String::new();
+    for (label, shown) in [
+        ("role", text(node, "role")),
+        ("name", text(node, "name")),
+        ("system", text(node, "system")),
+        ("version", text(node, "version")),
+        ("up", or_dash(node["uptime_s"].as_f64(), duration)),
+        ("policy", text(node, "policy")),
+        ("replicas", replicas),
+    ] {
+        out.push_str(&format!("{label:<9} {shown}\n"));
+    }
+
+    let mut shards = Table::new(
+        2,
+        &["SHARD", "STATE", "TERM", "RECORDS", "KEPT", "APPENDED", "DURABLE", "COMMIT", "APPLIED", "UNCOMMITTED"],
+    );
+    let mut slots = Table::new(
+        3,
+        &[
+            "SHARD",
+            "REPLICA",
+            "STATE",
+            "SENT",
+            "RECEIVED",
+            "FLUSHED",
+            "APPLIED",
+            "LAG",
+            "LAG RECORDS",
+            "LAG TIME",
+            "CONNECTS",
+        ],
+    );
+    let mut stages = Table::new(2, &["SHARD", "STAGE", "COUNT", "P50", "P90", "P99", "P99.9", "MAX"]);
+    let mut counters = Table::new(2, &["SHARD", "COUNTER", "VALUE"]);
+    for shard in items(&status["shards"]) {
+        let number = text(shard, "shard");
+        shards.row(vec![
+            number.clone(),
+            text(shard, "state"),
+            text(shard, "term"),
+            text(shard, "tail_seq"),
+            distance(shard, "oldest_lsn", "appended_lsn"),
+            text(shard, "appended_lsn"),
+            text(shard, "durable_lsn"),
+            text(shard, "commit_lsn"),
+            text(shard, "applied_lsn"),
+            distance(shard, "commit_lsn", "appended_lsn"),
+        ]);
+        for slot in items(&shard["slots"]) {
+            let mut row = vec![number.clone()];
+            row.extend(
+                ["name", "state", "sent_lsn", "received_lsn", "flushed_lsn", "applied_lsn"].map(|key| text(slot, key)),
+            );
+            row.extend([
+                size(slot, "lag_bytes"),
+                text(slot, "lag_records"),
+                ms(slot, "lag_ms"),
+                text(slot, "connects"),
+            ]);
+            slots.row(row);
+        }
+        for (name, stage) in shard["stages"].as_object().into_iter().flatten() {
+            let mut row = vec![number.clone(), clean(name), text(stage, "count")];
+            row.extend(["p50_us", "p90_us", "p99_us", "p999_us", "max_us"].map(|key| us_as_ms(stage, key)));
+            stages.row(row);
+        }
+        for (name, value) in shard["counters"].as_object().into_iter().flatten() {
+            counters.row(vec![number.clone(), clean(name), counter(name, value)]);
+        }
+    }
+    for table in [shards, slots, stages, counters] {
+        table.write(&mut out);
+    }
+    out
+}
+
+fn clean(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: &str = r#"{
+      "node":{"role":"primary","name":"","system":"0707","version":"0.1.0","uptime_s":3725.5,
+        "policy":"ack_n=2:flushed","replicas":["r1","r2"]},
+      "shards":[{"shard":0,"state":"running","term":3,"oldest_lsn":0,"appended_lsn":3145728,"durable_lsn":3141632,
+        "commit_lsn":2097152,"applied_lsn":2097152,"tail_seq":1000,
+        "slots":[{"name":"r1","state":"live","sent_lsn":3145728,"received_lsn":3145728,"flushed_lsn":2097152,
+          "applied_lsn":2097152,"lag_bytes":1048576,"lag_records":12,"lag_ms":1.25,"connects":1}],
+        "counters":{"records":1000,"payload_bytes":2097152},
+        "stages":{"commit":{"count":1000,"p50_us":310.0,"p90_us":400.0,"p99_us":1500.0,"p999_us":2000.0,"max_us":9000.5}},
+        "added later":{"x":[1]}}]}"#;
+
+    #[test]
+    fn a_full_status_is_shown_with_units() {
+        let shown = show(&serde_json::from_str(FULL).unwrap());
+        let lines: Vec<&str> = shown.lines().collect();
+        assert_eq!(lines[..3], ["role      primary", "name      -", "system    0707"]);
+        assert_eq!(lines[4..7], ["up        1 h 2 min", "policy    ack_n=2:flushed", "replicas  r1, r2"]);
+        let expected = "\
+SHARD  STATE    TERM  RECORDS     KEPT  APPENDED  DURABLE   COMMIT  APPLIED  UNCOMMITTED
+0      running     3     1000  3.0 MiB   3145728  3141632  2097152  2097152      1.0 MiB
+
+SHARD  REPLICA  STATE     SENT  RECEIVED  FLUSHED  APPLIED      LAG  LAG RECORDS  LAG TIME  CONNECTS
+0      r1       live   3145728   3145728  2097152  2097152  1.0 MiB           12    1.2 ms         1
+
+SHARD  STAGE   COUNT       P50       P90       P99     P99.9       MAX
+0      commit   1000  0.310 ms  0.400 ms  1.500 ms  2.000 ms  9.001 ms
+
+SHARD  COUNTER                    VALUE
+0      payload_bytes  2097152 (2.0 MiB)
+0      records                     1000
+";
+        assert_eq!(shown.split_once("\n\n").unwrap().1, expected);
+    }
+
+    #[test]
+    fn what_is_missing_is_a_dash_and_nothing_panics() {
+        for document in [
+            "{}",
+            "null",
+            "[]",
+            r#"{"node":3,"shards":{}}"#,
+            r#"{"node":{"replicas":[1,null]},"shards":[null,{},{"slots":[{}],"stages":{"x":null},"counters":{"y":"z"}}]}"#,
+        ] {
+            let shown = show(&serde_json::from_str(document).unwrap());
+            assert!(shown.starts_with("role      -\n"), "{document}: {shown}");
+        }
+    }
+
+    #[test]
+    fn control_characters_stay_off_the_terminal() {
+        let status = serde_json::json!({"node": {"name": "\u{1b}[2J", "replicas": ["\u{7}"]},
+            "shards": [{"state": "\u{1b}", "counters": {"\u{1b}": 1}, "slots": [{"name": "a\nb"}]}]});
+        assert!(show(&status).chars().all(|c| c == '\n' || !c.is_control()));
+    }
+
+    #[test]
+    fn durations() {
+        for (seconds, shown) in [(1.0, "1.0 s"), (61.9, "1 min 1 s"), (7_260.0, "2 h 1 min"), (90_000.0, "1 d 1 h")] {
+            assert_eq!(duration(seconds), shown);
+        }
+    }
+}
