@@ -5,12 +5,12 @@ use std::net::TcpListener;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use towline_wire::ShardId;
 use towline_wire::frame::{self, FrameError, FrameKind};
 use towline_wire::handshake::{Refusal, Role, Verdict};
-use towline_wire::message::{AckLevel, ErrorCode, Goodbye};
+use towline_wire::message::{AckLevel, ErrorCode, Goodbye, Heartbeat};
+use towline_wire::{Lsn, Seq, ShardId};
 
-use super::fake::{Fake, Peer, RECORD_BYTES_MAX, committed, frame_bytes, welcome};
+use super::fake::{Fake, Peer, RECORD_BYTES_MAX, TERM, committed, frame_bytes, welcome};
 use super::*;
 
 fn open(node: &Fake, options: AppendOptions) -> Result<Appender, ClientError> {
@@ -349,13 +349,30 @@ fn unread_outcomes_are_bounded() {
     node.join();
 }
 
-/// The node writes each reply before it reads the next request and the client reads no outcome
-/// before the end: without a reader of its own, both would wait for the other to read.
+/// The node writes before it reads the next request, and the client takes no outcome before the
+/// end: without a reader of its own, both would wait for the other to read. Ten heartbeats with each
+/// reply make more bytes than the kernel holds for a connection (`tcp_rmem` and `tcp_wmem` allow 36
+/// MiB on a large machine), else the kernel's buffers would hide the deadlock.
 #[test]
 fn a_hundred_thousand_requests_of_one_record_do_not_deadlock() {
     const RECORDS: u64 = 100_000;
-    let node = Fake::new(|peer| assert_eq!(commit_all(peer), RECORDS));
-    let options = AppendOptions { unread_max: RECORDS as usize, ..AppendOptions::default() };
+    let node = Fake::new(|mut peer| {
+        peer.accept();
+        let beat = Heartbeat { term: TERM, tail: Lsn(0), tail_seq: Seq(0), commit_lsn: Lsn(0), time_us: 1 };
+        let beats = frame_bytes(FrameKind::Heartbeat, 0, &beat.to_bytes()).repeat(10);
+        for seq in 0..RECORDS {
+            let (head, _) = peer.append().unwrap();
+            let reply = frame_bytes(FrameKind::Committed, 0, &committed(&head, seq).to_bytes());
+            std::io::Write::write_all(&mut peer.stream, &[&beats[..], &reply].concat()).unwrap();
+        }
+        assert!(peer.append().is_none());
+    });
+    let options = AppendOptions {
+        unread_max: RECORDS as usize,
+        window_requests: RECORDS as usize,
+        window_bytes: usize::MAX,
+        ..AppendOptions::default()
+    };
     let mut appender = open(&node, options).unwrap();
     for n in 0..RECORDS {
         appender.submit(&n.to_le_bytes()).unwrap();
