@@ -341,6 +341,19 @@ impl<'a> BatchView<'a> {
         Ok(Self { header, bytes: &bytes[..end] })
     }
 
+    /// A view of bytes that have passed [`BatchView::check`] before and not changed since: checks
+    /// header and length again, but not the body.
+    ///
+    /// # Errors
+    /// What is wrong with the header or the length.
+    pub fn of_checked(bytes: &'a [u8]) -> Result<Self, BatchError> {
+        let header = BatchHeader::check(bytes)?;
+        if bytes.len() != header.wire_len() {
+            return Err(BatchError::Truncated { need: header.wire_len(), have: bytes.len() });
+        }
+        Ok(Self { header, bytes })
+    }
+
     /// The header.
     #[must_use]
     pub const fn header(&self) -> &'a BatchHeader {

@@ -177,13 +177,14 @@ impl<'a> Superblock<HistoryBytes<'a>> {
         if b.magic != MAGIC {
             return Err(SuperblockError::Magic);
         }
-        if b.version.get() != FORMAT_VERSION {
-            return Err(SuperblockError::Version(b.version.get()));
-        }
         let computed = crc32c::crc32c(&bytes[..CRC_AT]);
         let stored = U32::ref_from_bytes(&bytes[CRC_AT..]).map_or(0, |c| c.get());
         if stored != computed {
             return Err(SuperblockError::Crc { stored, computed });
+        }
+        // After the CRC: a flipped bit in the version must not look like a newer format.
+        if b.version.get() != FORMAT_VERSION {
+            return Err(SuperblockError::Version(b.version.get()));
         }
         let bad = |field| Err(SuperblockError::Field(field));
         let history_len = b.history_len.get() as usize;

@@ -1,0 +1,299 @@
+//! What a node is configured with. Each field says its default, its bounds and its unit; they are
+//! checked once, when a node is opened.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use thiserror::Error;
+use towline_wire::handshake::NodeName;
+use towline_wire::{BLOCK, RECORD_BYTES_MAX};
+
+use crate::limits;
+use crate::protocol::policy::{CommitPolicy, PolicyError, Requirement};
+
+/// How much of the log a node keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retain {
+    /// Everything, until the embedder trims it.
+    All,
+    /// At least this many bytes for each shard; older segments are recycled once every configured
+    /// replica has flushed them.
+    Bytes(u64),
+}
+
+/// What primaries and replicas have in common.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The folder that holds the node's shards. Made if it does not exist.
+    pub data: PathBuf,
+    /// Cores to run on; shards are dealt out to them in turn. Default: every core of the machine.
+    /// Several nodes in one process or several shards on one core are fine.
+    pub cpus: Vec<usize>,
+    /// Bytes of a segment file. Default 64 MiB; 64 KiB to 16 GiB, whole blocks of 4 KiB. Fixed when
+    /// the folder is made; a replica takes the primary's.
+    pub segment_bytes: u64,
+    /// Segments kept ready ahead of the log's end, written with zeros. Default 2, at least 1.
+    pub segments_ahead: usize,
+    /// Bytes of segments to write with zeros when a shard starts, so that a load may begin on
+    /// written files at once. Default 0: only `segments_ahead`.
+    pub prefill_bytes: u64,
+    /// Batches in flight to each shard's device. Default 4; 1 to 64.
+    pub write_depth: usize,
+    /// Bytes of a normal batch; a larger record gets a batch of its own. Default 256 KiB; 4 KiB to
+    /// 16 MiB, whole blocks.
+    pub batch_bytes: usize,
+    /// Largest record in bytes. Default 64 MiB, which also is the most.
+    pub record_bytes_max: usize,
+    /// How long a batch may wait for more records while a write could start. Default 0: a lone
+    /// append goes out at once.
+    pub max_linger: Duration,
+    /// How much of the log is kept. Default: all.
+    pub retain: Retain,
+    /// The most log a primary keeps for a replica that is behind or away, for each shard. A replica
+    /// that falls further behind needs a snapshot. Default: no cap.
+    pub retain_max_bytes: Option<u64>,
+    /// Bytes of recent batches kept in memory for links and tails, for each shard; who is further
+    /// behind reads from disk. Default 16 MiB.
+    pub live_window_bytes: usize,
+    /// Registered memory of each core's executor, in bytes. Default 32 MiB, or what memlock allows.
+    pub io_memory_bytes: usize,
+}
+
+impl NodeConfig {
+    /// The defaults for a folder.
+    #[must_use]
+    pub fn new(data: impl Into<PathBuf>) -> Self {
+        Self {
+            data: data.into(),
+            cpus: Vec::new(),
+            segment_bytes: 64 << 20,
+            segments_ahead: 2,
+            prefill_bytes: 0,
+            write_depth: 4,
+            batch_bytes: 256 << 10,
+            record_bytes_max: RECORD_BYTES_MAX,
+            max_linger: Duration::ZERO,
+            retain: Retain::All,
+            retain_max_bytes: None,
+            live_window_bytes: 16 << 20,
+            io_memory_bytes: 32 << 20,
+        }
+    }
+
+    /// The most bytes that may be in flight to one shard's device: a full pipeline of normal
+    /// batches, or one batch of the largest record.
+    #[must_use]
+    pub fn in_flight_bytes_max(&self) -> u64 {
+        let pipeline = self.write_depth as u64 * self.batch_bytes as u64;
+        pipeline.max(crate::protocol::builder::buffer_for(self.record_bytes_max) as u64)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let block = BLOCK as u64;
+        let bounds = |field, value: u64, min: u64, max: u64| {
+            if (min..=max).contains(&value) { Ok(()) } else { Err(ConfigError::Bounds { field, value, min, max }) }
+        };
+        bounds("segment_bytes", self.segment_bytes, limits::SEGMENT_BYTES_MIN, limits::SEGMENT_BYTES_MAX)?;
+        bounds("segments_ahead", self.segments_ahead as u64, 1, 1024)?;
+        bounds("write_depth", self.write_depth as u64, 1, limits::WRITE_DEPTH_MAX as u64)?;
+        bounds("batch_bytes", self.batch_bytes as u64, block, 16 << 20)?;
+        bounds("record_bytes_max", self.record_bytes_max as u64, 1, RECORD_BYTES_MAX as u64)?;
+        bounds("live_window_bytes", self.live_window_bytes as u64, 0, 16 << 30)?;
+        bounds("io_memory_bytes", self.io_memory_bytes as u64, 64 << 10, 4 << 30)?;
+        for (field, value) in [("segment_bytes", self.segment_bytes), ("batch_bytes", self.batch_bytes as u64)] {
+            if !value.is_multiple_of(block) {
+                return Err(ConfigError::Blocks { field, value });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What to do with a commit while fewer replicas are connected than it wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum TooFewReplicas {
+    /// Append, and wait for them until the deadline.
+    #[default]
+    Wait,
+    /// Refuse the append before anything is written.
+    Refuse,
+}
+
+/// A primary's configuration.
+#[derive(Clone, Debug)]
+pub struct PrimaryConfig {
+    /// What every node has.
+    pub node: NodeConfig,
+    /// Shards, 1 to 1,024. Fixed when the folder is made.
+    pub shards: u32,
+    /// Where replicas and clients connect. `None`: nobody can.
+    pub listen: Option<SocketAddr>,
+    /// The replicas that count: 1 to 63 of `[a-z0-9_-]` each. Others are refused.
+    pub replicas: Vec<String>,
+    /// What a commit waits for unless it says otherwise. Default `local`.
+    pub commit: CommitPolicy,
+    /// How long a commit waits unless it says otherwise. Default 10 s.
+    pub deadline: Duration,
+    /// What to do while too few replicas are connected. Default: wait.
+    pub too_few: TooFewReplicas,
+    /// Listen on an address that is not loopback although nothing authenticates a peer yet.
+    pub insecure_no_auth: bool,
+    /// Take over a folder that was a replica's: its log continues under a new term. Only for an
+    /// operator who knows that the old primary is gone.
+    pub promote: bool,
+}
+
+impl PrimaryConfig {
+    /// The defaults for a folder: one shard, no replicas, no listener.
+    #[must_use]
+    pub fn new(data: impl Into<PathBuf>) -> Self {
+        Self {
+            node: NodeConfig::new(data),
+            shards: 1,
+            listen: None,
+            replicas: Vec::new(),
+            commit: CommitPolicy::Local,
+            deadline: Duration::from_secs(10),
+            too_few: TooFewReplicas::Wait,
+            insecure_no_auth: false,
+            promote: false,
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(Vec<NodeName>, Requirement), ConfigError> {
+        self.node.check()?;
+        if self.shards == 0 || self.shards > limits::SHARDS_MAX {
+            let (value, max) = (u64::from(self.shards), u64::from(limits::SHARDS_MAX));
+            return Err(ConfigError::Bounds { field: "shards", value, min: 1, max });
+        }
+        if self.replicas.len() > limits::REPLICAS_MAX {
+            let (value, max) = (self.replicas.len() as u64, limits::REPLICAS_MAX as u64);
+            return Err(ConfigError::Bounds { field: "replicas", value, min: 0, max });
+        }
+        let names = self.replicas.iter().map(|n| name(n)).collect::<Result<Vec<_>, _>>()?;
+        for (at, name) in names.iter().enumerate() {
+            if names[..at].contains(name) {
+                return Err(ConfigError::Twice(name.to_string()));
+            }
+        }
+        check_listen(self.listen, self.insecure_no_auth)?;
+        let need = self.commit.requirement(names.len())?;
+        Ok((names, need))
+    }
+}
+
+/// A replica's configuration.
+#[derive(Clone, Debug)]
+pub struct ReplicaConfig {
+    /// What every node has. The segment size is the primary's.
+    pub node: NodeConfig,
+    /// The name under which the primary has it configured.
+    pub name: String,
+    /// The primary.
+    pub primary: SocketAddr,
+    /// Where clients connect for tails and the status. `None`: nobody can.
+    pub listen: Option<SocketAddr>,
+    /// Listen on an address that is not loopback although nothing authenticates a peer yet.
+    pub insecure_no_auth: bool,
+}
+
+impl ReplicaConfig {
+    /// The defaults for a replica of `primary`.
+    #[must_use]
+    pub fn new(data: impl Into<PathBuf>, name: impl Into<String>, primary: SocketAddr) -> Self {
+        Self { node: NodeConfig::new(data), name: name.into(), primary, listen: None, insecure_no_auth: false }
+    }
+
+    pub(crate) fn check(&self) -> Result<NodeName, ConfigError> {
+        self.node.check()?;
+        check_listen(self.listen, self.insecure_no_auth)?;
+        name(&self.name)
+    }
+}
+
+fn name(text: &str) -> Result<NodeName, ConfigError> {
+    NodeName::new(text).ok_or_else(|| ConfigError::Name(text.into()))
+}
+
+fn check_listen(listen: Option<SocketAddr>, insecure: bool) -> Result<(), ConfigError> {
+    match listen {
+        Some(addr) if !addr.ip().is_loopback() && !insecure => Err(ConfigError::NoAuth(addr)),
+        _ => Ok(()),
+    }
+}
+
+/// A configuration that cannot be used. Nothing was touched.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A number outside its bounds.
+    #[error("{field} is {value}, it must be from {min} to {max}")]
+    Bounds {
+        /// Which.
+        field: &'static str,
+        /// What it is.
+        value: u64,
+        /// The least.
+        min: u64,
+        /// The most.
+        max: u64,
+    },
+    /// A size that is not whole blocks.
+    #[error("{field} is {value}, it must be a multiple of {BLOCK}")]
+    Blocks {
+        /// Which.
+        field: &'static str,
+        /// What it is.
+        value: u64,
+    },
+    /// A name that is not one.
+    #[error("{0:?} is no replica name: use 1 to 63 of a-z, 0-9, _ and -")]
+    Name(String),
+    /// A replica that is named twice.
+    #[error("replica {0} is named twice")]
+    Twice(String),
+    /// A commit policy that cannot hold.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// An address that is not loopback.
+    #[error(
+        "{0} is not a loopback address, and this version cannot authenticate peers: anybody who reaches it could read and \
+         append. Listen on 127.0.0.1, or say --insecure-no-auth if the network is closed to everybody else"
+    )]
+    NoAuth(SocketAddr),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_configuration_is_refused_and_says_which_field() {
+        let refused = |change: fn(&mut PrimaryConfig)| {
+            let mut c = PrimaryConfig::new("unused");
+            change(&mut c);
+            c.check().unwrap_err().to_string()
+        };
+        assert!(PrimaryConfig::new("unused").check().is_ok());
+        for (message, change) in [
+            ("shards is 0", (|c| c.shards = 0) as fn(&mut PrimaryConfig)),
+            ("shards is 1025", |c| c.shards = 1025),
+            ("segment_bytes is 4096, it must be from 65536", |c| c.node.segment_bytes = 4096),
+            ("segment_bytes is 65537, it must be a multiple", |c| c.node.segment_bytes = 65537),
+            ("write_depth is 65", |c| c.node.write_depth = 65),
+            ("record_bytes_max is 67108865", |c| c.node.record_bytes_max = (64 << 20) + 1),
+            ("\"R1\" is no replica name", |c| c.replicas = vec!["R1".into()]),
+            ("replica a is named twice", |c| c.replicas = vec!["a".into(), "b".into(), "a".into()]),
+            ("needs 2 replicas, 1 are configured", |c| {
+                c.replicas = vec!["a".into()];
+                c.commit = "ack_n=2".parse().unwrap();
+            }),
+            ("--insecure-no-auth", |c| c.listen = Some("0.0.0.0:1".parse().unwrap())),
+            ("replicas is 129", |c| c.replicas = (0..129).map(|n| format!("r{n}")).collect()),
+        ] {
+            let got = refused(change);
+            assert!(got.contains(message), "{got:?} does not say {message:?}");
+        }
+    }
+}

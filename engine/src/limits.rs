@@ -1,0 +1,53 @@
+//! Every fixed limit in one place. What can be configured has its default and bounds in
+//! [`crate::config`].
+
+use std::time::Duration;
+
+/// Most shards of one system.
+pub const SHARDS_MAX: u32 = 1024;
+/// Most configured replicas of one primary.
+pub const REPLICAS_MAX: usize = 128;
+/// Most lanes (handles, local lanes and remote connections) of one shard at a time.
+pub const LANES_MAX: usize = 4096;
+/// Most connections of one node at a time, all shards together.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// Most connections of one node whose handshake is not finished.
+pub const HANDSHAKES_MAX: usize = 256;
+/// Room kept for waiters of one requirement before the queue grows.
+pub const WAITERS_RESERVED: usize = 1024;
+/// Smallest segment: tests use it. The largest is 16 GiB.
+pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
+/// Largest segment.
+pub const SEGMENT_BYTES_MAX: u64 = 16 << 30;
+/// Most writes in flight to one shard's device.
+pub const WRITE_DEPTH_MAX: usize = 64;
+/// Bytes read at once from segments for catch-up, tails and recovery.
+pub const READ_CHUNK_BYTES: usize = 1 << 20;
+/// Most batches handed to the kernel in one send.
+pub const SEND_BATCHES_MAX: usize = 32;
+/// Bytes of one producer's ring towards a shard: the most a foreign thread may have queued.
+pub const INBOX_BYTES: usize = 4 << 20;
+/// Appends of one producer's ring.
+pub const INBOX_REQUESTS: usize = 16 << 10;
+/// Records larger than this cross threads by pointer instead of through the ring.
+pub const INBOX_INLINE_MAX: usize = 64 << 10;
+/// Tickets of one handle and shard that may be open at once.
+pub const TICKETS_MAX: usize = 32 << 10;
+/// Bytes of appends of one remote client that may be in memory at once, beside one largest record.
+pub const CLIENT_WINDOW_BYTES: usize = 16 << 20;
+/// How long a new connection may take for its handshake.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connect may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// First pause before a reconnect; it doubles, with jitter, up to [`RECONNECT_MAX`].
+pub const RECONNECT_MIN: Duration = Duration::from_millis(20);
+/// Longest pause before a reconnect.
+pub const RECONNECT_MAX: Duration = Duration::from_secs(2);
+/// Time between heartbeats. A peer that is silent for three of them is dropped.
+pub const HEARTBEAT: Duration = Duration::from_millis(1000);
+/// How long a send may make no progress.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often deadlines are looked at while somebody waits; a deadline may be this much late.
+pub const DEADLINE_TICK: Duration = Duration::from_millis(5);
+/// How often a full disk is asked for space again.
+pub const DISK_FULL_RETRY: Duration = Duration::from_millis(500);

@@ -1,0 +1,219 @@
+//! One core: an executor thread with its shards' tasks.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use towline_wire::ShardId;
+use towline_wire::handshake::{Hello, NodeName, Role as PeerRole};
+
+use super::{Command, NodeShared, status};
+use crate::apply::Apply;
+use crate::limits;
+use crate::oneshot;
+use crate::rt;
+use crate::shard::link::conn::Conn;
+use crate::shard::link::from_primary::Follower;
+use crate::shard::link::{accept, client, to_replica};
+use crate::shard::mesh::inbox;
+use crate::shard::mesh::local::LocalShard;
+use crate::shard::wal::background::Background;
+use crate::shard::wal::error::OpenError;
+use crate::shard::wal::folder;
+use crate::shard::wal::keep::{Keeper, LiveSuperblock};
+use crate::shard::wal::live::LiveSegments;
+use crate::shard::wal::open::OpenedSlice;
+use crate::shard::{LogAtOpen, Role, Shard, ShardConfig, applying};
+
+/// Makes a shard's handler, on its core.
+pub(crate) type MakeHandler = Arc<dyn Fn(ShardId) -> Box<dyn Apply> + Send + Sync>;
+
+/// Everything a core needs to run a shard.
+pub(crate) struct ShardSetup {
+    pub(crate) id: ShardId,
+    pub(crate) config: ShardConfig,
+    pub(crate) role: Role,
+    pub(crate) slice: OpenedSlice,
+    /// Whom to follow, and what to do with records: a replica's.
+    pub(crate) follow: Option<(NodeName, SocketAddr, MakeHandler)>,
+}
+
+/// Everything a core needs.
+pub(crate) struct CoreSetup {
+    pub(crate) number: usize,
+    pub(crate) shards: Vec<ShardSetup>,
+    pub(crate) node: Arc<NodeShared>,
+    pub(crate) listener: Option<TcpListener>,
+    /// Superblock writes.
+    pub(crate) keeper: Background,
+    /// Zero-fills and renames.
+    pub(crate) filler: Background,
+}
+
+/// A shard and what only its core needs of it.
+struct Local {
+    shard: Rc<Shard>,
+    superblock: Rc<LiveSuperblock>,
+}
+
+/// Runs a core until the node stops. Says by `ready` when every shard takes appends.
+pub(crate) async fn run(setup: CoreSetup, ready: oneshot::Sender<Result<(), OpenError>>) {
+    let CoreSetup { number, shards, node, listener, keeper, filler } = setup;
+    let mut local = BTreeMap::new();
+    for shard in shards {
+        let id = shard.id;
+        match start(shard, &node, &keeper, &filler).await {
+            Ok(started) => local.insert(id, started),
+            Err(e) => return ready.send(Err(e)),
+        };
+    }
+    // The shards' tasks hold what they need of these.
+    drop((keeper, filler));
+    if let Some(listener) = listener {
+        let node = node.clone();
+        rt::spawn(async move { accept::run(listener, node).await });
+    }
+    let shards: Vec<Rc<Shard>> = local.values().map(|l| l.shard.clone()).collect();
+    rt::spawn(tick(shards, node.clone()));
+    ready.send(Ok(()));
+    let mailbox = node.cores[number].clone();
+    loop {
+        match mailbox.next().await {
+            Command::Connection(fd, hello) => match Conn::new(fd) {
+                Ok(conn) => serve(&local, &node, conn, *hello),
+                Err(e) => {
+                    node.connections.fetch_sub(1, Ordering::Relaxed);
+                    tracing::debug!("taking a connection over: {e}");
+                }
+            },
+            Command::Run(shard, task) => task(LocalShard::new(local[&shard].shard.clone())),
+            Command::Trim(shard, to) => LocalShard::new(local[&shard].shard.clone()).trim(to),
+            Command::Status(reply) => {
+                reply.send(local.values().map(|l| status::of(&l.shard)).collect());
+            }
+            Command::Stop(done) => {
+                stop(&local).await;
+                done.send(());
+                return;
+            }
+        }
+    }
+}
+
+async fn start(
+    setup: ShardSetup,
+    node: &Arc<NodeShared>,
+    keeper: &Background,
+    filler: &Background,
+) -> Result<Local, OpenError> {
+    let ShardSetup { id, config, role, slice, follow } = setup;
+    let (first, end) = slice.segments;
+    let segments = LiveSegments::open(&slice.segments_folder, config.segment_bytes, first, end).await;
+    let path = folder::segment_path(&slice.segments_folder, first);
+    let segments = segments.map_err(OpenError::io("opening segment", path))?;
+    let log = LogAtOpen {
+        oldest: slice.superblock.oldest_lsn,
+        end: slice.end.lsn,
+        last_batch: slice.last_batch,
+        chain: slice.end.chain,
+        next_seq: slice.end.next_seq,
+    };
+    let superblock = LiveSuperblock::new(slice.superblock, slice.superblock_file, keeper.clone());
+    let shard = Shard::new(id, config, role, log, segments, node.watermarks[id.0 as usize].clone());
+    let keep =
+        Keeper { shard: shard.clone(), superblock: superblock.clone(), filler: filler.clone(), spare: slice.spare };
+    rt::spawn(keep.run());
+    match follow {
+        None => {
+            rt::spawn(shard.clone().pump());
+            rt::spawn(inbox::run(shard.clone(), node.inboxes[id.0 as usize].clone()));
+        }
+        Some((name, primary, handler)) => {
+            rt::spawn(applying::run(shard.clone(), handler(id)));
+            let (shard, superblock, filler) = (shard.clone(), superblock.clone(), filler.clone());
+            rt::spawn(Follower { shard, superblock, filler, name, primary }.run());
+        }
+    }
+    Ok(Local { shard, superblock })
+}
+
+fn serve(local: &BTreeMap<ShardId, Local>, node: &Arc<NodeShared>, conn: Conn, hello: Hello) {
+    let shard = local[&hello.shard].shard.clone();
+    let (node, conn) = (node.clone(), Rc::new(conn));
+    rt::spawn(async move {
+        match hello.role {
+            PeerRole::Replica => to_replica::serve(shard.clone(), conn, hello).await,
+            PeerRole::Client => client::serve(shard.clone(), conn, node.clone()).await,
+        }
+        if shard.is_deposed() {
+            node.fenced.store(true, Ordering::Relaxed);
+        }
+        node.connections.fetch_sub(1, Ordering::Relaxed);
+    });
+}
+
+/// What goes by time: deadlines, heartbeats, the superblock's floor.
+async fn tick(shards: Vec<Rc<Shard>>, node: Arc<NodeShared>) {
+    const IDLE: Duration = Duration::from_millis(50);
+    let mut beat_ns = rt::now_ns();
+    while !node.is_stopping() {
+        let waiting = shards.iter().any(|s| s.has_waiters());
+        rt::sleep(if waiting { limits::DEADLINE_TICK } else { IDLE }).await;
+        for shard in &shards {
+            shard.expire();
+        }
+        let now = rt::now_ns();
+        if Duration::from_nanos(now - beat_ns) >= limits::HEARTBEAT {
+            beat_ns = now;
+            for shard in &shards {
+                shard.moved.notify();
+                shard.keep.notify();
+            }
+        }
+    }
+}
+
+/// Comes to rest: what was appended is written and, for a moment, may still be acknowledged.
+async fn stop(local: &BTreeMap<ShardId, Local>) {
+    const GRACE: Duration = Duration::from_millis(500);
+    for l in local.values() {
+        let shard = l.shard.clone();
+        let at_rest = async move {
+            loop {
+                let seen = shard.moved.seen();
+                if shard.is_stopped() || shard.is_at_rest() {
+                    return;
+                }
+                shard.moved.since(seen).await;
+            }
+        };
+        let _ = rt::timeout(GRACE, at_rest).await;
+    }
+    for l in local.values() {
+        let failed = l.shard.is_stopped();
+        let (floor, commit, history) = l.shard.floor();
+        l.shard.stop("the node was stopped");
+        if failed {
+            continue;
+        }
+        let persisted = l.superblock.persist(|s| {
+            s.floor_lsn = floor.max(s.oldest_lsn);
+            s.commit_lsn = commit;
+            s.history = history;
+        });
+        if let Err(e) = persisted.await {
+            tracing::error!(shard = l.shard.id.0, "the last superblock: {e}");
+        }
+    }
+    // Writes that are still in flight come to an end before their files close.
+    for l in local.values() {
+        while l.shard.inner.borrow().pipeline.in_flight() > 0 && !l.shard.write_failed() {
+            rt::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    // Links say goodbye.
+    rt::sleep(Duration::from_millis(5)).await;
+}

@@ -1,0 +1,277 @@
+//! A node: its folder, its cores, its shards, its listener.
+//!
+//! Comes in: a configuration. Goes out: a running [`Primary`] or [`Replica`]. [`prepare`] opens the
+//! folder with plain blocking calls; [`core`] runs shards on an executor; [`status`] makes the
+//! document that `towline status` shows.
+
+pub(crate) mod core;
+pub(crate) mod prepare;
+mod primary;
+mod replica;
+pub(crate) mod status;
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use atomic_waker::AtomicWaker;
+use towline_wire::handshake::Hello;
+use towline_wire::{Lsn, ShardId, SystemId};
+
+use self::core::{CoreSetup, ShardSetup};
+use crate::config::NodeConfig;
+use crate::oneshot;
+use crate::rt::{self, ExecutorHandle};
+use crate::shard::mesh::inbox::Inbox;
+use crate::shard::mesh::local::LocalShard;
+use crate::shard::mesh::ticket::block_on;
+use crate::shard::wal::background::Background;
+use crate::shard::wal::error::OpenError;
+use crate::shard::wal::folder::FolderLock;
+pub use primary::Primary;
+pub use replica::Replica;
+pub use status::{ShardStatus, SlotState, SlotStatus};
+
+/// What a core is told.
+pub(crate) enum Command {
+    /// A connection that is for one of its shards.
+    Connection(OwnedFd, Box<Hello>),
+    /// A task of the embedder's.
+    Run(ShardId, Box<dyn FnOnce(LocalShard) + Send>),
+    /// Let go of the log below an LSN.
+    Trim(ShardId, Lsn),
+    /// How do your shards stand?
+    Status(oneshot::Sender<Vec<ShardStatus>>),
+    /// Come to rest.
+    Stop(oneshot::Sender<()>),
+}
+
+/// A core's mailbox.
+#[derive(Default)]
+pub(crate) struct CoreMailbox {
+    queue: Mutex<VecDeque<Command>>,
+    waker: AtomicWaker,
+}
+
+impl CoreMailbox {
+    pub(crate) fn send(&self, command: Command) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(command);
+        self.waker.wake();
+    }
+
+    pub(crate) fn next(&self) -> impl Future<Output = Command> + '_ {
+        std::future::poll_fn(|cx| {
+            self.waker.register(cx.waker());
+            let next = self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            next.map_or(Poll::Pending, Poll::Ready)
+        })
+    }
+}
+
+/// A shard's commit LSN where other cores read it: on a cache line of its own (two, as the
+/// prefetcher takes them in pairs), so that no shard's progress slows another's.
+#[repr(align(128))]
+#[derive(Debug, Default)]
+pub(crate) struct Watermark(AtomicU64);
+
+impl Watermark {
+    pub(crate) fn publish(&self, lsn: Lsn) {
+        self.0.store(lsn.0, Ordering::Release);
+    }
+
+    pub(crate) fn read(&self) -> Lsn {
+        Lsn(self.0.load(Ordering::Acquire))
+    }
+}
+
+/// What all cores of a node, its handles and its connections share.
+pub(crate) struct NodeShared {
+    pub(crate) is_primary: bool,
+    pub(crate) name: String,
+    pub(crate) system: SystemId,
+    pub(crate) shard_count: u32,
+    pub(crate) segment_bytes: u64,
+    pub(crate) record_bytes_max: usize,
+    pub(crate) policy: String,
+    pub(crate) replicas: Vec<String>,
+    pub(crate) began: Instant,
+    pub(crate) cores: Vec<Arc<CoreMailbox>>,
+    pub(crate) inboxes: Vec<Arc<Inbox>>,
+    pub(crate) watermarks: Vec<Arc<Watermark>>,
+    pub(crate) connections: AtomicUsize,
+    pub(crate) fenced: AtomicBool,
+    pub(crate) stopping: AtomicBool,
+}
+
+impl NodeShared {
+    pub(crate) fn core_of(&self, shard: ShardId) -> &CoreMailbox {
+        &self.cores[shard.0 as usize % self.cores.len()]
+    }
+
+    pub(crate) fn inbox_of(&self, shard: ShardId) -> &Inbox {
+        &self.inboxes[shard.0 as usize]
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Every shard's status, in order of shards.
+    pub(crate) async fn shard_statuses(&self) -> Vec<ShardStatus> {
+        let mut all = Vec::new();
+        for core in &self.cores {
+            let (reply, status) = oneshot::channel();
+            core.send(Command::Status(reply));
+            all.extend(status.await);
+        }
+        all.sort_by_key(|s| s.shard);
+        all
+    }
+
+    /// The status document.
+    pub(crate) async fn status(&self) -> String {
+        status::to_json(self, &self.shard_statuses().await)
+    }
+}
+
+/// A node that runs: its threads, until it is stopped.
+pub(crate) struct Running {
+    pub(crate) shared: Arc<NodeShared>,
+    executors: Vec<ExecutorHandle>,
+    background: Vec<JoinHandle<()>>,
+    /// Held until everything else is gone.
+    lock: Option<FolderLock>,
+    pub(crate) listening: Option<SocketAddr>,
+}
+
+/// What a node says of itself.
+pub(crate) struct Description {
+    pub(crate) is_primary: bool,
+    pub(crate) name: String,
+    pub(crate) system: SystemId,
+    pub(crate) policy: String,
+    pub(crate) replicas: Vec<String>,
+}
+
+impl Running {
+    /// Starts the listener, the background threads and an executor for each core, and waits until
+    /// every shard takes appends.
+    pub(crate) fn start(
+        config: &NodeConfig,
+        description: Description,
+        setups: Vec<ShardSetup>,
+        listen: Option<SocketAddr>,
+        lock: FolderLock,
+    ) -> Result<Self, OpenError> {
+        let cpus = cpus(config);
+        let cores = cpus.len().min(setups.len()).max(1);
+        let io_memory = prepare::check_machine(config, cores)?;
+        let listener = match listen {
+            None => None,
+            Some(addr) => Some(TcpListener::bind(addr).map_err(OpenError::io("listening on", addr.to_string()))?),
+        };
+        let listening = listener.as_ref().and_then(|l| l.local_addr().ok());
+        let shard_count = setups.len() as u32;
+        let segment_bytes = setups.first().map_or(config.segment_bytes, |s| s.config.segment_bytes);
+        let shared = Arc::new(NodeShared {
+            is_primary: description.is_primary,
+            name: description.name,
+            system: description.system,
+            shard_count,
+            segment_bytes,
+            record_bytes_max: config.record_bytes_max,
+            policy: description.policy,
+            replicas: description.replicas,
+            began: Instant::now(),
+            cores: (0..cores).map(|_| Arc::default()).collect(),
+            inboxes: setups.iter().map(|_| Arc::default()).collect(),
+            watermarks: setups.iter().map(|_| Arc::default()).collect(),
+            connections: AtomicUsize::new(0),
+            fenced: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+        });
+        let thread = |name| Background::start(name).map_err(OpenError::io("starting a thread for", &config.data));
+        let (keeper, keeper_thread) = thread("towline-keep")?;
+        let (filler, filler_thread) = thread("towline-fill")?;
+        let mut running = Self {
+            shared,
+            executors: Vec::new(),
+            background: vec![keeper_thread, filler_thread],
+            lock: Some(lock),
+            listening,
+        };
+        let mut by_core: Vec<Vec<ShardSetup>> = (0..cores).map(|_| Vec::new()).collect();
+        for setup in setups {
+            by_core[setup.id.0 as usize % cores].push(setup);
+        }
+        let mut starting = Vec::new();
+        let mut listener = listener;
+        for (number, shards) in by_core.into_iter().enumerate() {
+            let (ready, started) = oneshot::channel();
+            let setup = CoreSetup {
+                number,
+                shards,
+                node: running.shared.clone(),
+                listener: listener.take(),
+                keeper: keeper.clone(),
+                filler: filler.clone(),
+            };
+            let executor = rt::start_executor(&format!("towline-{number}"), cpus[number], io_memory, move || {
+                core::run(setup, ready)
+            });
+            running.executors.push(executor.map_err(|source| OpenError::IoUring { source })?);
+            starting.push(started);
+        }
+        drop((keeper, filler));
+        for started in starting {
+            block_on(started)?;
+        }
+        Ok(running)
+    }
+
+    /// Stops: what was appended is written, waiters that are not committed are told so, the
+    /// folder is left clean. Blocks until all threads have ended.
+    pub(crate) fn stop(&mut self) {
+        if self.shared.stopping.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let mut waits = Vec::new();
+        for core in &self.shared.cores {
+            let (done, wait) = oneshot::channel();
+            core.send(Command::Stop(done));
+            waits.push(wait);
+        }
+        for executor in self.executors.drain(..) {
+            if let Err(e) = executor.join() {
+                tracing::error!("a core ended badly: {e}");
+            }
+        }
+        drop(waits);
+        for thread in self.background.drain(..) {
+            let _ = thread.join();
+        }
+        self.lock = None;
+    }
+}
+
+/// The cores to run on: those configured, else every one of the machine; `None` where they cannot
+/// be told.
+fn cpus(config: &NodeConfig) -> Vec<Option<usize>> {
+    if !config.cpus.is_empty() {
+        return config.cpus.iter().copied().map(Some).collect();
+    }
+    let all = core_affinity::get_core_ids().unwrap_or_default();
+    if all.is_empty() { vec![None] } else { all.into_iter().map(|c| Some(c.id)).collect() }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,153 @@
+//! Opening and using a primary.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+
+use towline_wire::handshake::NodeName;
+use towline_wire::{Lsn, ShardId, SystemId};
+
+use super::core::ShardSetup;
+use super::status::ShardStatus;
+use super::{Command, Running, prepare};
+use crate::config::PrimaryConfig;
+use crate::protocol::gate::CommitGate;
+use crate::protocol::primary::Primary as PrimaryState;
+use crate::shard::mesh::handle::Handle;
+use crate::shard::mesh::local::LocalShard;
+use crate::shard::mesh::ticket::block_on;
+use crate::shard::wal::error::OpenError;
+use crate::shard::wal::folder;
+use crate::shard::wal::open::OpenedSlice;
+use crate::shard::{Role, ShardConfig};
+use towline_wire::Term;
+
+/// A running primary. Dropping it stops it.
+pub struct Primary {
+    running: Running,
+}
+
+impl std::fmt::Debug for Primary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Primary({} shards)", self.running.shared.shard_count)
+    }
+}
+
+impl Primary {
+    /// Opens the folder, recovers every shard, bumps the term durably, and starts to serve.
+    ///
+    /// # Errors
+    /// [`OpenError`] says what is wrong and what to do; nothing was served then.
+    pub fn open(config: PrimaryConfig) -> Result<Self, OpenError> {
+        let (names, need) = config.check()?;
+        let lock = folder::lock(&config.node.data)?;
+        let data = config.node.data.clone();
+        let (system, segment_bytes) = match prepare::identity(&data)? {
+            None => (prepare::new_system(&data)?, config.node.segment_bytes),
+            Some(s) if s.shard_count != config.shards => {
+                let (on_disk, configured) = (s.shard_count, config.shards);
+                return Err(OpenError::ShardCount { path: data, on_disk, configured });
+            }
+            Some(s) if s.name != NodeName::NONE && !config.promote => {
+                return Err(OpenError::IsReplica { path: data, name: s.name.to_string() });
+            }
+            Some(s) => (s.system, s.segment_bytes),
+        };
+        let mut slices = prepare::open_shards(&config.node, (system, config.shards, segment_bytes), NodeName::NONE)?;
+        for slice in &mut slices {
+            begin_reign(slice)?;
+        }
+        let setups = slices.into_iter().map(|slice| {
+            let mut shard = ShardConfig::new(&config.node, config.shards, segment_bytes);
+            (shard.policy, shard.need) = (config.commit, need);
+            (shard.deadline, shard.too_few) = (config.deadline, config.too_few);
+            let id = slice.superblock.shard;
+            let gate = CommitGate::new(need, names.len(), slice.end.lsn, slice.commit);
+            let identity = (system, id, config.shards);
+            let role = PrimaryState::new(identity, slice.superblock.term, slice.history.clone(), gate, &names);
+            ShardSetup { id, config: shard, role: Role::Primary(role), slice, follow: None }
+        });
+        let description = super::Description {
+            is_primary: true,
+            name: String::new(),
+            system,
+            policy: config.commit.to_string(),
+            replicas: config.replicas.clone(),
+        };
+        let running = Running::start(&config.node, description, setups.collect(), config.listen, lock)?;
+        Ok(Self { running })
+    }
+
+    /// A handle for appends from any thread. Clone it for each thread.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle::new(self.running.shared.clone())
+    }
+
+    /// Runs a task of the embedder's on the core that owns `shard`: it appends there without a hop.
+    ///
+    /// # Panics
+    /// If there is no such shard.
+    pub fn spawn_on<F, T>(&self, shard: ShardId, task: F)
+    where
+        F: FnOnce(LocalShard) -> T + Send + 'static,
+        T: Future<Output = ()> + 'static,
+    {
+        let start = move |local: LocalShard| {
+            let task: Pin<Box<dyn Future<Output = ()>>> = Box::pin(task(local.clone()));
+            local.spawn(task);
+        };
+        assert!(shard.0 < self.running.shared.shard_count, "there is no shard {shard}");
+        self.running.shared.core_of(shard).send(Command::Run(shard, Box::new(start)));
+    }
+
+    /// Lets go of a shard's log below `to`; see [`LocalShard::trim`].
+    pub fn trim(&self, shard: ShardId, to: Lsn) {
+        self.running.shared.core_of(shard).send(Command::Trim(shard, to));
+    }
+
+    /// Where it listens, with the port that was chosen if 0 was asked for.
+    #[must_use]
+    pub fn listening(&self) -> Option<SocketAddr> {
+        self.running.listening
+    }
+
+    /// The cluster's log.
+    #[must_use]
+    pub fn system(&self) -> SystemId {
+        self.running.shared.system
+    }
+
+    /// What is committed on a shard, as its core published last: no message is sent.
+    #[must_use]
+    pub fn committed(&self, shard: ShardId) -> Lsn {
+        self.running.shared.watermarks[shard.0 as usize].read()
+    }
+
+    /// Every shard's positions, slots, counters and histograms.
+    #[must_use]
+    pub fn status(&self) -> Vec<ShardStatus> {
+        block_on(self.running.shared.shard_statuses())
+    }
+
+    /// The status as the JSON document that `towline status --json` shows.
+    #[must_use]
+    pub fn status_json(&self) -> String {
+        block_on(self.running.shared.status())
+    }
+
+    /// Stops: what was appended is written, waiters that are not committed are told, the folder is
+    /// left clean. Blocks until all threads have ended.
+    pub fn stop(mut self) {
+        self.running.stop();
+    }
+}
+
+/// A new reign: the term goes up by one, durably, before anything is served.
+fn begin_reign(slice: &mut OpenedSlice) -> Result<(), OpenError> {
+    let term = Term(slice.superblock.term.0 + 1);
+    slice.superblock.term = term;
+    slice.superblock.own_term = term;
+    slice.superblock.name = NodeName::NONE;
+    slice.superblock_file.write(&mut slice.superblock)
+}

@@ -1,0 +1,156 @@
+//! Opening and using a replica.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use towline_wire::handshake::NodeName;
+use towline_wire::{Lsn, ShardId, SystemId};
+
+use super::core::{MakeHandler, ShardSetup};
+use super::status::ShardStatus;
+use super::{Running, prepare};
+use crate::apply::{Apply, LogApply};
+use crate::client::{AppendOptions, Appender, ConnectOptions};
+use crate::config::ReplicaConfig;
+use crate::limits;
+use crate::protocol::replica::Replica as ReplicaState;
+use crate::shard::mesh::ticket::block_on;
+use crate::shard::wal::error::OpenError;
+use crate::shard::wal::folder;
+use crate::shard::wal::superblock_file::SuperblockFile;
+use crate::shard::{Role, ShardConfig};
+
+/// A running replica. Dropping it stops it.
+pub struct Replica {
+    running: Running,
+}
+
+impl std::fmt::Debug for Replica {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Replica({})", self.running.shared.name)
+    }
+}
+
+impl Replica {
+    /// Opens a replica that only keeps the log.
+    ///
+    /// # Errors
+    /// As [`Replica::open_with`].
+    pub fn open(config: ReplicaConfig) -> Result<Self, OpenError> {
+        Self::open_with(config, |_| LogApply)
+    }
+
+    /// Opens a replica whose shards give their records to handlers; `handler` makes one for each
+    /// shard, on the shard's core.
+    ///
+    /// A new folder takes its system, shards and segment size from the primary, so the first start
+    /// waits until the primary answers. Later starts do not need it.
+    ///
+    /// # Errors
+    /// [`OpenError`] says what is wrong and what to do.
+    pub fn open_with<H, F>(config: ReplicaConfig, handler: F) -> Result<Self, OpenError>
+    where
+        H: Apply + 'static,
+        F: Fn(ShardId) -> H + Send + Sync + 'static,
+    {
+        let name = config.check()?;
+        let lock = folder::lock(&config.node.data)?;
+        let data = config.node.data.clone();
+        let (system, shards, segment_bytes) = match prepare::identity(&data)? {
+            None => ask_primary(&config.primary),
+            Some(s) if s.name != name && s.name != NodeName::NONE => {
+                let (on_disk, configured) = (s.name.to_string(), config.name);
+                return Err(OpenError::ReplicaName { path: data, on_disk, configured });
+            }
+            Some(s) => (s.system, s.shard_count, s.segment_bytes),
+        };
+        let mut slices = prepare::open_shards(&config.node, (system, shards, segment_bytes), name)?;
+        for slice in &mut slices {
+            // A former primary's folder becomes a replica's.
+            if slice.superblock.name != name {
+                slice.superblock.name = name;
+                let file: &mut SuperblockFile = &mut slice.superblock_file;
+                file.write(&mut slice.superblock)?;
+            }
+        }
+        let make: MakeHandler = Arc::new(move |shard| Box::new(handler(shard)));
+        let setups = slices.into_iter().map(|slice| {
+            let id = slice.superblock.shard;
+            let identity = (system, id, shards, segment_bytes);
+            let (term, history) = (slice.superblock.term, slice.history.clone());
+            let role = ReplicaState::new(identity, term, history, slice.end, slice.commit);
+            let config_of_shard = ShardConfig::new(&config.node, shards, segment_bytes);
+            let follow = Some((name, config.primary, make.clone()));
+            ShardSetup { id, config: config_of_shard, role: Role::Replica(role), slice, follow }
+        });
+        let description = super::Description {
+            is_primary: false,
+            name: config.name.clone(),
+            system,
+            policy: String::new(),
+            replicas: Vec::new(),
+        };
+        let running = Running::start(&config.node, description, setups.collect(), config.listen, lock)?;
+        Ok(Self { running })
+    }
+
+    /// Where it listens, with the port that was chosen if 0 was asked for.
+    #[must_use]
+    pub fn listening(&self) -> Option<SocketAddr> {
+        self.running.listening
+    }
+
+    /// The cluster's log.
+    #[must_use]
+    pub fn system(&self) -> SystemId {
+        self.running.shared.system
+    }
+
+    /// What is committed and on this replica's device, as the shard's core published last.
+    #[must_use]
+    pub fn committed(&self, shard: ShardId) -> Lsn {
+        self.running.shared.watermarks[shard.0 as usize].read()
+    }
+
+    /// Every shard's positions, counters and histograms.
+    #[must_use]
+    pub fn status(&self) -> Vec<ShardStatus> {
+        block_on(self.running.shared.shard_statuses())
+    }
+
+    /// The status as the JSON document that `towline status --json` shows.
+    #[must_use]
+    pub fn status_json(&self) -> String {
+        block_on(self.running.shared.status())
+    }
+
+    /// Stops: what was received is written, the folder is left clean. Blocks until all threads have
+    /// ended.
+    pub fn stop(mut self) {
+        self.running.stop();
+    }
+}
+
+/// Asks a primary for its system, shards and segment size, until it answers.
+fn ask_primary(primary: &SocketAddr) -> (SystemId, u32, u64) {
+    let mut pause = limits::RECONNECT_MIN;
+    let mut said = String::new();
+    loop {
+        match Appender::open(&primary.to_string(), 0, AppendOptions::default(), &ConnectOptions::default()) {
+            Ok(appender) => {
+                let w = appender.welcome();
+                return (w.system, w.shard_count, w.segment_bytes);
+            }
+            Err(e) => {
+                let text = e.to_string();
+                if text != said {
+                    tracing::warn!(%primary, "waiting for the primary: {text}");
+                    said = text;
+                }
+            }
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(500));
+    }
+}

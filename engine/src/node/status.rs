@@ -1,0 +1,241 @@
+//! How a node stands: for the embedder as values, for `towline status` as one JSON document.
+
+use std::fmt::Write;
+
+use towline_wire::{Lsn, Seq, ShardId, Term};
+
+use super::NodeShared;
+use crate::shard::{Role, Shard};
+use crate::telemetry::{Percentiles, Stage, Telemetry};
+
+/// How a replica's slot is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotState {
+    /// From memory.
+    Live,
+    /// From disk: it is behind.
+    CatchUp,
+    /// Not at all: no link.
+    Down,
+}
+
+impl SlotState {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::CatchUp => "catch-up",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// One replica, as the primary knows it, for one shard.
+#[derive(Clone, Debug)]
+pub struct SlotStatus {
+    /// Its configured name.
+    pub name: String,
+    /// How it is served.
+    pub state: SlotState,
+    /// Handed to the network.
+    pub sent_lsn: Lsn,
+    /// In its memory.
+    pub received_lsn: Lsn,
+    /// On its device.
+    pub flushed_lsn: Lsn,
+    /// Through its handler.
+    pub applied_lsn: Lsn,
+    /// From what it has on its device to this log's end, in bytes.
+    pub lag_bytes: u64,
+    /// From what it has applied to this log's end, in records.
+    pub lag_records: u64,
+    /// How long ago, in milliseconds, the oldest batch was closed that it has not flushed; 0 if
+    /// there is none, or none that is still in memory.
+    pub lag_ms: f64,
+    /// Links so far.
+    pub connects: u64,
+}
+
+/// One shard of this node.
+#[derive(Clone, Debug)]
+pub struct ShardStatus {
+    /// The shard.
+    pub shard: ShardId,
+    /// Why it has stopped, if it has.
+    pub stopped: Option<String>,
+    /// The reign it is in or follows.
+    pub term: Term,
+    /// Where the log that is kept begins.
+    pub oldest_lsn: Lsn,
+    /// The end of the last closed batch.
+    pub appended_lsn: Lsn,
+    /// Handed to the device.
+    pub written_lsn: Lsn,
+    /// On the device.
+    pub durable_lsn: Lsn,
+    /// Committed.
+    pub commit_lsn: Lsn,
+    /// Through the handler, on a replica; what is committed, on a primary.
+    pub applied_lsn: Lsn,
+    /// The number of the next record.
+    pub tail_seq: Seq,
+    /// The chain up to the end of the last closed batch: two nodes with the same chain at the same
+    /// LSN hold the same bytes.
+    pub chain: towline_wire::Chain,
+    /// Bytes of recent batches in memory.
+    pub memory_bytes: u64,
+    /// The replicas, on a primary.
+    pub slots: Vec<SlotStatus>,
+    /// Histograms and counters.
+    pub telemetry: Telemetry,
+}
+
+/// How a shard stands, from its core.
+pub(crate) fn of(shard: &Shard) -> ShardStatus {
+    let inner = shard.inner.borrow();
+    let (tail, durable) = (inner.pipeline.appended(), inner.pipeline.durable());
+    let mut slots = Vec::new();
+    let (term, applied_lsn) = match &inner.role {
+        Role::Replica(r) => (r.term, r.applied()),
+        Role::Primary(p) => {
+            for (n, slot) in p.slots().iter().enumerate() {
+                let at = p.gate.slot(n);
+                let behind = inner.ring.at(at.flushed).map(|b| b.header().timestamp_us());
+                let state = match slot.link {
+                    None => SlotState::Down,
+                    Some(_) if slot.sent >= durable || inner.ring.at(slot.sent).is_some() => SlotState::Live,
+                    Some(_) => SlotState::CatchUp,
+                };
+                slots.push(SlotStatus {
+                    name: slot.name.to_string(),
+                    state,
+                    sent_lsn: slot.sent,
+                    received_lsn: at.received,
+                    flushed_lsn: at.flushed,
+                    applied_lsn: at.applied,
+                    lag_bytes: tail.since(at.flushed),
+                    lag_records: inner.next_seq.0.saturating_sub(slot.applied_seq.0),
+                    lag_ms: behind.map_or(0.0, |us| crate::sys::wall_us().saturating_sub(us) as f64 / 1000.0),
+                    connects: slot.connects,
+                });
+            }
+            (p.term, p.gate.commit())
+        }
+    };
+    ShardStatus {
+        shard: shard.id,
+        stopped: inner.stopped.clone(),
+        term,
+        oldest_lsn: inner.oldest,
+        appended_lsn: tail,
+        written_lsn: inner.pipeline.written(),
+        durable_lsn: durable,
+        commit_lsn: inner.committed(),
+        applied_lsn,
+        tail_seq: inner.next_seq,
+        chain: inner.chain,
+        memory_bytes: inner.ring.bytes(),
+        slots,
+        telemetry: shard.telemetry.borrow().clone(),
+    }
+}
+
+/// The status document. Every name and text in it is written here or was checked to be plain,
+/// except a shard's reason to have stopped, which is escaped.
+pub(crate) fn to_json(node: &NodeShared, shards: &[ShardStatus]) -> String {
+    let mut out = String::new();
+    let replicas: Vec<String> = node.replicas.iter().map(|r| format!("\"{r}\"")).collect();
+    let role = if node.is_primary { "primary" } else { "replica" };
+    let _ = write!(
+        out,
+        "{{\"node\":{{\"role\":\"{role}\",\"name\":\"{}\",\"system\":\"{}\",\"version\":\"{}\",\"uptime_s\":{:.1},\
+         \"policy\":\"{}\",\"replicas\":[{}],\"segment_bytes\":{}}},\"shards\":[",
+        node.name,
+        node.system,
+        env!("CARGO_PKG_VERSION"),
+        node.began.elapsed().as_secs_f64(),
+        node.policy,
+        replicas.join(","),
+        node.segment_bytes,
+    );
+    for (n, s) in shards.iter().enumerate() {
+        if n > 0 {
+            out.push(',');
+        }
+        shard_json(&mut out, s);
+    }
+    out.push_str("]}");
+    out
+}
+
+fn shard_json(out: &mut String, s: &ShardStatus) {
+    let state = s.stopped.as_ref().map_or_else(|| "running".into(), |why| format!("stopped: {}", escape(why)));
+    let _ = write!(
+        out,
+        "{{\"shard\":{},\"state\":\"{state}\",\"term\":{},\"oldest_lsn\":{},\"appended_lsn\":{},\"written_lsn\":{},\
+         \"durable_lsn\":{},\"commit_lsn\":{},\"applied_lsn\":{},\"tail_seq\":{},\"chain\":\"{}\",\"memory_bytes\":{},\
+         \"slots\":[",
+        s.shard,
+        s.term,
+        s.oldest_lsn,
+        s.appended_lsn,
+        s.written_lsn,
+        s.durable_lsn,
+        s.commit_lsn,
+        s.applied_lsn,
+        s.tail_seq,
+        s.chain,
+        s.memory_bytes,
+    );
+    for (n, slot) in s.slots.iter().enumerate() {
+        let comma = if n > 0 { "," } else { "" };
+        let _ = write!(
+            out,
+            "{comma}{{\"name\":\"{}\",\"state\":\"{}\",\"sent_lsn\":{},\"received_lsn\":{},\"flushed_lsn\":{},\
+             \"applied_lsn\":{},\"lag_bytes\":{},\"lag_records\":{},\"lag_ms\":{:.3},\"connects\":{}}}",
+            slot.name,
+            slot.state.name(),
+            slot.sent_lsn,
+            slot.received_lsn,
+            slot.flushed_lsn,
+            slot.applied_lsn,
+            slot.lag_bytes,
+            slot.lag_records,
+            slot.lag_ms,
+            slot.connects,
+        );
+    }
+    out.push_str("],\"counters\":{");
+    for (n, (name, value)) in s.telemetry.counters.all().into_iter().enumerate() {
+        let comma = if n > 0 { "," } else { "" };
+        let _ = write!(out, "{comma}\"{name}\":{value}");
+    }
+    out.push_str("},\"stages\":{");
+    for (n, stage) in Stage::ALL.iter().enumerate() {
+        let comma = if n > 0 { "," } else { "" };
+        let p = Percentiles::of(s.telemetry.stage(*stage));
+        let _ = write!(
+            out,
+            "{comma}\"{}\":{{\"count\":{},\"p50_us\":{:.1},\"p90_us\":{:.1},\"p99_us\":{:.1},\"p999_us\":{:.1},\"max_us\":{:.1}}}",
+            stage.name(),
+            p.count,
+            p.p50_us,
+            p.p90_us,
+            p.p99_us,
+            p.p999_us,
+            p.max_us,
+        );
+    }
+    out.push_str("}}");
+}
+
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_control() => out.push(' '),
+            c => out.push(c),
+        }
+    }
+    out
+}

@@ -1,0 +1,23 @@
+//! The pure core: every decision of the protocol, with events in, effects out, and time as an
+//! argument. No file, no socket, no clock, no thread, no runtime: production and simulation run the
+//! same code.
+//!
+//! | module | decides |
+//! |---|---|
+//! | [`policy`] | what a commit waits for |
+//! | [`gate`] | which waiters a position completes, and the commit LSN |
+//! | [`builder`] | how records become a batch |
+//! | [`pipeline`] | when a batch may be closed, and how far the device has come |
+//! | [`history`] | where terms began, and where two histories part |
+//! | [`primary`] | slots, acks, handshakes, fencing |
+//! | [`replica`] | which batch may follow, what may be cut, what an ack may say |
+//! | [`recovery`] | how far a log is whole after a crash, and whether what follows is a tear or damage |
+
+pub mod builder;
+pub mod gate;
+pub mod history;
+pub mod pipeline;
+pub mod policy;
+pub mod primary;
+pub mod recovery;
+pub mod replica;

@@ -1,0 +1,165 @@
+//! A log in memory, broken in every way that matters.
+
+use super::*;
+use crate::protocol::builder::BatchBuilder;
+use towline_wire::BatchFields;
+
+struct Memory(Vec<u8>);
+
+impl LogSource for Memory {
+    fn bytes(&mut self, lsn: Lsn, len: usize) -> io::Result<&[u8]> {
+        let from = (lsn.0 as usize).min(self.0.len());
+        let to = (from + len).min(self.0.len());
+        Ok(&self.0[from..to])
+    }
+}
+
+const SYSTEM: SystemId = SystemId([9; 16]);
+
+fn facts() -> Facts {
+    Facts {
+        system: SYSTEM,
+        shard: ShardId(0),
+        term: Term(3),
+        own_term: Term(3),
+        oldest: Lsn(0),
+        floor: Lsn(0),
+        commit: Lsn(0),
+        in_flight_bytes_max: 4 * BLOCK as u64,
+    }
+}
+
+/// One batch per entry: its payload bytes, and how far the writer says the device had come.
+fn log(batches: &[(usize, u64)]) -> (Memory, Vec<Recovered>) {
+    let mut bytes = Vec::new();
+    let mut ends = vec![Recovered::default()];
+    let mut end = LogEnd::default();
+    for (payload, durable) in batches {
+        let mut b = BatchBuilder::new(vec![0; super::super::builder::buffer_for(*payload)]);
+        b.push(&vec![0xab; *payload]);
+        let sealed = b.close(BatchFields {
+            system: SYSTEM,
+            shard: ShardId(0),
+            term: Term(3),
+            lsn: end.lsn,
+            first_seq: end.next_seq,
+            record_count: 0,
+            timestamp_us: 0,
+            prev_chain: end.chain,
+            durable_lsn: Lsn(*durable),
+            commit_lsn: Lsn(0),
+        });
+        bytes.extend_from_slice(&sealed.buf);
+        end = LogEnd {
+            lsn: Lsn(bytes.len() as u64),
+            chain: sealed.chain,
+            next_seq: Seq(end.next_seq.0 + 1),
+            last_term: Term(3),
+        };
+        ends.push(Recovered { end, ..Recovered::default() });
+    }
+    bytes.resize(bytes.len() + 16 * BLOCK, 0);
+    (Memory(bytes), ends)
+}
+
+fn run(memory: &mut Memory, facts: &Facts) -> Result<Recovered, RecoveryError> {
+    recover(memory, facts, |_| {})
+}
+
+#[test]
+fn an_empty_log_and_a_whole_log_open_to_their_ends() {
+    let (mut m, _) = log(&[]);
+    assert_eq!(run(&mut m, &facts()).unwrap(), Recovered::default());
+    let (mut m, ends) = log(&[(10, 0), (5000, 0), (10, 4096)]);
+    let r = run(&mut m, &facts()).unwrap();
+    assert_eq!((r.end, r.batches, r.records, &r.tear), (ends[3].end, 3, 3, &None));
+    assert_eq!(r.terms, [(Term(3), Lsn(0))]);
+    assert_eq!(r.last_batch, Lsn(3 * 4096));
+}
+
+#[test]
+fn a_log_opens_from_its_floor_without_reading_what_is_before_it() {
+    let (mut m, ends) = log(&[(10, 0), (10, 0), (10, 0)]);
+    m.0[..BLOCK].fill(0x55);
+    let r = run(&mut m, &Facts { floor: Lsn(4096), ..facts() }).unwrap();
+    assert_eq!((r.end, r.batches), (ends[3].end, 2));
+}
+
+#[test]
+fn a_torn_tail_is_cut_at_every_sector_and_with_every_fill() {
+    let (whole, ends) = log(&[(10, 0), (9000, 0)]);
+    let torn_from = ends[1].end.lsn.0 as usize;
+    let torn_to = ends[2].end.lsn.0 as usize;
+    for fill in [0, 0xff, 0x5a] {
+        for sector in (torn_from..torn_to).step_by(512) {
+            let mut m = Memory(whole.0.clone());
+            m.0[sector..torn_to].fill(fill);
+            let r = run(&mut m, &facts()).unwrap();
+            // A tear inside the last padding with zeros is the batch itself.
+            let want = if m.0[..torn_to] == whole.0[..torn_to] { ends[2].end } else { ends[1].end };
+            assert_eq!(r.end, want, "fill {fill:#x} from {sector}");
+        }
+    }
+}
+
+#[test]
+fn a_hole_with_a_later_batch_in_flight_is_a_tear_and_its_remnants_are_named() {
+    let (mut m, ends) = log(&[(10, 0), (10, 4096), (10, 4096)]);
+    m.0[4096..8192].fill(0);
+    let r = run(&mut m, &facts()).unwrap();
+    assert_eq!(r.end, ends[1].end);
+    let tear = r.tear.unwrap();
+    assert_eq!((tear.at, tear.until), (Lsn(4096), Lsn(12288)));
+    // Zeroed as it asks, the log opens to the same end: recovery is idempotent.
+    m.0[4096..12288].fill(0);
+    let again = run(&mut m, &facts()).unwrap();
+    assert_eq!((again.end, again.tear), (ends[1].end, None));
+}
+
+#[test]
+fn a_bad_batch_that_was_durable_is_damage_and_never_skipped() {
+    let (whole, _) = log(&[(10, 0), (10, 4096), (10, 8192), (10, 8192)]);
+    let damaged = |at: usize| {
+        let mut m = Memory(whole.0.clone());
+        m.0[at] ^= 1;
+        m
+    };
+    // The batch at 8192 says that 4096..8192 was durable.
+    let e = run(&mut damaged(4096 + 140), &facts()).unwrap_err();
+    assert!(matches!(e, RecoveryError::Damage { at: Lsn(4096), .. }), "{e}");
+    assert!(e.to_string().contains("body CRC") && e.to_string().contains("LSN 4096"), "{e}");
+    // On a replica the primary's word on its own device proves nothing.
+    let replica = Facts { own_term: Term(0), ..facts() };
+    assert!(run(&mut damaged(4096 + 140), &replica).is_ok());
+    // But the floor does, and so does what is known to be committed.
+    assert!(run(&mut damaged(4096 + 140), &Facts { floor: Lsn(4096), ..replica }).is_err());
+    assert!(run(&mut damaged(4096 + 140), &Facts { commit: Lsn(8192), ..replica }).is_err());
+    assert!(run(&mut damaged(12288 + 140), &Facts { commit: Lsn(8192), ..replica }).is_ok());
+}
+
+#[test]
+fn a_live_batch_beyond_what_can_be_in_flight_is_damage() {
+    let (mut m, _) = log(&[(10, 0); 8]);
+    m.0[4096] ^= 1;
+    let narrow = Facts { own_term: Term(0), in_flight_bytes_max: 3 * 4096, ..facts() };
+    assert!(matches!(run(&mut m, &narrow), Err(RecoveryError::Damage { at: Lsn(4096), .. })));
+}
+
+#[test]
+fn recycled_and_foreign_bytes_are_never_live() {
+    let (m, ends) = log(&[(10, 0), (10, 0), (10, 0)]);
+    // The first two batches again where the log ends: right in themselves, at the wrong LSN.
+    let mut recycled = Memory(m.0.clone());
+    recycled.0.copy_within(..8192, 12288);
+    let r = run(&mut recycled, &facts()).unwrap();
+    assert_eq!((r.end, r.tear), (ends[3].end, None));
+    // Another system's, another shard's, a term that was never promised.
+    let mut m = m;
+    for other in [
+        Facts { system: SystemId([8; 16]), ..facts() },
+        Facts { shard: ShardId(1), ..facts() },
+        Facts { term: Term(2), ..facts() },
+    ] {
+        assert_eq!(run(&mut m, &other).unwrap().end.lsn, Lsn(0));
+    }
+}

@@ -1,0 +1,361 @@
+//! A replica's side for one shard: which welcome may be followed, which batch may come next, what
+//! may be cut, and what an ack may say.
+
+use thiserror::Error;
+use towline_wire::batch::BatchHeader;
+use towline_wire::handshake::{FEATURES, Hello, NodeName, Refusal, Role, Verdict, Welcome};
+use towline_wire::message::{Ack, Heartbeat};
+use towline_wire::{Chain, Lsn, PROTOCOL_VERSION, Seq, ShardId, SystemId, Term};
+
+use super::history::History;
+
+/// What to do after a welcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// Make `term` durable if it is new, then take batches from this log's own end.
+    Follow {
+        /// The primary's term.
+        term: Term,
+    },
+    /// Save the log from `to` on to a side file, cut it there, and say hello again.
+    Cut {
+        /// The new end: a batch boundary at or below it.
+        to: Lsn,
+    },
+    /// The log here is too old to be continued.
+    NeedSnapshot {
+        /// The oldest position that the primary keeps.
+        oldest: Lsn,
+    },
+    /// The primary refused.
+    Refused(Refusal),
+}
+
+/// Why a replica does not follow a primary, or closes its link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Violation {
+    /// The primary speaks another protocol version.
+    #[error("the primary speaks protocol {0}, this build speaks {PROTOCOL_VERSION}")]
+    Protocol(u16),
+    /// The primary belongs to another system.
+    #[error("the primary belongs to system {theirs}, this node to {ours}: it is another cluster's")]
+    ForeignSystem {
+        /// The primary's.
+        theirs: SystemId,
+        /// This node's.
+        ours: SystemId,
+    },
+    /// The primary has another number of shards.
+    #[error("the primary has {theirs} shards, this node {ours}")]
+    ShardCount {
+        /// The primary's.
+        theirs: u32,
+        /// This node's.
+        ours: u32,
+    },
+    /// The primary has another segment size.
+    #[error("the primary's segments are {theirs} bytes, this node's {ours}")]
+    SegmentBytes {
+        /// The primary's.
+        theirs: u64,
+        /// This node's.
+        ours: u64,
+    },
+    /// The primary was deposed.
+    #[error("the primary is in term {theirs}, this node follows term {ours}: it has been deposed")]
+    StalePrimary {
+        /// The primary's.
+        theirs: Term,
+        /// This node's.
+        ours: Term,
+    },
+    /// It would cut what is known to be committed.
+    #[error("the primary asks to cut back to {to}, but {commit} is known to be committed here")]
+    CutBelowCommit {
+        /// Where to.
+        to: Lsn,
+        /// What is committed.
+        commit: Lsn,
+    },
+    /// A stream that does not begin at this log's end.
+    #[error("the primary streams from {from}, this log ends at {end}")]
+    WrongStart {
+        /// Where the stream begins.
+        from: Lsn,
+        /// Where this log ends.
+        end: Lsn,
+    },
+    /// A batch that does not follow.
+    #[error("batch at {lsn}: {field} does not follow this log, which ends at {end}")]
+    DoesNotFollow {
+        /// Where the batch says it starts.
+        lsn: Lsn,
+        /// Where this log ends.
+        end: Lsn,
+        /// What does not fit.
+        field: &'static str,
+    },
+    /// Not what a replica is answered.
+    #[error("the answer is not one for a replica")]
+    NotForReplica,
+}
+
+/// One shard's replica.
+#[derive(Debug)]
+pub struct Replica {
+    /// The cluster's log; none until the first welcome.
+    pub system: SystemId,
+    /// The shard.
+    pub shard: ShardId,
+    /// Shards of the system; 0 until the first welcome.
+    pub shard_count: u32,
+    /// The size of a segment; 0 until the first welcome.
+    pub segment_bytes: u64,
+    /// The highest term promised.
+    pub term: Term,
+    /// Where terms began in this log.
+    pub history: History,
+    last_term: Term,
+    received: Lsn,
+    chain: Chain,
+    next_seq: Seq,
+    flushed: Lsn,
+    applied: Lsn,
+    applied_seq: Seq,
+    /// What the primary says is committed; may lie ahead of what is received.
+    commit: Lsn,
+    /// The primary's end and records, as heard last.
+    primary_tail: Lsn,
+}
+
+/// The end of a recovered log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct LogEnd {
+    /// Where it ends.
+    pub lsn: Lsn,
+    /// The chain up to there.
+    pub chain: Chain,
+    /// The number of the next record.
+    pub next_seq: Seq,
+    /// The term of the last batch; zero for an empty log.
+    pub last_term: Term,
+}
+
+impl Replica {
+    /// A replica over a recovered log, of which `commit` is known to be committed.
+    #[must_use]
+    pub fn new(
+        (system, shard, shard_count, segment_bytes): (SystemId, ShardId, u32, u64),
+        term: Term,
+        history: History,
+        end: LogEnd,
+        commit: Lsn,
+    ) -> Self {
+        Self {
+            system,
+            shard,
+            shard_count,
+            segment_bytes,
+            term,
+            history,
+            last_term: end.last_term,
+            received: end.lsn,
+            chain: end.chain,
+            next_seq: end.next_seq,
+            flushed: end.lsn,
+            applied: Lsn::ZERO,
+            applied_seq: Seq(0),
+            commit,
+            primary_tail: end.lsn,
+        }
+    }
+
+    /// The hello for the next connection.
+    #[must_use]
+    pub fn hello(&self, name: NodeName) -> Hello {
+        Hello {
+            protocol: PROTOCOL_VERSION,
+            role: Role::Replica,
+            shard: self.shard,
+            features: FEATURES,
+            system: self.system,
+            term: self.term,
+            last_term: self.last_term,
+            end_lsn: self.flushed,
+            chain: self.chain,
+            commit_lsn: self.committed(),
+            name,
+        }
+    }
+
+    /// Decides about a welcome.
+    ///
+    /// # Errors
+    /// Why this primary cannot be followed.
+    pub fn on_welcome(&self, w: &Welcome) -> Result<Plan, Violation> {
+        if w.protocol != PROTOCOL_VERSION {
+            return Err(Violation::Protocol(w.protocol));
+        }
+        if let Verdict::Refused(cause) = w.verdict {
+            return Ok(Plan::Refused(cause));
+        }
+        if !self.system.is_none() {
+            if w.system != self.system {
+                return Err(Violation::ForeignSystem { theirs: w.system, ours: self.system });
+            }
+            if w.shard_count != self.shard_count {
+                return Err(Violation::ShardCount { theirs: w.shard_count, ours: self.shard_count });
+            }
+            if w.segment_bytes != self.segment_bytes {
+                return Err(Violation::SegmentBytes { theirs: w.segment_bytes, ours: self.segment_bytes });
+            }
+        }
+        if w.term < self.term {
+            return Err(Violation::StalePrimary { theirs: w.term, ours: self.term });
+        }
+        match w.verdict {
+            Verdict::Stream { from } if from == self.flushed => Ok(Plan::Follow { term: w.term }),
+            Verdict::Stream { from } => Err(Violation::WrongStart { from, end: self.flushed }),
+            Verdict::Cut { to } => {
+                // A cut to this log's own end says that its last term never was (see
+                // `Primary::answer_with_chain`).
+                let last_term_began = self.history.entries().last().map_or(Lsn::ZERO, |e| e.1);
+                let to = if to >= self.flushed { last_term_began } else { to };
+                let commit = self.committed();
+                if to < commit { Err(Violation::CutBelowCommit { to, commit }) } else { Ok(Plan::Cut { to }) }
+            }
+            Verdict::NeedSnapshot { oldest } => Ok(Plan::NeedSnapshot { oldest }),
+            Verdict::Client | Verdict::Refused(_) => Err(Violation::NotForReplica),
+        }
+    }
+
+    /// The welcome is followed and its term durable.
+    pub fn follow(&mut self, w: &Welcome) {
+        assert!(w.term >= self.term);
+        (self.system, self.shard_count, self.segment_bytes) = (w.system, w.shard_count, w.segment_bytes);
+        self.term = w.term;
+        self.primary_tail = w.tail.max(self.received);
+        self.commit = self.commit.max(w.commit_lsn);
+    }
+
+    /// The log was cut.
+    pub fn on_cut(&mut self, end: LogEnd) {
+        assert!(self.flushed == self.received && end.lsn <= self.flushed && end.lsn >= self.committed());
+        self.history.cut(end.lsn);
+        (self.received, self.flushed, self.chain) = (end.lsn, end.lsn, end.chain);
+        (self.next_seq, self.last_term) = (end.next_seq, end.last_term);
+        self.applied = self.applied.min(end.lsn);
+        self.applied_seq = self.applied_seq.min(end.next_seq);
+    }
+
+    /// A batch whose header and body passed their CRCs. If it may follow, it counts as received.
+    ///
+    /// # Errors
+    /// What does not follow; nothing has changed then.
+    pub fn on_batch(&mut self, h: &BatchHeader, commit: Lsn) -> Result<(), Violation> {
+        let no = |field| Err(Violation::DoesNotFollow { lsn: h.lsn(), end: self.received, field });
+        if h.system() != self.system {
+            return no("system");
+        }
+        if h.shard() != self.shard {
+            return no("shard");
+        }
+        if h.lsn() != self.received {
+            return no("LSN");
+        }
+        if h.prev_chain() != self.chain {
+            return no("chain");
+        }
+        if h.first_seq() != self.next_seq {
+            return no("first sequence");
+        }
+        if h.term() < self.last_term || h.term() > self.term {
+            return no("term");
+        }
+        self.history.begin(h.term(), h.lsn());
+        (self.last_term, self.chain) = (h.term(), h.chain());
+        (self.received, self.next_seq) = (h.end_lsn(), h.end_seq());
+        self.primary_tail = self.primary_tail.max(self.received);
+        self.on_commit(commit.max(h.commit_lsn()));
+        Ok(())
+    }
+
+    /// A heartbeat.
+    ///
+    /// # Errors
+    /// If it is of another term than the one followed.
+    pub fn on_heartbeat(&mut self, beat: &Heartbeat) -> Result<(), Violation> {
+        if beat.term != self.term {
+            return Err(Violation::StalePrimary { theirs: beat.term, ours: self.term });
+        }
+        self.primary_tail = self.primary_tail.max(beat.tail);
+        self.on_commit(beat.commit_lsn);
+        Ok(())
+    }
+
+    fn on_commit(&mut self, commit: Lsn) {
+        self.commit = self.commit.max(commit);
+    }
+
+    /// The link is gone, and with it whatever was received but could not be written.
+    pub fn on_link_lost(&mut self) {
+        assert!(self.flushed <= self.received);
+    }
+
+    /// This node's device holds everything below `flushed`.
+    pub fn on_flushed(&mut self, flushed: Lsn) {
+        assert!(flushed >= self.flushed && flushed <= self.received);
+        self.flushed = flushed;
+    }
+
+    /// The handler has returned for everything below `applied`.
+    pub fn on_applied(&mut self, applied: Lsn, records: Seq) {
+        assert!(applied <= self.flushed);
+        (self.applied, self.applied_seq) = (applied, records);
+    }
+
+    /// What an ack says now.
+    #[must_use]
+    pub fn ack(&self, echo_us: u64) -> Ack {
+        assert!(self.received >= self.flushed && self.flushed >= self.applied);
+        Ack {
+            received: self.received,
+            flushed: self.flushed,
+            applied: self.applied,
+            applied_seq: self.applied_seq,
+            echo_us,
+        }
+    }
+
+    /// What is committed and on this node's device.
+    #[must_use]
+    pub fn committed(&self) -> Lsn {
+        self.commit.min(self.flushed)
+    }
+
+    /// Where this log ends in memory.
+    #[must_use]
+    pub const fn received(&self) -> Lsn {
+        self.received
+    }
+    /// Where this log ends on the device.
+    #[must_use]
+    pub const fn flushed(&self) -> Lsn {
+        self.flushed
+    }
+    /// What the handler has returned for.
+    #[must_use]
+    pub const fn applied(&self) -> Lsn {
+        self.applied
+    }
+    /// The number of the next record.
+    #[must_use]
+    pub const fn next_seq(&self) -> Seq {
+        self.next_seq
+    }
+    /// The primary's end, as heard last.
+    #[must_use]
+    pub const fn primary_tail(&self) -> Lsn {
+        self.primary_tail
+    }
+}

@@ -1,0 +1,242 @@
+//! Group commit: appends go into the open batch at once; the batch is closed when a write may
+//! start, or when it is full. No timer: a lone append goes out at once, and whatever arrives while
+//! writes are in flight goes out together.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use towline_wire::batch::BatchFields;
+use towline_wire::{BLOCK, Seq, record};
+
+use super::wal::ring::Batch;
+use super::{Inner, Role, Shard};
+use crate::config::TooFewReplicas;
+use crate::outcome::AppendError;
+use crate::protocol::builder::{BatchBuilder, buffer_for_encoded};
+use crate::protocol::gate::Waiter;
+use crate::protocol::policy::{CommitPolicy, Requirement};
+use crate::rt::{self, DmaBuf};
+use crate::sys;
+use crate::telemetry::Stage;
+use towline_wire::message::AckLevel;
+
+/// Records that are not closed yet.
+#[derive(Debug)]
+pub(crate) struct OpenBatch {
+    builder: BatchBuilder<DmaBuf>,
+    runs: Vec<Run>,
+    first_seq: Seq,
+    opened_ns: u64,
+}
+
+/// Consecutive appends of one lane with the same wishes.
+#[derive(Debug)]
+struct Run {
+    lane: u32,
+    first: u64,
+    count: u32,
+    wish: Wish,
+    since_ns: u64,
+}
+
+/// What an append waits for, and how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wish {
+    pub(crate) need: Requirement,
+    pub(crate) deadline: Duration,
+}
+
+impl OpenBatch {
+    /// Bytes on disk if it were closed now.
+    pub(crate) fn disk_len(&self) -> usize {
+        self.builder.disk_len()
+    }
+
+    /// Each run's lane, first number and count.
+    pub(crate) fn each_run(&self, mut each: impl FnMut(u32, u64, u32)) {
+        self.runs.iter().for_each(|r| each(r.lane, r.first, r.count));
+    }
+}
+
+/// One record, or records that are encoded already and stay together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Payload<'a> {
+    One(&'a [u8]),
+    Encoded(&'a [u8], u32),
+}
+
+impl Shard {
+    /// What an append waits for, from what its caller asks.
+    pub(crate) fn wish(&self, policy: Option<CommitPolicy>, deadline: Option<Duration>) -> Result<Wish, AppendError> {
+        let need = match policy {
+            None => self.config.need,
+            Some(policy) => policy.requirement(self.inner.borrow_mut().primary().slots().len())?,
+        };
+        Ok(Wish { need, deadline: deadline.unwrap_or(self.config.deadline) })
+    }
+
+    /// Puts records into the open batch, or says why not. `key` is the lane's own number for the
+    /// append. Returns the number of the first record.
+    pub(crate) fn try_append(
+        self: &Rc<Self>,
+        (lane, key): (u32, u64),
+        wish: Wish,
+        payload: Payload<'_>,
+    ) -> Result<Seq, AppendError> {
+        let inner = &mut *self.inner.borrow_mut();
+        inner.check_open()?;
+        let (encoded, count) = match payload {
+            Payload::One(bytes) if bytes.len() > self.config.record_bytes_max => {
+                return Err(AppendError::TooLarge { bytes: bytes.len(), max: self.config.record_bytes_max });
+            }
+            Payload::One(bytes) => (record::encoded_len(bytes.len()), 1),
+            Payload::Encoded(bytes, count) => (bytes.len(), count),
+        };
+        if self.config.too_few == TooFewReplicas::Refuse && wish.need.replicas > 0 {
+            let connected = inner.primary().connected();
+            if connected < usize::from(wish.need.replicas) {
+                return Err(AppendError::TooFewReplicas { wanted: wish.need.replicas, connected });
+            }
+        }
+        if inner.open.as_ref().is_some_and(|open| !open.builder.fits(encoded)) && !self.try_close(inner, true) {
+            return Err(if self.disk_full.get() { AppendError::DiskFull } else { AppendError::WouldBlock });
+        }
+        if inner.open.is_none() {
+            // A lone record that is larger than a normal batch gets a batch of its own.
+            let bytes = self.config.batch_bytes.max(buffer_for_encoded(encoded));
+            inner.open = Some(OpenBatch {
+                builder: BatchBuilder::new(DmaBuf::new(bytes)),
+                runs: Vec::with_capacity(16),
+                first_seq: inner.next_seq,
+                opened_ns: rt::now_ns(),
+            });
+            self.work.notify();
+        }
+        let open = inner.open.as_mut().expect("it was opened above");
+        match payload {
+            Payload::One(bytes) => open.builder.push(bytes),
+            Payload::Encoded(bytes, count) => open.builder.push_encoded(bytes, count),
+        }
+        match open.runs.last_mut() {
+            Some(run) if run.lane == lane && run.first + u64::from(run.count) == key && run.wish == wish => {
+                run.count += 1;
+            }
+            _ => open.runs.push(Run { lane, first: key, count: 1, wish, since_ns: rt::now_ns() }),
+        }
+        let seq = inner.next_seq;
+        inner.next_seq = Seq(seq.0 + u64::from(count));
+        Ok(seq)
+    }
+
+    /// Closes the open batch and hands it to the device and, by waking them, to the links; if there
+    /// is one, a write may start, and the segments for it are ready. `full` closes it although it
+    /// might linger.
+    fn try_close(self: &Rc<Self>, inner: &mut Inner, full: bool) -> bool {
+        let Some(open) = &inner.open else { return false };
+        let bytes = open.builder.disk_len() as u64;
+        let start = inner.pipeline.appended();
+        if inner.stopped.is_some() || !inner.pipeline.may_write(bytes) {
+            return false;
+        }
+        if self.segments.end().since(start) < bytes {
+            self.keep.notify();
+            return false;
+        }
+        let now = rt::now_ns();
+        let lingers = !full && now - open.opened_ns < self.config.max_linger.as_nanos() as u64;
+        if lingers && bytes < self.config.batch_bytes as u64 {
+            return false;
+        }
+        let open = inner.open.take().expect("it was there above");
+        self.close(inner, open, now);
+        true
+    }
+
+    fn close(self: &Rc<Self>, inner: &mut Inner, open: OpenBatch, now: u64) {
+        let start = inner.pipeline.appended();
+        let (system, durable, commit, prev_chain) =
+            (inner.system, inner.pipeline.durable(), inner.committed(), inner.chain);
+        let Role::Primary(primary) = &mut inner.role else { unreachable!("only a primary appends") };
+        let fields = BatchFields {
+            system,
+            shard: self.id,
+            term: primary.term,
+            lsn: start,
+            first_seq: open.first_seq,
+            record_count: 0,
+            timestamp_us: sys::wall_us(),
+            prev_chain,
+            durable_lsn: durable,
+            commit_lsn: commit,
+        };
+        let count = open.builder.count();
+        let sealed = open.builder.close(fields);
+        let mut buf = sealed.buf;
+        buf.trim(sealed.disk_len);
+        let ack_received =
+            open.runs.iter().any(|r| r.wish.need.level == AckLevel::Received && r.wish.need.replicas > 0);
+        let batch = Rc::new(Batch::live(buf.share(), ack_received));
+        primary.history.begin(primary.term, start);
+        inner.chain = sealed.chain;
+        for run in &open.runs {
+            let deadline_ns = now.saturating_add(u64::try_from(run.wish.deadline.as_nanos()).unwrap_or(u64::MAX));
+            let waiter = Waiter {
+                end: batch.end,
+                lane: run.lane,
+                first: run.first,
+                count: run.count,
+                since_ns: run.since_ns,
+                deadline_ns,
+            };
+            primary.gate.wait(run.wish.need, waiter);
+        }
+        {
+            let mut telemetry = self.telemetry.borrow_mut();
+            telemetry.record(Stage::Fill, now - open.opened_ns, 1);
+            telemetry.counters.records += u64::from(count);
+            telemetry.counters.batches += 1;
+            telemetry.counters.body_bytes += batch.header().body_len() as u64;
+        }
+        self.submit(inner, batch, now);
+        self.room.notify();
+    }
+
+    /// Hands a whole batch to the device; completion moves the durable position.
+    pub(crate) fn submit(self: &Rc<Self>, inner: &mut Inner, batch: Rc<Batch>, closed_ns: u64) {
+        inner.pipeline.write(batch.lsn, batch.end);
+        inner.ring.push(batch.clone());
+        self.moved.notify();
+        if self.segments.end().since(batch.end) < self.config.segments_ahead * self.config.segment_bytes {
+            self.keep.notify();
+        }
+        let shard = self.clone();
+        rt::spawn(async move {
+            let written = shard.segments.write(&batch).await;
+            shard.on_written(&batch, closed_ns, written);
+        });
+    }
+
+    /// Closes batches whenever a write may start.
+    pub(crate) async fn pump(self: Rc<Self>) {
+        loop {
+            let seen = self.work.seen();
+            if self.is_stopped() {
+                return;
+            }
+            while self.try_close(&mut self.inner.borrow_mut(), false) {}
+            let lingering = {
+                let inner = self.inner.borrow();
+                let may_write = inner.pipeline.may_write(BLOCK as u64);
+                inner.open.as_ref().filter(|_| may_write && !self.config.max_linger.is_zero()).map(|o| o.opened_ns)
+            };
+            match lingering {
+                None => self.work.since(seen).await,
+                Some(opened_ns) => {
+                    let age = Duration::from_nanos(rt::now_ns() - opened_ns);
+                    let rest = self.config.max_linger.saturating_sub(age);
+                    let _ = rt::timeout(rest, self.work.since(seen)).await;
+                }
+            }
+        }
+    }
+}

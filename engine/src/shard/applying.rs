@@ -1,0 +1,78 @@
+//! The task that gives a replica's batches to the embedder's handler, in order.
+
+use std::rc::Rc;
+
+use towline_wire::{BatchView, Lsn, Seq};
+
+use super::Shard;
+use super::wal::cursor::{Cursor, CursorError};
+use crate::apply::{AppliedBatch, Apply, ApplyError, Deliver};
+use crate::rt;
+use crate::telemetry::Stage;
+
+/// Runs until the shard stops; an error stops it.
+pub(crate) async fn run(shard: Rc<Shard>, mut handler: Box<dyn Apply>) {
+    if let Err(e) = apply_all(&shard, &mut *handler).await {
+        tracing::error!(shard = shard.id.0, "applying failed, the shard stops: {e}");
+        shard.stop(&format!("applying failed: {e}"));
+    }
+}
+
+async fn apply_all(shard: &Rc<Shard>, handler: &mut dyn Apply) -> Result<(), ApplyError> {
+    let deliver = handler.deliver();
+    let resume = handler.resume_at(shard.id);
+    let (oldest, end) = {
+        let inner = shard.inner.borrow();
+        (inner.oldest, inner.pipeline.durable())
+    };
+    if resume > end {
+        return Err(ApplyError(format!("the handler stands at LSN {resume}, the log ends at {end}")));
+    }
+    if resume < oldest && resume > Lsn::ZERO {
+        return Err(ApplyError(format!("the handler stands at LSN {resume}, the oldest kept is {oldest}")));
+    }
+    let mut cursor = Cursor::new(shard, resume.max(oldest));
+    if cursor.next() > Lsn::ZERO {
+        shard.inner.borrow_mut().replica().on_applied(cursor.next(), Seq(0));
+    }
+    loop {
+        let seen = shard.moved.seen();
+        if shard.is_stopped() {
+            return Ok(());
+        }
+        let limit = match deliver {
+            Deliver::Committed => shard.committed(),
+            Deliver::Flushed => shard.durable(),
+        };
+        let applied = shard.inner.borrow_mut().replica().applied();
+        if applied < cursor.next() {
+            // The log was cut below what the handler has.
+            handler.cut(shard.id, applied)?;
+            cursor = Cursor::new(shard, applied);
+        }
+        let next = match cursor.next_batch(limit).await {
+            Ok(next) => next,
+            Err(e @ (CursorError::NoBatch { .. } | CursorError::TooOld { .. } | CursorError::Io { .. })) => {
+                return Err(ApplyError(e.to_string()));
+            }
+        };
+        let Some(batch) = next else {
+            shard.moved.since(seen).await;
+            continue;
+        };
+        let began = rt::now_ns();
+        let view = BatchView::of_checked(batch.wire()).map_err(|e| ApplyError(e.to_string()))?;
+        handler.apply(&AppliedBatch::new(view))?;
+        shard.telemetry.borrow_mut().record(Stage::Apply, rt::now_ns() - began, 1);
+        {
+            let inner = &mut *shard.inner.borrow_mut();
+            // A cut while the batch was read from disk: the next round takes it back.
+            if batch.end <= inner.pipeline.durable() {
+                inner.replica().on_applied(batch.end, batch.end_seq);
+                inner.trim_ring(shard.config.live_window_bytes);
+            }
+        }
+        shard.moved.notify();
+        rt::yield_if_needed().await;
+    }
+}

@@ -1,0 +1,137 @@
+//! One port for everybody: a connection's hello decides its shard, and the connection moves to the
+//! core that owns it.
+
+use std::cell::Cell;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use towline_wire::frame::{self, FrameError, FrameHead, FrameKind, PREAMBLE};
+use towline_wire::handshake::{FEATURES, HELLO, Hello, Refusal, Role, Verdict, Welcome};
+use towline_wire::message::ErrorCode;
+use towline_wire::{Lsn, PROTOCOL_VERSION, Term};
+
+use super::conn::Conn;
+use super::frames::{self, LinkError};
+use super::to_replica::refusal_text;
+use crate::limits;
+use crate::node::{Command, NodeShared};
+use crate::rt::{self, Pollable};
+use crate::sys;
+
+/// Accepts until the node stops.
+pub(crate) async fn run(listener: TcpListener, node: Arc<NodeShared>) {
+    if let Err(e) = accept_all(&listener, &node).await {
+        tracing::error!("no more connections are accepted: {e}");
+    }
+}
+
+async fn accept_all(listener: &TcpListener, node: &Arc<NodeShared>) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let readiness = Pollable::new(OwnedFd::from(listener.try_clone()?))?;
+    let handshakes = Rc::new(Cell::new(0));
+    while !node.is_stopping() {
+        let socket = match listener.accept() {
+            Ok((socket, _)) => socket,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                readiness.readable().await?;
+                continue;
+            }
+            // Out of descriptors, or the peer is gone already: neither ends the listener.
+            Err(e) => {
+                tracing::warn!("accepting: {e}");
+                rt::sleep(limits::RECONNECT_MIN).await;
+                continue;
+            }
+        };
+        if handshakes.get() >= limits::HANDSHAKES_MAX {
+            // Closed at once: the peer tries again.
+            drop(socket);
+            continue;
+        }
+        socket.set_nonblocking(true)?;
+        handshakes.set(handshakes.get() + 1);
+        let (node, handshakes) = (node.clone(), handshakes.clone());
+        rt::spawn(async move {
+            if let Err(e) = handshake(socket.into(), &node).await {
+                tracing::debug!("handshake: {e}");
+            }
+            handshakes.set(handshakes.get() - 1);
+        });
+    }
+    Ok(())
+}
+
+async fn handshake(fd: OwnedFd, node: &Arc<NodeShared>) -> Result<(), LinkError> {
+    let conn = Conn::new(fd)?;
+    let hello = match rt::timeout(limits::HANDSHAKE_TIMEOUT, read_hello(&conn)).await.unwrap_or(Err(LinkError::Idle)) {
+        Ok(hello) => hello,
+        Err(e) => {
+            e.tell(&conn).await;
+            return Err(e);
+        }
+    };
+    let refusal = if hello.protocol != PROTOCOL_VERSION {
+        Some(Refusal::Protocol)
+    } else if hello.shard.0 >= node.shard_count {
+        Some(Refusal::NoSuchShard)
+    } else if hello.role == Role::Replica && !node.is_primary {
+        Some(Refusal::NotPrimary)
+    } else if node.is_stopping() {
+        Some(Refusal::Stopping)
+    } else if node.connections.load(Ordering::Relaxed) >= limits::CONNECTIONS_MAX {
+        Some(Refusal::Busy)
+    } else {
+        None
+    };
+    if let Some(cause) = refusal {
+        return refuse(&conn, node, cause).await;
+    }
+    node.connections.fetch_add(1, Ordering::Relaxed);
+    let core = node.core_of(hello.shard);
+    core.send(Command::Connection(conn.into_fd(), Box::new(hello)));
+    Ok(())
+}
+
+async fn read_hello(conn: &Conn) -> Result<Hello, LinkError> {
+    let mut preamble = [0; PREAMBLE.len()];
+    conn.receive_all(&mut preamble, &mut []).await?;
+    if preamble != PREAMBLE {
+        return Err(FrameError::Preamble(preamble).into());
+    }
+    let mut header = [0; frame::HEADER];
+    conn.receive_all(&mut header, &mut []).await?;
+    let head = FrameHead::check(&header)?;
+    if head.kind != FrameKind::Hello {
+        return Err(LinkError::OutOfPlace(head.kind));
+    }
+    let mut payload = [0; HELLO];
+    let payload = payload.get_mut(..head.len).ok_or(LinkError::OutOfPlace(head.kind))?;
+    conn.receive_all(payload, &mut []).await?;
+    head.check_payload(payload)?;
+    Ok(Hello::check(payload)?)
+}
+
+/// Refuses before any shard is asked.
+async fn refuse(conn: &Conn, node: &NodeShared, cause: Refusal) -> Result<(), LinkError> {
+    let welcome = Welcome {
+        protocol: PROTOCOL_VERSION,
+        verdict: Verdict::Refused(cause),
+        shard_count: node.shard_count,
+        heartbeat_ms: limits::HEARTBEAT.as_millis() as u32,
+        system: node.system,
+        features: FEATURES,
+        term: Term::ZERO,
+        tail: Lsn::ZERO,
+        commit_lsn: Lsn::ZERO,
+        segment_bytes: node.segment_bytes,
+        time_us: sys::wall_us(),
+        record_bytes_max: 0,
+    };
+    frames::send(conn, FrameKind::Welcome, 0, 0, &welcome.to_bytes()).await?;
+    frames::send_error(conn, ErrorCode::Refused, cause as u64, refusal_text(cause)).await;
+    Err(LinkError::Refused(refusal_text(cause).into()))
+}

@@ -1,0 +1,380 @@
+//! Remote clients: appends, tails, status.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use towline_wire::frame::{self, FrameKind};
+use towline_wire::handshake::{Refusal, Verdict};
+use towline_wire::message::{
+    AppendHead, CommitStatus, Committed, ErrorCode, Goodbye, Heartbeat, TailRequest, TailStart,
+};
+use towline_wire::{Lsn, Seq, Term, batch, message};
+
+use super::conn::Conn;
+use super::frames::{self, FrameReader, LinkError};
+use super::to_replica::send_welcome;
+use crate::limits;
+use crate::node::NodeShared;
+use crate::notify::Changed;
+use crate::outcome::{AppendError, Outcome};
+use crate::protocol::policy::CommitPolicy;
+use crate::rt;
+use crate::shard::append::{Payload, Wish};
+use crate::shard::lanes::Lane;
+use crate::shard::wal::cursor::{Cursor, CursorError, chain_at};
+use crate::shard::{Role, Shard};
+use crate::sys;
+use std::sync::Arc;
+
+/// Serves a client to the end of its connection.
+pub(crate) async fn serve(shard: Rc<Shard>, conn: Rc<Conn>, node: Arc<NodeShared>) {
+    let session = Rc::new(Session {
+        shard: shard.clone(),
+        conn: conn.clone(),
+        replies: RefCell::default(),
+        pending: RefCell::default(),
+        window: Cell::new(0),
+        changed: Changed::default(),
+        over: Cell::new(false),
+    });
+    if let Err(e) = session.clone().run(node).await {
+        tracing::debug!(shard = shard.id.0, "client's connection ended: {e}");
+        e.tell(&conn).await;
+    }
+    session.over.set(true);
+    session.changed.notify();
+    shard.moved.notify();
+    conn.close();
+}
+
+/// One client's connection.
+struct Session {
+    shard: Rc<Shard>,
+    conn: Rc<Conn>,
+    /// Replies that wait to be sent, encoded.
+    replies: RefCell<Vec<u8>>,
+    pending: RefCell<Pending>,
+    /// Bytes of appends without an outcome.
+    window: Cell<usize>,
+    changed: Changed,
+    over: Cell<bool>,
+}
+
+/// Requests without an outcome, by the lane's numbers.
+#[derive(Default)]
+struct Pending {
+    first: u64,
+    requests: VecDeque<Option<Request>>,
+}
+
+struct Request {
+    number: u64,
+    first_seq: Seq,
+    records: u32,
+    wanted: u8,
+    bytes: usize,
+}
+
+impl Lane for Session {
+    fn complete(&self, first: u64, count: u32, outcome: &Outcome) {
+        let pending = &mut *self.pending.borrow_mut();
+        for key in first..first + u64::from(count) {
+            let Some(request) = pending.requests.get_mut((key - pending.first) as usize).and_then(Option::take) else {
+                continue;
+            };
+            self.window.set(self.window.get() - request.bytes);
+            let (mut term, mut lsn, mut acks_then, mut durable) = (Term::ZERO, Lsn::ZERO, 0, false);
+            let status = match *outcome {
+                Outcome::Committed { bookmark, acks } => {
+                    (term, lsn, acks_then, durable) = (bookmark.term, bookmark.lsn, acks, true);
+                    CommitStatus::Committed
+                }
+                Outcome::TimedOut { bookmark, durable_here, acks, .. } => {
+                    (term, lsn, acks_then, durable) = (bookmark.term, bookmark.lsn, acks, durable_here);
+                    CommitStatus::TimedOut
+                }
+                Outcome::Fenced => CommitStatus::Fenced,
+                Outcome::Stopped => CommitStatus::Stopped,
+            };
+            self.reply(&Committed {
+                request: request.number,
+                term,
+                lsn,
+                first_seq: request.first_seq,
+                record_count: request.records,
+                status,
+                acks: acks_then,
+                wanted: request.wanted,
+                durable_here: durable,
+            });
+        }
+        while pending.requests.front().is_some_and(Option::is_none) {
+            pending.requests.pop_front();
+            pending.first += 1;
+        }
+        self.changed.notify();
+    }
+}
+
+impl Session {
+    fn reply(&self, committed: &Committed) {
+        let payload = committed.to_bytes();
+        let replies = &mut *self.replies.borrow_mut();
+        replies.extend_from_slice(&frame::header(FrameKind::Committed, 0, 0, &payload));
+        replies.extend_from_slice(&payload);
+    }
+
+    async fn run(self: Rc<Self>, node: Arc<NodeShared>) -> Result<(), LinkError> {
+        if self.shard.is_stopped() {
+            return send_welcome(&self.shard, &self.conn, Verdict::Refused(Refusal::Stopping)).await;
+        }
+        send_welcome(&self.shard, &self.conn, Verdict::Client).await?;
+        let lane = self.shard.inner.borrow_mut().lanes.add(self.clone());
+        let Some(lane) = lane else { return Err(LinkError::Refused("too many lanes".into())) };
+        let writer = rt::spawn_scoped(self.clone().write_replies());
+        let read = self.clone().read(lane, node).await;
+        // Late outcomes find an empty list of requests; the number is free once nothing waits.
+        while !self.pending.borrow().requests.is_empty() && !self.shard.is_stopped() {
+            let seen = self.changed.seen();
+            self.changed.since(seen).await;
+        }
+        self.shard.inner.borrow_mut().lanes.remove(lane);
+        drop(writer);
+        read
+    }
+
+    async fn read(self: Rc<Self>, lane: u32, node: Arc<NodeShared>) -> Result<(), LinkError> {
+        let largest = message::APPEND_HEAD + towline_wire::record::encoded_len(self.shard.config.record_bytes_max);
+        let mut reader = FrameReader::new(self.conn.clone(), largest.max(limits::CLIENT_WINDOW_BYTES));
+        let mut tail = None;
+        let mut key = 0;
+        while let Some((head, payload)) = reader.next().await? {
+            match head.kind {
+                FrameKind::Append => {
+                    self.append(lane, key, payload).await?;
+                    key += 1;
+                }
+                FrameKind::Tail if tail.is_none() => {
+                    let request = TailRequest::check(payload)?;
+                    tail = Some(rt::spawn_scoped(self.clone().tail(request)));
+                }
+                FrameKind::StatusRequest => {
+                    let status = node.status().await;
+                    frames::send(&self.conn, FrameKind::Status, 0, 0, status.as_bytes()).await?;
+                }
+                FrameKind::Goodbye => return Ok(()),
+                other => return Err(LinkError::OutOfPlace(other)),
+            }
+            self.add_counts();
+            rt::yield_if_needed().await;
+        }
+        Ok(())
+    }
+
+    fn add_counts(&self) {
+        let (sends, receives, bytes) = self.conn.take_counts();
+        self.shard.count(|c| {
+            c.send_calls += sends;
+            c.receive_calls += receives;
+            c.sent_bytes += bytes;
+        });
+    }
+
+    /// Admits one request, or answers why not.
+    async fn append(&self, lane: u32, key: u64, payload: &[u8]) -> Result<(), LinkError> {
+        let (head, records) = AppendHead::check(payload)?;
+        let body = &payload[message::APPEND_HEAD..];
+        let refuse = |status, wanted| {
+            self.reply(&Committed {
+                request: head.request,
+                term: Term::ZERO,
+                lsn: Lsn::ZERO,
+                first_seq: Seq(0),
+                record_count: head.record_count,
+                status,
+                acks: 0,
+                wanted,
+                durable_here: false,
+            });
+            let mut pending = self.pending.borrow_mut();
+            pending.requests.push_back(None);
+            while pending.requests.front().is_some_and(Option::is_none) {
+                pending.requests.pop_front();
+                pending.first += 1;
+            }
+            self.changed.notify();
+        };
+        if matches!(self.shard.inner.borrow().role, Role::Replica(_)) {
+            return Err(LinkError::Refused("this node is a replica: append to the primary".into()));
+        }
+        let deadline = (head.deadline_us > 0).then(|| Duration::from_micros(head.deadline_us));
+        let wish = match self.shard.wish(CommitPolicy::from_wire(head.policy), deadline) {
+            Ok(wish) => wish,
+            Err(_) => {
+                refuse(CommitStatus::PolicyImpossible, 0);
+                return Ok(());
+            }
+        };
+        if records.clone().any(|r| r.len() > self.shard.config.record_bytes_max) {
+            refuse(CommitStatus::RecordTooLarge, wish.need.replicas);
+            return Ok(());
+        }
+        // Back-pressure: while too much waits, nothing more is read from this client.
+        while self.window.get() > 0 && self.window.get() + body.len() > limits::CLIENT_WINDOW_BYTES {
+            let seen = self.changed.seen();
+            self.changed.since(seen).await;
+        }
+        loop {
+            let room = self.shard.room.seen();
+            // The request is pending before an outcome can come.
+            let request = |first_seq| Request {
+                number: head.request,
+                first_seq,
+                records: head.record_count,
+                wanted: wish.need.replicas,
+                bytes: body.len(),
+            };
+            match self.admit(lane, key, wish, Payload::Encoded(body, head.record_count)) {
+                Ok(first_seq) => {
+                    self.window.set(self.window.get() + body.len());
+                    self.pending.borrow_mut().requests.push_back(Some(request(first_seq)));
+                    return Ok(());
+                }
+                Err(AppendError::WouldBlock) => self.shard.room.since(room).await,
+                Err(AppendError::DiskFull) => self.shard.room.since(room).await,
+                Err(AppendError::TooFewReplicas { .. }) => {
+                    refuse(CommitStatus::TooFewReplicas, wish.need.replicas);
+                    return Ok(());
+                }
+                Err(AppendError::Fenced) => {
+                    refuse(CommitStatus::Fenced, wish.need.replicas);
+                    return Ok(());
+                }
+                Err(AppendError::Stopped(_)) => {
+                    refuse(CommitStatus::Stopped, wish.need.replicas);
+                    return Ok(());
+                }
+                Err(e) => return Err(LinkError::Refused(e.to_string())),
+            }
+        }
+    }
+
+    fn admit(&self, lane: u32, key: u64, wish: Wish, payload: Payload<'_>) -> Result<Seq, AppendError> {
+        self.shard.try_append((lane, key), wish, payload)
+    }
+
+    async fn write_replies(self: Rc<Self>) {
+        let mut sending = Vec::new();
+        while !self.over.get() {
+            let seen = self.changed.seen();
+            std::mem::swap(&mut sending, &mut *self.replies.borrow_mut());
+            if sending.is_empty() {
+                self.changed.since(seen).await;
+                continue;
+            }
+            if self.conn.send(&[&sending]).await.is_err() {
+                self.conn.close();
+                return;
+            }
+            sending.clear();
+        }
+    }
+
+    /// Streams the log to the client.
+    async fn tail(self: Rc<Self>, request: TailRequest) {
+        let result = self.stream_tail(&request).await;
+        if let Err(e) = result {
+            e.tell(&self.conn).await;
+            self.conn.close();
+        }
+    }
+
+    fn limit(&self, request: &TailRequest) -> Lsn {
+        if request.flushed { self.shard.durable() } else { self.shard.committed() }
+    }
+
+    async fn stream_tail(&self, request: &TailRequest) -> Result<(), LinkError> {
+        let (oldest, end) = (self.shard.inner.borrow().oldest, self.limit(request));
+        let start = match request.start {
+            TailStart::At(lsn) => lsn,
+            TailStart::Oldest => oldest,
+            TailStart::End => end,
+        };
+        let refuse = async |code, arg: Lsn, text: String| {
+            frames::send_error(&self.conn, code, arg.0, &text).await;
+            Err(LinkError::Refused(text))
+        };
+        if start < oldest {
+            let text = format!("LSN {start} is older than the oldest kept, {oldest}");
+            return refuse(ErrorCode::TooOld, oldest, text).await;
+        }
+        let tail = self.shard.inner.borrow().pipeline.durable();
+        if start > tail {
+            return refuse(ErrorCode::NoSuchPosition, tail, format!("LSN {start} lies behind the end, {tail}")).await;
+        }
+        let mut cursor = Cursor::new(&self.shard, start);
+        let boundary = start == tail || matches!(chain_at(&self.shard, start).await, Ok(Some(_)));
+        if !boundary {
+            return refuse(ErrorCode::NoSuchPosition, tail, format!("no batch starts at LSN {start}")).await;
+        }
+        let until = request.until_end.then_some(end);
+        loop {
+            let seen = self.shard.moved.seen();
+            if self.over.get() {
+                return Ok(());
+            }
+            if self.shard.is_stopped() {
+                let _ = frames::send(&self.conn, FrameKind::Goodbye, 0, Goodbye::Stopping as u64, &[]).await;
+                return Ok(());
+            }
+            if until.is_some_and(|until| cursor.next() >= until) {
+                frames::send(&self.conn, FrameKind::TailEnd, 0, cursor.next().0, &[]).await?;
+                return Ok(());
+            }
+            let limit = until.unwrap_or(Lsn(u64::MAX)).min(self.limit(request));
+            match cursor.next_batch(limit).await {
+                Ok(Some(batch)) => {
+                    let wire = batch.wire();
+                    assert!(wire.len() > batch::HEADER);
+                    let header = frame::batch_header(0, self.shard.committed(), wire.len());
+                    self.conn.send(&[&header, wire]).await?;
+                    self.add_counts();
+                    rt::yield_if_needed().await;
+                }
+                Ok(None) => {
+                    if self.conn.mute_for() >= limits::HEARTBEAT {
+                        self.heartbeat().await?;
+                    }
+                    self.shard.moved.since(seen).await;
+                }
+                Err(CursorError::TooOld { wanted, oldest }) => {
+                    let text =
+                        format!("the log from {wanted} on was let go while it was read, the oldest kept is {oldest}");
+                    return refuse(ErrorCode::TooOld, oldest, text).await;
+                }
+                Err(e) => return Err(LinkError::Stopped(e.to_string())),
+            }
+        }
+    }
+
+    async fn heartbeat(&self) -> Result<(), LinkError> {
+        let beat = {
+            let inner = self.shard.inner.borrow();
+            let term = match &inner.role {
+                Role::Primary(p) => p.term,
+                Role::Replica(r) => r.term,
+            };
+            Heartbeat {
+                term,
+                tail: inner.tail(),
+                tail_seq: inner.next_seq,
+                commit_lsn: inner.committed(),
+                time_us: sys::wall_us(),
+            }
+        };
+        frames::send(&self.conn, FrameKind::Heartbeat, 0, 0, &beat.to_bytes()).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,148 @@
+//! A socket on the core that owns it: sends pieces, receives into slices, both without blocking the
+//! core, with a limit on how long the peer may make no progress.
+
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use crate::limits;
+use crate::rt::{self, Pollable};
+use crate::sys;
+
+/// A connection.
+#[derive(Debug)]
+pub(crate) struct Conn {
+    socket: Pollable,
+    heard_ns: Cell<u64>,
+    said_ns: Cell<u64>,
+    pub(crate) send_calls: Cell<u64>,
+    pub(crate) receive_calls: Cell<u64>,
+    pub(crate) sent_bytes: Cell<u64>,
+}
+
+impl Conn {
+    /// Takes a connected, non-blocking socket.
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+        sys::set_nodelay(fd.as_raw_fd())?;
+        let now = rt::now_ns();
+        Ok(Self {
+            socket: Pollable::new(fd)?,
+            heard_ns: Cell::new(now),
+            said_ns: Cell::new(now),
+            send_calls: Cell::new(0),
+            receive_calls: Cell::new(0),
+            sent_bytes: Cell::new(0),
+        })
+    }
+
+    /// Connects.
+    pub(crate) async fn connect(addr: &SocketAddr) -> io::Result<Self> {
+        let socket = Pollable::new(sys::start_connect(addr)?)?;
+        rt::timeout(limits::CONNECT_TIMEOUT, socket.writable())
+            .await
+            .unwrap_or_else(|| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer to the connect")))?;
+        sys::connect_result(socket.as_raw_fd())?;
+        Self::new(socket.into_inner())
+    }
+
+    /// Takes the socket back, to hand it to another core.
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.socket.into_inner()
+    }
+
+    /// Ends the connection: everybody who waits on it wakes up.
+    pub(crate) fn close(&self) {
+        sys::shutdown(self.socket.as_raw_fd());
+    }
+
+    /// How long ago the peer was heard last.
+    pub(crate) fn silent_for(&self) -> Duration {
+        Duration::from_nanos(rt::now_ns() - self.heard_ns.get())
+    }
+
+    /// How long ago something was sent last.
+    pub(crate) fn mute_for(&self) -> Duration {
+        Duration::from_nanos(rt::now_ns() - self.said_ns.get())
+    }
+
+    /// Sends all pieces in order. The bytes behind them must stay where they are until this
+    /// returns: the caller holds them.
+    pub(crate) async fn send(&self, pieces: &[&[u8]]) -> io::Result<()> {
+        let mut vectors: [libc::iovec; PIECES_MAX] = [sys::piece(&[]); PIECES_MAX];
+        assert!(pieces.len() <= PIECES_MAX);
+        let mut total = 0;
+        for (vector, piece) in vectors.iter_mut().zip(pieces) {
+            *vector = sys::piece(piece);
+            total += piece.len();
+        }
+        let mut rest = &mut vectors[..pieces.len()];
+        self.sent_bytes.set(self.sent_bytes.get() + total as u64);
+        while total > 0 {
+            self.send_calls.set(self.send_calls.get() + 1);
+            match sys::send(self.socket.as_raw_fd(), rest) {
+                Ok(mut sent) => {
+                    total -= sent;
+                    self.said_ns.set(rt::now_ns());
+                    while sent > 0 {
+                        let first = &mut rest[0];
+                        if sent < first.iov_len {
+                            first.iov_base = first.iov_base.wrapping_byte_add(sent);
+                            first.iov_len -= sent;
+                            break;
+                        }
+                        sent -= first.iov_len;
+                        rest = &mut rest[1..];
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    rt::timeout(limits::WRITE_TIMEOUT, self.socket.writable())
+                        .await
+                        .unwrap_or_else(|| Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing")))?;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives at least one byte into `first`, then `second`. 0 means that the peer has closed.
+    pub(crate) async fn receive(&self, first: &mut [u8], second: &mut [u8]) -> io::Result<usize> {
+        loop {
+            self.receive_calls.set(self.receive_calls.get() + 1);
+            match sys::receive(self.socket.as_raw_fd(), first, second) {
+                Ok(n) => {
+                    self.heard_ns.set(rt::now_ns());
+                    return Ok(n);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.socket.readable().await?,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Receives until both slices are full. `UnexpectedEof` if the peer closes before.
+    pub(crate) async fn receive_all(&self, first: &mut [u8], second: &mut [u8]) -> io::Result<()> {
+        let (a, b) = (first.len(), second.len());
+        let mut got = 0;
+        while got < a + b {
+            let n = self.receive(&mut first[got.min(a)..], &mut second[got.saturating_sub(a)..]).await?;
+            if n == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            got += n;
+        }
+        Ok(())
+    }
+
+    /// Takes the counts since the last call: send calls, receive calls, bytes sent.
+    pub(crate) fn take_counts(&self) -> (u64, u64, u64) {
+        (self.send_calls.take(), self.receive_calls.take(), self.sent_bytes.take())
+    }
+}
+
+/// Most pieces of one send: a header and a batch each, and one frame more.
+pub(crate) const PIECES_MAX: usize = 2 * limits::SEND_BATCHES_MAX + 2;

@@ -1,0 +1,394 @@
+//! The replica's end of a link: connects, says hello, takes batches straight into buffers for the
+//! device, acknowledges.
+
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use towline_wire::frame::{self, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameHead, FrameKind, PREAMBLE};
+use towline_wire::handshake::{NodeName, Welcome};
+use towline_wire::message::{ErrorCode, ErrorHead, Heartbeat};
+use towline_wire::{BLOCK, BatchView, Lsn, batch, round_up_to_block};
+
+use super::conn::Conn;
+use super::frames::{self, LinkError};
+use super::to_replica::refusal_text;
+use crate::limits;
+use crate::protocol::replica::Plan;
+use crate::rt::{self, DmaBuf};
+use crate::shard::Shard;
+use crate::shard::wal::background::Background;
+use crate::shard::wal::keep::LiveSuperblock;
+use crate::shard::wal::open;
+use crate::shard::wal::ring::Batch;
+use crate::sys;
+
+/// Follows the primary until the shard stops.
+pub(crate) struct Follower {
+    pub(crate) shard: Rc<Shard>,
+    pub(crate) superblock: Rc<LiveSuperblock>,
+    pub(crate) filler: Background,
+    pub(crate) name: NodeName,
+    pub(crate) primary: SocketAddr,
+}
+
+/// What a session came to.
+enum Ended {
+    /// The tail was cut: say hello again at once.
+    Cut,
+    /// The link ended after it had begun to stream.
+    Streamed(LinkError),
+}
+
+impl Follower {
+    pub(crate) async fn run(self) {
+        let mut pause = limits::RECONNECT_MIN;
+        let mut said = String::new();
+        while !self.shard.is_stopped() {
+            match self.session().await {
+                Ok(Ended::Cut) => continue,
+                Ok(Ended::Streamed(e)) => {
+                    tracing::info!(shard = self.shard.id.0, "link to the primary ended: {e}");
+                    pause = limits::RECONNECT_MIN;
+                }
+                Err(e) => {
+                    // The same reason again and again is said once.
+                    let text = e.to_string();
+                    if text != said {
+                        tracing::warn!(shard = self.shard.id.0, primary = %self.primary, "no link to the primary: {text}");
+                        said = text;
+                    }
+                }
+            }
+            rt::sleep(jitter(pause)).await;
+            pause = (pause * 2).min(limits::RECONNECT_MAX);
+        }
+    }
+
+    async fn session(&self) -> Result<Ended, LinkError> {
+        let conn = Rc::new(Conn::connect(&self.primary).await?);
+        let hello = self.shard.inner.borrow_mut().replica().hello(self.name).to_bytes();
+        conn.send(&[&PREAMBLE, &frame::header(FrameKind::Hello, 0, 0, &hello), &hello]).await?;
+        let welcome =
+            rt::timeout(limits::HANDSHAKE_TIMEOUT, read_welcome(&conn)).await.unwrap_or(Err(LinkError::Idle))?;
+        let plan = self.shard.inner.borrow_mut().replica().on_welcome(&welcome);
+        let plan = match plan {
+            Ok(plan) => plan,
+            Err(violation) => {
+                frames::send_error(&conn, ErrorCode::Refused, 0, &violation.to_string()).await;
+                return Err(LinkError::Refused(violation.to_string()));
+            }
+        };
+        match plan {
+            Plan::Follow { term } => {
+                if self.superblock.current().term < term {
+                    // The promise to follow nobody older is durable before anything is taken.
+                    let promised = self.superblock.persist(|s| s.term = term).await;
+                    self.must(promised)?;
+                }
+                self.shard.inner.borrow_mut().replica().follow(&welcome);
+                self.shard.count(|c| c.connects += 1);
+                tracing::info!(shard = self.shard.id.0, primary = %self.primary, term = term.0, "following");
+                Ok(Ended::Streamed(self.stream(conn).await))
+            }
+            Plan::Cut { to } => {
+                drop(conn);
+                self.cut(to).await?;
+                Ok(Ended::Cut)
+            }
+            Plan::NeedSnapshot { oldest } => Err(LinkError::Refused(format!(
+                "this log ends before {oldest}, the oldest that the primary keeps: start the replica anew from a copy"
+            ))),
+            Plan::Refused(cause) => Err(LinkError::Refused(refusal_text(cause).into())),
+        }
+    }
+
+    /// An error on the device is final (law 8).
+    fn must<T, E: std::fmt::Display>(&self, result: Result<T, E>) -> Result<T, LinkError> {
+        result.map_err(|e| {
+            self.shard.stop(&e.to_string());
+            LinkError::Stopped(e.to_string())
+        })
+    }
+
+    /// Cuts a tail that only this node has, after it is saved to a side file.
+    async fn cut(&self, to: Lsn) -> Result<(), LinkError> {
+        // What is in flight first comes to rest.
+        while self.shard.inner.borrow().pipeline.in_flight() > 0 {
+            let seen = self.shard.moved.seen();
+            if let Some(why) = self.shard.stopped() {
+                return Err(LinkError::Stopped(why));
+            }
+            self.shard.moved.since(seen).await;
+        }
+        let end = self.shard.durable();
+        // The floor goes down first: a crash in between must find a log that may end early.
+        let lowered = self.superblock.persist(|s| s.floor_lsn = s.oldest_lsn).await;
+        self.must(lowered)?;
+        let superblock = self.superblock.current();
+        let folder = self.shard.segments.folder().to_path_buf();
+        let done = self.filler.call(move || open::cut(&folder, &superblock, to, end)).await;
+        let (new_end, last_batch, side) = self.must(done)?;
+        {
+            let inner = &mut *self.shard.inner.borrow_mut();
+            inner.replica().on_cut(new_end);
+            inner.pipeline.cut(new_end.lsn, last_batch);
+            inner.ring.clear();
+            (inner.chain, inner.next_seq) = (new_end.chain, new_end.next_seq);
+        }
+        tracing::warn!(
+            shard = self.shard.id.0,
+            from = new_end.lsn.0,
+            to = end.0,
+            saved = %side.file_name().unwrap_or_default().display(),
+            "cut a tail that the primary's history does not have"
+        );
+        self.shard.moved.notify();
+        Ok(())
+    }
+
+    async fn stream(&self, conn: Rc<Conn>) -> LinkError {
+        let acker = Rc::new(Acker {
+            shard: self.shard.clone(),
+            conn: conn.clone(),
+            now: Cell::new(None),
+            over: Cell::new(false),
+        });
+        let sending = rt::spawn_scoped({
+            let acker = acker.clone();
+            async move {
+                let e = acker.run().await;
+                tracing::debug!(shard = acker.shard.id.0, "acks ended: {e}");
+                acker.conn.close();
+            }
+        });
+        let watching = rt::spawn_scoped(watch_idle(conn.clone()));
+        let e = match self.receive(&conn, &acker).await {
+            Ok(()) => LinkError::Closed,
+            Err(e) => e,
+        };
+        acker.over.set(true);
+        drop((sending, watching));
+        e.tell(&conn).await;
+        conn.close();
+        self.shard.inner.borrow_mut().replica().on_link_lost();
+        self.settle().await;
+        e
+    }
+
+    /// Waits until everything received is on the device, so that the next hello says so.
+    async fn settle(&self) {
+        loop {
+            let seen = self.shard.moved.seen();
+            if self.shard.is_stopped() || self.shard.inner.borrow().pipeline.in_flight() == 0 {
+                return;
+            }
+            self.shard.moved.since(seen).await;
+        }
+    }
+
+    async fn receive(&self, conn: &Rc<Conn>, acker: &Acker) -> Result<(), LinkError> {
+        let mut header = [0; frame::HEADER];
+        let mut got = 0;
+        loop {
+            conn.receive_all(&mut header[got..], &mut []).await.map_err(closed)?;
+            got = 0;
+            let head = FrameHead::check(&header)?;
+            match head.kind {
+                FrameKind::Batch => got = self.receive_batch(conn, &head, &mut header, acker).await?,
+                FrameKind::Heartbeat => {
+                    let mut payload = [0; towline_wire::message::HEARTBEAT];
+                    let payload = payload.get_mut(..head.len).ok_or(LinkError::OutOfPlace(head.kind))?;
+                    conn.receive_all(payload, &mut []).await.map_err(closed)?;
+                    head.check_payload(payload)?;
+                    let beat = Heartbeat::check(payload)?;
+                    let heard = self.shard.inner.borrow_mut().replica().on_heartbeat(&beat);
+                    heard.map_err(|v| LinkError::Refused(v.to_string()))?;
+                    if head.flags & FLAG_REPLY_NOW != 0 {
+                        acker.reply_now(beat.time_us);
+                    }
+                    self.shard.moved.notify();
+                }
+                FrameKind::Goodbye => return Ok(()),
+                FrameKind::Error => return Err(read_error(conn, &head).await?),
+                other => return Err(LinkError::OutOfPlace(other)),
+            }
+            let (sends, receives, bytes) = conn.take_counts();
+            self.shard.count(|c| {
+                c.send_calls += sends;
+                c.receive_calls += receives;
+                c.sent_bytes += bytes;
+            });
+            rt::yield_if_needed().await;
+        }
+    }
+
+    /// Reads a batch into a buffer for the device, and as much of the next frame's header as came
+    /// with it; returns how much that was.
+    async fn receive_batch(
+        &self,
+        conn: &Conn,
+        head: &FrameHead,
+        next: &mut [u8; frame::HEADER],
+        acker: &Acker,
+    ) -> Result<usize, LinkError> {
+        let wire_len = head.len;
+        if wire_len <= batch::HEADER {
+            return Err(LinkError::OutOfPlace(head.kind));
+        }
+        let disk_len = round_up_to_block(wire_len as u64);
+        // Back-pressure: no memory is taken, and nothing is read, while the device is behind.
+        self.wait_for_room(disk_len).await?;
+        let mut buf = DmaBuf::new(disk_len as usize);
+        let mut got = 0;
+        while got < wire_len {
+            let n = conn.receive(&mut buf.as_mut()[got..wire_len], &mut next[..]).await?;
+            if n == 0 {
+                return Err(LinkError::Closed);
+            }
+            got += n;
+        }
+        let received_ns = rt::now_ns();
+        let bytes = buf.as_mut();
+        bytes[wire_len..].fill(0);
+        let view = match BatchView::check(&bytes[..wire_len]) {
+            Ok(view) => view,
+            Err(e) => {
+                frames::send_error(conn, ErrorCode::BadBatch, 0, &e.to_string()).await;
+                return Err(LinkError::Refused(format!("the primary sent a bad batch: {e}")));
+            }
+        };
+        {
+            let h = *view.header();
+            let inner = &mut *self.shard.inner.borrow_mut();
+            let follows = inner.replica().on_batch(&h, Lsn(head.arg));
+            follows.map_err(|v| LinkError::Refused(v.to_string()))?;
+            (inner.chain, inner.next_seq) = (h.chain(), h.end_seq());
+            self.shard.count(|c| {
+                c.records += u64::from(h.record_count());
+                c.body_bytes += h.body_len() as u64;
+                c.batches += 1;
+            });
+            let ack_received = head.flags & FLAG_ACK_RECEIVED != 0;
+            if ack_received {
+                acker.reply_now(0);
+            }
+            let batch = Rc::new(Batch::live(buf.share(), ack_received));
+            // Wakes the acker too.
+            self.shard.submit(inner, batch, received_ns);
+        }
+        Ok(got - wire_len)
+    }
+
+    async fn wait_for_room(&self, bytes: u64) -> Result<(), LinkError> {
+        loop {
+            let (work, room) = (self.shard.work.seen(), self.shard.room.seen());
+            if let Some(why) = self.shard.stopped() {
+                return Err(LinkError::Stopped(why));
+            }
+            let (may_write, end) = {
+                let inner = self.shard.inner.borrow();
+                (inner.pipeline.may_write(bytes), inner.pipeline.appended())
+            };
+            let has_segments = self.shard.segments.end().since(end) >= bytes;
+            if may_write && has_segments {
+                return Ok(());
+            }
+            if !has_segments {
+                self.shard.keep.notify();
+            }
+            if may_write { self.shard.room.since(room).await } else { self.shard.work.since(work).await }
+        }
+    }
+}
+
+fn closed(e: io::Error) -> LinkError {
+    if e.kind() == io::ErrorKind::UnexpectedEof { LinkError::Closed } else { LinkError::Io(e) }
+}
+
+fn jitter(pause: Duration) -> Duration {
+    let mut random = [0];
+    // Without randomness every replica comes back at the same moment, no worse.
+    let _ = sys::random(&mut random);
+    pause.mul_f64(0.5 + f64::from(random[0]) / 256.0)
+}
+
+/// Reads an error frame's payload: always an error, which one it says.
+async fn read_error(conn: &Conn, head: &FrameHead) -> Result<LinkError, LinkError> {
+    let mut payload = vec![0; head.len];
+    conn.receive_all(&mut payload, &mut []).await.map_err(closed)?;
+    head.check_payload(&payload)?;
+    let (_, text) = ErrorHead::check(&payload)?;
+    Ok(LinkError::Refused(format!("the primary says: {text}")))
+}
+
+pub(crate) async fn read_welcome(conn: &Conn) -> Result<Welcome, LinkError> {
+    let mut header = [0; frame::HEADER];
+    conn.receive_all(&mut header, &mut []).await.map_err(closed)?;
+    let head = FrameHead::check(&header)?;
+    match head.kind {
+        FrameKind::Welcome => {
+            let mut payload = vec![0; head.len];
+            conn.receive_all(&mut payload, &mut []).await.map_err(closed)?;
+            head.check_payload(&payload)?;
+            Ok(Welcome::check(&payload)?)
+        }
+        FrameKind::Error => Err(read_error(conn, &head).await?),
+        other => Err(LinkError::OutOfPlace(other)),
+    }
+}
+
+/// Ends a connection whose peer has missed three heartbeats.
+async fn watch_idle(conn: Rc<Conn>) {
+    loop {
+        rt::sleep(limits::HEARTBEAT).await;
+        if conn.silent_for() > 3 * limits::HEARTBEAT {
+            conn.close();
+            return;
+        }
+    }
+}
+
+/// Sends acks; those that come due while one is being sent go out as one.
+struct Acker {
+    shard: Rc<Shard>,
+    conn: Rc<Conn>,
+    /// An ack is due although nothing was flushed or applied; with the time of the heartbeat that
+    /// it answers, or 0.
+    now: Cell<Option<u64>>,
+    over: Cell<bool>,
+}
+
+impl Acker {
+    fn reply_now(&self, echo_us: u64) {
+        self.now.set(Some(echo_us));
+    }
+
+    async fn run(&self) -> LinkError {
+        let mut said = (Lsn(u64::MAX), Lsn::ZERO);
+        loop {
+            let seen = self.shard.moved.seen();
+            if let Some(why) = self.shard.stopped() {
+                return LinkError::Stopped(why);
+            }
+            if self.over.get() {
+                return LinkError::Closed;
+            }
+            let now = self.now.take();
+            let ack = self.shard.inner.borrow_mut().replica().ack(now.unwrap_or(0));
+            if now.is_none() && (ack.flushed, ack.applied) == said {
+                self.shard.moved.since(seen).await;
+                continue;
+            }
+            if let Err(e) = frames::send(&self.conn, FrameKind::Ack, 0, 0, &ack.to_bytes()).await {
+                return e.into();
+            }
+            said = (ack.flushed, ack.applied);
+            self.shard.count(|c| c.acks += 1);
+        }
+    }
+}
+
+const _: () = assert!(BLOCK > batch::HEADER);

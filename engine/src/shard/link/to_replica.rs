@@ -1,0 +1,340 @@
+//! The primary's end of a link: one task sends batches and heartbeats, one reads acks.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use towline_wire::batch;
+use towline_wire::frame::{self, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameKind};
+use towline_wire::handshake::{FEATURES, Hello, Refusal, Verdict, Welcome};
+use towline_wire::message::{Ack, ErrorCode, Goodbye, Heartbeat};
+use towline_wire::{Lsn, PROTOCOL_VERSION};
+
+use super::conn::Conn;
+use super::frames::{self, FrameReader, LinkError};
+use crate::limits;
+use crate::protocol::primary::{HelloAnswer, LogEnds};
+use crate::rt;
+use crate::shard::Shard;
+use crate::shard::wal::cursor::{Cursor, CursorError, chain_at};
+use crate::shard::wal::ring::Batch;
+use crate::sys;
+use crate::telemetry::Stage;
+
+/// Live batches whose acks are timed; what is further back is not.
+const TIMED_MAX: usize = 4096;
+
+/// One link, shared by its two tasks.
+struct Link {
+    shard: Rc<Shard>,
+    conn: Rc<Conn>,
+    slot: usize,
+    number: u64,
+    /// Batches sent from memory, for the ack's stages: end, when sent, received already.
+    timed: RefCell<VecDeque<(Lsn, u64, bool)>>,
+    closed: Cell<bool>,
+}
+
+/// The welcome that this shard gives now.
+pub(crate) fn welcome(shard: &Shard, verdict: Verdict) -> Welcome {
+    let inner = shard.inner.borrow();
+    Welcome {
+        protocol: PROTOCOL_VERSION,
+        verdict,
+        shard_count: shard.config.shard_count,
+        heartbeat_ms: limits::HEARTBEAT.as_millis() as u32,
+        system: inner.system,
+        features: FEATURES,
+        term: match &inner.role {
+            crate::shard::Role::Primary(p) => p.term,
+            crate::shard::Role::Replica(r) => r.term,
+        },
+        tail: inner.tail(),
+        commit_lsn: inner.committed(),
+        segment_bytes: shard.config.segment_bytes,
+        time_us: sys::wall_us(),
+        record_bytes_max: shard.config.record_bytes_max as u64,
+    }
+}
+
+/// Sends a welcome; a refusal is followed by its reason in words.
+pub(crate) async fn send_welcome(shard: &Shard, conn: &Conn, verdict: Verdict) -> Result<(), LinkError> {
+    let payload = welcome(shard, verdict).to_bytes();
+    frames::send(conn, FrameKind::Welcome, 0, 0, &payload).await?;
+    if let Verdict::Refused(cause) = verdict {
+        let text = refusal_text(cause);
+        frames::send_error(conn, ErrorCode::Refused, cause as u64, text).await;
+        return Err(LinkError::Refused(text.into()));
+    }
+    Ok(())
+}
+
+/// A refusal in words that say what to do.
+pub(crate) const fn refusal_text(cause: Refusal) -> &'static str {
+    match cause {
+        Refusal::Protocol => "the node speaks another protocol version: use the same release on both sides",
+        Refusal::ForeignSystem => "the peer belongs to another system: its folder is another cluster's",
+        Refusal::NoSuchShard => "there is no such shard",
+        Refusal::UnknownReplica => "the replica's name is not configured on the primary: add it to --replicas there",
+        Refusal::StalePrimary => "this primary was deposed by a newer one: connect to that one",
+        Refusal::Future => {
+            "the replica's log is ahead of this primary's in the same term: one of the folders is not what it was"
+        }
+        Refusal::Diverged => "both logs hold other bytes at the same term and LSN: rebuild the replica from scratch",
+        Refusal::Busy => "a limit on connections is reached: try again later",
+        Refusal::Stopping => "the node is stopping, or the shard has stopped after an error",
+        Refusal::NotPrimary => "the node is a replica: connect to the primary",
+        Refusal::CutBelowCommit => {
+            "following would cut what the replica knows to be committed: this primary misses acknowledged data"
+        }
+        _ => "refused",
+    }
+}
+
+/// Serves a replica from its hello to the end of its link.
+pub(crate) async fn serve(shard: Rc<Shard>, conn: Rc<Conn>, hello: Hello) {
+    let Err(e) = run(&shard, &conn, &hello).await else { return };
+    tracing::info!(shard = shard.id.0, replica = %hello.name, "link ended: {e}");
+    e.tell(&conn).await;
+    conn.close();
+}
+
+async fn run(shard: &Rc<Shard>, conn: &Rc<Conn>, hello: &Hello) -> Result<(), LinkError> {
+    let verdict = decide(shard, hello).await?;
+    send_welcome(shard, conn, verdict).await?;
+    let Verdict::Stream { from } = verdict else {
+        // Cut or snapshot: the replica does what it has to and comes back.
+        return Ok(());
+    };
+    let number = shard.number_link();
+    // Before anything moves on: the log cannot be trimmed above a reader.
+    let cursor = Cursor::new(shard, from);
+    let slot = {
+        let mut inner = shard.inner.borrow_mut();
+        let primary = inner.primary();
+        let slot = primary.slot_of(hello.name).expect("the answer has checked it");
+        primary.attach(slot, number, from);
+        slot
+    };
+    shard.count(|c| c.connects += 1);
+    // What the replica holds may let commits through, and a link that it replaces ends.
+    shard.after_attach();
+    let link = Rc::new(Link {
+        shard: shard.clone(),
+        conn: conn.clone(),
+        slot,
+        number,
+        timed: RefCell::default(),
+        closed: Cell::new(false),
+    });
+    tracing::info!(shard = shard.id.0, replica = %hello.name, from = from.0, "link begins");
+    let sender = link.clone();
+    rt::spawn(async move {
+        if let Err(e) = sender.send_all(cursor).await {
+            tracing::info!(shard = sender.shard.id.0, slot = sender.slot, "sending ended: {e}");
+            e.tell(&sender.conn).await;
+        }
+        sender.end();
+    });
+    let read = link.read_acks().await;
+    link.end();
+    read
+}
+
+/// Decides about a hello; reads the chain inside the log if the decision needs it.
+async fn decide(shard: &Rc<Shard>, hello: &Hello) -> Result<Verdict, LinkError> {
+    if shard.is_stopped() {
+        return Ok(Verdict::Refused(Refusal::Stopping));
+    }
+    let answer = {
+        let inner = &mut *shard.inner.borrow_mut();
+        let log = LogEnds { oldest: inner.oldest, tail: inner.pipeline.appended(), chain: inner.chain };
+        inner.primary().answer(hello, log)
+    };
+    match answer {
+        HelloAnswer::Verdict(verdict) => Ok(verdict),
+        HelloAnswer::Deposed => {
+            tracing::error!(shard = shard.id.0, replica = %hello.name, term = hello.term.0, "deposed: a replica follows a newer term");
+            shard.fence();
+            Ok(Verdict::Refused(Refusal::StalePrimary))
+        }
+        HelloAnswer::NeedChain(lsn) => {
+            let chain = chain_at(shard, lsn).await.map_err(|e| LinkError::Refused(e.to_string()))?;
+            Ok(shard.inner.borrow_mut().primary().answer_with_chain(hello, chain))
+        }
+    }
+}
+
+impl Link {
+    fn end(&self) {
+        if !self.closed.replace(true) {
+            self.conn.close();
+            self.shard.inner.borrow_mut().primary().detach(self.slot, self.number);
+        }
+        self.add_counts();
+        // The other task of this link, and who watches for lost replicas.
+        self.shard.moved.notify();
+    }
+
+    fn is_current(&self) -> bool {
+        !self.closed.get() && self.shard.inner.borrow_mut().primary().slots()[self.slot].link == Some(self.number)
+    }
+
+    fn add_counts(&self) {
+        let (sends, receives, bytes) = self.conn.take_counts();
+        self.shard.count(|c| {
+            c.send_calls += sends;
+            c.copied_sends += sends;
+            c.receive_calls += receives;
+            c.sent_bytes += bytes;
+        });
+    }
+
+    async fn send_all(&self, mut cursor: Cursor) -> Result<(), LinkError> {
+        let mut commit_said = Lsn::ZERO;
+        let mut batches: Vec<Rc<Batch>> = Vec::with_capacity(limits::SEND_BATCHES_MAX);
+        loop {
+            let seen = self.shard.moved.seen();
+            if let Some(why) = self.shard.stopped() {
+                let _ = frames::send(&self.conn, FrameKind::Goodbye, 0, Goodbye::Stopping as u64, &[]).await;
+                return Err(LinkError::Stopped(why));
+            }
+            if !self.is_current() {
+                let _ = frames::send(&self.conn, FrameKind::Goodbye, 0, Goodbye::Replaced as u64, &[]).await;
+                return Err(LinkError::Closed);
+            }
+            if self.conn.silent_for() > 3 * limits::HEARTBEAT {
+                return Err(LinkError::Idle);
+            }
+            let from_disk = self.gather(&mut cursor, &mut batches).await?;
+            if !batches.is_empty() {
+                commit_said = self.send_batches(&mut batches, from_disk).await?;
+                rt::yield_if_needed().await;
+                continue;
+            }
+            let commit = self.shard.committed();
+            let beat_due = self.conn.mute_for() >= limits::HEARTBEAT;
+            if commit > commit_said || beat_due {
+                // A batch that is about to be closed carries the commit LSN for nothing.
+                rt::yield_now().await;
+                if self.shard.moved.seen() == seen || beat_due {
+                    self.send_heartbeat(beat_due).await?;
+                    commit_said = commit;
+                }
+                continue;
+            }
+            self.shard.moved.since(seen).await;
+        }
+    }
+
+    /// Takes what there is to send; says whether it came from disk.
+    async fn gather(&self, cursor: &mut Cursor, batches: &mut Vec<Rc<Batch>>) -> Result<bool, LinkError> {
+        let limit = self.shard.inner.borrow().pipeline.appended();
+        let mut bytes = 0;
+        while batches.len() < limits::SEND_BATCHES_MAX && bytes < limits::READ_CHUNK_BYTES {
+            let Some(batch) = cursor.next_in_memory(limit) else { break };
+            bytes += batch.wire().len();
+            batches.push(batch);
+        }
+        if !batches.is_empty() {
+            return Ok(false);
+        }
+        match cursor.next_batch(limit).await {
+            Ok(batch) => batches.extend(batch),
+            Err(CursorError::TooOld { wanted, oldest }) => {
+                let text = format!("the log from {wanted} on is gone, the oldest kept is {oldest}");
+                frames::send_error(&self.conn, ErrorCode::TooOld, oldest.0, &text).await;
+                return Err(LinkError::Refused(text));
+            }
+            Err(e) => return Err(LinkError::Stopped(e.to_string())),
+        }
+        Ok(true)
+    }
+
+    async fn send_batches(&self, batches: &mut Vec<Rc<Batch>>, from_disk: bool) -> Result<Lsn, LinkError> {
+        let commit = self.shard.committed();
+        let mut headers = [[0; frame::HEADER]; limits::SEND_BATCHES_MAX];
+        let mut pieces: [&[u8]; 2 * limits::SEND_BATCHES_MAX] = [&[]; 2 * limits::SEND_BATCHES_MAX];
+        let flags = |b: &Batch| if b.ack_received { FLAG_ACK_RECEIVED } else { 0 };
+        for (header, batch) in headers.iter_mut().zip(batches.iter()) {
+            *header = frame::batch_header(flags(batch), commit, batch.wire().len());
+        }
+        for ((header, batch), piece) in headers.iter().zip(batches.iter()).zip(pieces.chunks_exact_mut(2)) {
+            (piece[0], piece[1]) = (header, batch.wire());
+        }
+        let end = batches.last().expect("there is something to send").end;
+        // Sent counts from the moment the kernel may have taken it: an ack can overtake this task.
+        self.shard.inner.borrow_mut().primary().on_sent(self.slot, self.number, end);
+        let began = rt::now_ns();
+        if !from_disk {
+            let mut timed = self.timed.borrow_mut();
+            for batch in batches.iter().take(TIMED_MAX - timed.len()) {
+                timed.push_back((batch.end, began, false));
+            }
+        }
+        self.conn.send(&pieces[..2 * batches.len()]).await?;
+        self.shard.telemetry.borrow_mut().record(Stage::Send, rt::now_ns() - began, batches.len() as u64);
+        self.add_counts();
+        batches.clear();
+        Ok(commit)
+    }
+
+    async fn send_heartbeat(&self, reply_now: bool) -> Result<(), LinkError> {
+        let beat = {
+            let mut inner = self.shard.inner.borrow_mut();
+            Heartbeat {
+                term: inner.primary().term,
+                tail: inner.tail(),
+                tail_seq: inner.next_seq,
+                commit_lsn: inner.committed(),
+                time_us: sys::wall_us(),
+            }
+        };
+        let flags = if reply_now { FLAG_REPLY_NOW } else { 0 };
+        frames::send(&self.conn, FrameKind::Heartbeat, flags, 0, &beat.to_bytes()).await?;
+        Ok(())
+    }
+
+    async fn read_acks(&self) -> Result<(), LinkError> {
+        let mut reader = FrameReader::new(self.conn.clone(), batch::HEADER.max(2048));
+        loop {
+            let ack = {
+                let Some((head, payload)) = reader.next().await? else { return Err(LinkError::Closed) };
+                match head.kind {
+                    FrameKind::Ack => Ack::check(payload)?,
+                    FrameKind::Goodbye => return Err(LinkError::Closed),
+                    FrameKind::Error => {
+                        let (_, text) = towline_wire::message::ErrorHead::check(payload)?;
+                        return Err(LinkError::Refused(format!("the replica says: {text}")));
+                    }
+                    other => return Err(LinkError::OutOfPlace(other)),
+                }
+            };
+            // Only the newest of the acks that came together matters.
+            if reader.has_next() {
+                continue;
+            }
+            self.time_ack(&ack);
+            if let Err(violation) = self.shard.on_ack(self.slot, self.number, &ack) {
+                tracing::error!(shard = self.shard.id.0, slot = self.slot, "ack refused: {violation}");
+                frames::send_error(&self.conn, ErrorCode::BadAck, 0, &violation.to_string()).await;
+                return Err(LinkError::Refused(violation.to_string()));
+            }
+        }
+    }
+
+    fn time_ack(&self, ack: &Ack) {
+        let now = rt::now_ns();
+        let mut timed = self.timed.borrow_mut();
+        let mut telemetry = self.shard.telemetry.borrow_mut();
+        for (_, sent_ns, received) in timed.iter_mut().take_while(|t| t.0 <= ack.received) {
+            if !std::mem::replace(received, true) {
+                telemetry.record(Stage::AckReceived, now - *sent_ns, 1);
+            }
+        }
+        while let Some((_, sent_ns, _)) = timed.front().filter(|t| t.0 <= ack.flushed) {
+            telemetry.record(Stage::AckFlushed, now - *sent_ns, 1);
+            timed.pop_front();
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! The shard's end of the rings.
+
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use atomic_waker::AtomicWaker;
+use rtrb::{Consumer, Producer, RingBuffer};
+
+use super::ticket::TicketSlots;
+use crate::limits;
+use crate::outcome::{AppendError, Outcome};
+use crate::protocol::policy::CommitPolicy;
+use crate::rt;
+use crate::shard::Shard;
+use crate::shard::append::Payload;
+use crate::shard::lanes::Lane;
+use crate::telemetry::Stage;
+
+/// One append on its way to a shard.
+#[derive(Debug)]
+pub(crate) struct Request {
+    /// Bytes of it in the byte ring.
+    pub(crate) len: u32,
+    /// The ticket's slot.
+    pub(crate) slot: u32,
+    pub(crate) policy: Option<CommitPolicy>,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) at_ns: u64,
+    /// The record itself, where it is too large for the ring.
+    pub(crate) large: Option<Box<[u8]>>,
+}
+
+/// The shard's end of one producer's rings.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    requests: Consumer<Request>,
+    bytes: Consumer<u8>,
+    slots: Arc<TicketSlots>,
+}
+
+/// The producer's end.
+#[derive(Debug)]
+pub(crate) struct Outlet {
+    pub(crate) requests: Producer<Request>,
+    pub(crate) bytes: Producer<u8>,
+}
+
+/// A pair of ends.
+pub(crate) fn rings(slots: Arc<TicketSlots>) -> (Outlet, Intake) {
+    let (requests, taken) = RingBuffer::new(limits::INBOX_REQUESTS);
+    let (bytes, read) = RingBuffer::new(limits::INBOX_BYTES);
+    (Outlet { requests, bytes }, Intake { requests: taken, bytes: read, slots })
+}
+
+/// What producers and the shard share.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    new: Mutex<Vec<Intake>>,
+    sleeping: AtomicBool,
+    waker: AtomicWaker,
+    /// The shard takes nothing any more.
+    closed: AtomicBool,
+}
+
+impl Inbox {
+    /// Adds a producer.
+    pub(crate) fn add(&self, intake: Intake) {
+        self.new.lock().unwrap_or_else(PoisonError::into_inner).push(intake);
+        self.wake();
+    }
+
+    /// Wakes the shard if it sleeps. The fence orders this producer's push before the look at the
+    /// flag; the shard's sets the flag before it looks at the rings: one of the two sees the other
+    /// (Dekker's pattern), so that no append is left lying.
+    pub(crate) fn wake(&self) {
+        fence(Ordering::SeqCst);
+        if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::AcqRel) {
+            self.waker.wake();
+        }
+    }
+
+    /// Whether the shard takes nothing any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+}
+
+/// A producer's lane: outcomes go to its tickets' slots.
+struct TicketLane(Arc<TicketSlots>);
+
+impl Lane for TicketLane {
+    fn complete(&self, first: u64, count: u32, outcome: &Outcome) {
+        for slot in first..first + u64::from(count) {
+            self.0.resolve(slot as u32, Ok(*outcome));
+        }
+    }
+}
+
+struct Taken {
+    intake: Intake,
+    lane: u32,
+    record: Vec<u8>,
+}
+
+/// Takes appends of other threads until the shard stops.
+pub(crate) async fn run(shard: Rc<Shard>, inbox: Arc<Inbox>) {
+    let mut producers: Vec<Taken> = Vec::new();
+    loop {
+        let room = shard.room.seen();
+        if shard.is_stopped() {
+            break;
+        }
+        take_new(&shard, &inbox, &mut producers);
+        let mut blocked = false;
+        let mut took = 0;
+        for producer in &mut producers {
+            match take(&shard, producer) {
+                Ok(n) => took += n,
+                Err(Blocked) => blocked = true,
+            }
+        }
+        producers.retain(|p| {
+            // The producer is gone and everything it left is taken; its lane stays until what it
+            // waits for is complete, which dropped tickets do not notice.
+            let over = p.intake.requests.is_abandoned() && p.intake.requests.is_empty() && p.intake.slots.is_idle();
+            if over {
+                shard.inner.borrow_mut().lanes.remove(p.lane);
+            }
+            !over
+        });
+        if blocked {
+            shard.room.since(room).await;
+        } else if took > 0 {
+            rt::yield_now().await;
+        } else {
+            sleep(&shard, &inbox, &producers).await;
+        }
+    }
+    inbox.closed.store(true, Ordering::Release);
+    take_new(&shard, &inbox, &mut producers);
+    for producer in &mut producers {
+        while let Ok(request) = producer.intake.requests.pop() {
+            producer.intake.slots.resolve(request.slot, Ok(Outcome::Stopped));
+        }
+    }
+}
+
+fn take_new(shard: &Rc<Shard>, inbox: &Inbox, producers: &mut Vec<Taken>) {
+    for intake in inbox.new.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        let lane = shard.inner.borrow_mut().lanes.add(Rc::new(TicketLane(intake.slots.clone())));
+        match lane {
+            Some(lane) => producers.push(Taken { intake, lane, record: Vec::new() }),
+            // Its requests find a closed ring: the handle says that there are too many.
+            None => tracing::error!(shard = shard.id.0, "more than {} lanes, a handle is refused", limits::LANES_MAX),
+        }
+    }
+}
+
+struct Blocked;
+
+/// Takes what one producer has, at most a ring full, so that others get their turn.
+fn take(shard: &Rc<Shard>, producer: &mut Taken) -> Result<usize, Blocked> {
+    let intake = &mut producer.intake;
+    let mut took = 0;
+    while took < limits::INBOX_REQUESTS {
+        let Ok(request) = intake.requests.peek() else { break };
+        let len = request.len as usize;
+        let result = match shard.wish(request.policy, request.deadline) {
+            Err(e) => Err(e),
+            Ok(wish) => {
+                let key = (producer.lane, u64::from(request.slot));
+                if let Some(large) = &request.large {
+                    shard.try_append(key, wish, Payload::One(large))
+                } else {
+                    let chunk = intake.bytes.read_chunk(len).expect("the bytes are pushed before the request");
+                    let (a, b) = chunk.as_slices();
+                    if b.is_empty() {
+                        shard.try_append(key, wish, Payload::One(a))
+                    } else {
+                        producer.record.clear();
+                        producer.record.extend_from_slice(a);
+                        producer.record.extend_from_slice(b);
+                        shard.try_append(key, wish, Payload::One(&producer.record))
+                    }
+                }
+            }
+        };
+        if let Err(AppendError::WouldBlock) = result {
+            return Err(Blocked);
+        }
+        let request = intake.requests.pop().expect("it was peeked at above");
+        if request.large.is_none() {
+            intake.bytes.read_chunk(len).expect("as above").commit_all();
+        }
+        shard.telemetry.borrow_mut().record(Stage::Inbox, rt::now_ns().saturating_sub(request.at_ns), 1);
+        if let Err(e) = result {
+            intake.slots.resolve(request.slot, Err(e));
+        }
+        took += 1;
+    }
+    Ok(took)
+}
+
+/// Sleeps until a producer wakes the shard, or the shard stops.
+async fn sleep(shard: &Rc<Shard>, inbox: &Inbox, producers: &[Taken]) {
+    let stopping = shard.room.seen();
+    let mut stopped = std::pin::pin!(shard.room.since(stopping));
+    let mut slept = false;
+    std::future::poll_fn(|cx| {
+        inbox.waker.register(cx.waker());
+        inbox.sleeping.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let something = producers.iter().any(|p| !p.intake.requests.is_empty() || p.intake.requests.is_abandoned())
+            || !inbox.new.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        if something || (slept && !inbox.sleeping.load(Ordering::Relaxed)) || shard.is_stopped() {
+            inbox.sleeping.store(false, Ordering::Relaxed);
+            return Poll::Ready(());
+        }
+        slept = true;
+        if stopped.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    })
+    .await;
+    shard.count(|c| c.wake_ups += 1);
+}

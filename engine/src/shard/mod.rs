@@ -1,0 +1,323 @@
+//! The shell of one shard: executes what [`crate::protocol`] decides, on one core.
+//!
+//! Comes in: appends from this core's tasks, from other threads ([`mesh`]) and from connections
+//! ([`link`]). Goes out: writes to the slice ([`wal`]), the same buffers to replicas, outcomes to
+//! lanes. All state of a shard is behind one `RefCell` that is never borrowed across an await.
+
+pub(crate) mod append;
+pub(crate) mod applying;
+pub(crate) mod commit;
+pub(crate) mod lanes;
+pub(crate) mod link;
+pub(crate) mod mesh;
+pub(crate) mod wal;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use towline_wire::{Chain, Lsn, Seq, ShardId, SystemId, Term};
+
+use crate::config::{NodeConfig, Retain, TooFewReplicas};
+use crate::node::Watermark;
+use crate::notify::Changed;
+use crate::outcome::AppendError;
+use crate::protocol::pipeline::Pipeline;
+use crate::protocol::policy::{CommitPolicy, Requirement};
+use crate::protocol::primary::Primary;
+use crate::protocol::replica::Replica;
+use crate::telemetry::Telemetry;
+use append::OpenBatch;
+use lanes::Lanes;
+use wal::live::LiveSegments;
+use wal::ring::Ring;
+
+/// What a shard is configured with, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct ShardConfig {
+    pub(crate) shard_count: u32,
+    pub(crate) segment_bytes: u64,
+    pub(crate) segments_ahead: u64,
+    pub(crate) prefill_bytes: u64,
+    pub(crate) batch_bytes: usize,
+    pub(crate) record_bytes_max: usize,
+    pub(crate) in_flight_bytes_max: u64,
+    pub(crate) write_depth: usize,
+    pub(crate) max_linger: Duration,
+    pub(crate) retain: Retain,
+    pub(crate) retain_max_bytes: Option<u64>,
+    pub(crate) live_window_bytes: u64,
+    pub(crate) policy: CommitPolicy,
+    pub(crate) need: Requirement,
+    pub(crate) deadline: Duration,
+    pub(crate) too_few: TooFewReplicas,
+}
+
+impl ShardConfig {
+    pub(crate) fn new(node: &NodeConfig, shard_count: u32, segment_bytes: u64) -> Self {
+        Self {
+            shard_count,
+            segment_bytes,
+            segments_ahead: node.segments_ahead as u64,
+            prefill_bytes: node.prefill_bytes,
+            batch_bytes: node.batch_bytes,
+            record_bytes_max: node.record_bytes_max,
+            in_flight_bytes_max: node.in_flight_bytes_max(),
+            write_depth: node.write_depth,
+            max_linger: node.max_linger,
+            retain: node.retain,
+            retain_max_bytes: node.retain_max_bytes,
+            live_window_bytes: node.live_window_bytes as u64,
+            policy: CommitPolicy::Local,
+            need: CommitPolicy::Local.requirement(0).expect("local always holds"),
+            deadline: Duration::from_secs(10),
+            too_few: TooFewReplicas::Wait,
+        }
+    }
+}
+
+/// What this shard is on this node.
+#[derive(Debug)]
+pub(crate) enum Role {
+    Primary(Primary),
+    Replica(Replica),
+}
+
+/// One shard on its core.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    pub(crate) id: ShardId,
+    pub(crate) config: ShardConfig,
+    pub(crate) inner: RefCell<Inner>,
+    pub(crate) segments: LiveSegments,
+    /// There may be something to close or to write.
+    pub(crate) work: Changed,
+    /// There may be room for records again.
+    pub(crate) room: Changed,
+    /// A batch, a position or the shard's state changed: links, tails and the handler look again.
+    pub(crate) moved: Changed,
+    /// Segments or superblock may need attention.
+    pub(crate) keep: Changed,
+    pub(crate) telemetry: RefCell<Telemetry>,
+    /// A write failed.
+    pub(crate) failed: Cell<bool>,
+    /// There was no space for the next segment.
+    pub(crate) disk_full: Cell<bool>,
+    /// The commit LSN where other cores read it.
+    pub(crate) watermark: Arc<Watermark>,
+    /// Numbers links, so that a late word from an old one is told apart.
+    next_link: Cell<u64>,
+}
+
+/// Everything of a shard that changes.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) role: Role,
+    pub(crate) system: SystemId,
+    pub(crate) pipeline: Pipeline,
+    pub(crate) ring: Ring,
+    pub(crate) open: Option<OpenBatch>,
+    /// The chain up to the end of the last closed batch.
+    pub(crate) chain: Chain,
+    /// The number of the next record, counting the open batch.
+    pub(crate) next_seq: Seq,
+    /// Where the log that is kept begins.
+    pub(crate) oldest: Lsn,
+    /// Up to where the embedder lets the log go.
+    pub(crate) trim_to: Lsn,
+    /// Positions of those who read the log.
+    pub(crate) readers: Vec<Option<Lsn>>,
+    pub(crate) lanes: Lanes,
+    /// Why the shard takes nothing any more.
+    pub(crate) stopped: Option<String>,
+}
+
+impl Shard {
+    pub(crate) fn new(
+        id: ShardId,
+        config: ShardConfig,
+        role: Role,
+        log: LogAtOpen,
+        segments: LiveSegments,
+        watermark: Arc<Watermark>,
+    ) -> Rc<Self> {
+        let system = match &role {
+            Role::Primary(p) => p.system,
+            Role::Replica(r) => r.system,
+        };
+        let pipeline = Pipeline::new(log.end, log.last_batch, config.write_depth, config.in_flight_bytes_max);
+        Rc::new(Self {
+            id,
+            inner: RefCell::new(Inner {
+                role,
+                system,
+                pipeline,
+                ring: Ring::default(),
+                open: None,
+                chain: log.chain,
+                next_seq: log.next_seq,
+                oldest: log.oldest,
+                trim_to: Lsn::ZERO,
+                readers: Vec::new(),
+                lanes: Lanes::default(),
+                stopped: None,
+            }),
+            config,
+            segments,
+            work: Changed::default(),
+            room: Changed::default(),
+            moved: Changed::default(),
+            keep: Changed::default(),
+            telemetry: RefCell::default(),
+            failed: Cell::new(false),
+            disk_full: Cell::new(false),
+            watermark,
+            next_link: Cell::new(1),
+        })
+    }
+
+    /// A number for a new link.
+    pub(crate) fn number_link(&self) -> u64 {
+        let n = self.next_link.get();
+        self.next_link.set(n + 1);
+        n
+    }
+
+    /// Why the shard takes nothing any more, if so.
+    pub(crate) fn stopped(&self) -> Option<String> {
+        self.inner.borrow().stopped.clone()
+    }
+
+    /// Whether the shard takes nothing any more.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.inner.borrow().stopped.is_some()
+    }
+
+    /// Counts.
+    pub(crate) fn count(&self, counting: impl FnOnce(&mut crate::telemetry::Counters)) {
+        counting(&mut self.telemetry.borrow_mut().counters);
+    }
+
+    /// Stops the shard for good: nothing is acknowledged any more and every waiter is told. After
+    /// an I/O error this is final (law 8): what the device holds shows at the next open.
+    pub(crate) fn stop(&self, why: &str) {
+        {
+            let mut inner = self.inner.borrow_mut();
+            if inner.stopped.is_some() {
+                return;
+            }
+            inner.stopped = Some(why.into());
+            inner.fail_waiters(crate::outcome::Outcome::Stopped);
+        }
+        self.work.notify();
+        self.room.notify();
+        self.moved.notify();
+        self.keep.notify();
+    }
+
+    /// The term of the primary that this shard is or follows.
+    pub(crate) fn term(&self) -> Term {
+        match &self.inner.borrow().role {
+            Role::Primary(p) => p.term,
+            Role::Replica(r) => r.term,
+        }
+    }
+
+    /// Whether a newer term was seen.
+    pub(crate) fn is_deposed(&self) -> bool {
+        matches!(&self.inner.borrow().role, Role::Primary(p) if p.is_deposed())
+    }
+
+    /// Whether somebody waits for a commit.
+    pub(crate) fn has_waiters(&self) -> bool {
+        matches!(&self.inner.borrow().role, Role::Primary(p) if p.gate.waiting() > 0)
+    }
+
+    /// Whether everything that was appended is on the device, and nobody waits.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let inner = self.inner.borrow();
+        let waits = matches!(&inner.role, Role::Primary(p) if p.gate.waiting() > 0);
+        inner.open.is_none() && inner.pipeline.in_flight() == 0 && !waits
+    }
+
+    /// What the superblock says of the log's end: where the last durable batch starts, what is
+    /// committed, where terms began.
+    pub(crate) fn floor(&self) -> (Lsn, Lsn, Vec<(Term, Lsn)>) {
+        let inner = self.inner.borrow();
+        let history = match &inner.role {
+            Role::Primary(p) => p.history.entries().to_vec(),
+            Role::Replica(r) => r.history.entries().to_vec(),
+        };
+        (inner.pipeline.last_durable(), inner.committed(), history)
+    }
+
+    /// Whether a write failed: its completion will not come.
+    pub(crate) fn write_failed(&self) -> bool {
+        self.failed.get()
+    }
+
+    /// What is committed and on this node's device.
+    pub(crate) fn committed(&self) -> Lsn {
+        self.inner.borrow().committed()
+    }
+
+    /// What is on this node's device.
+    pub(crate) fn durable(&self) -> Lsn {
+        self.inner.borrow().pipeline.durable()
+    }
+}
+
+/// Where a recovered log stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogAtOpen {
+    pub(crate) oldest: Lsn,
+    pub(crate) end: Lsn,
+    pub(crate) last_batch: Lsn,
+    pub(crate) chain: Chain,
+    pub(crate) next_seq: Seq,
+}
+
+impl Inner {
+    pub(crate) fn committed(&self) -> Lsn {
+        match &self.role {
+            Role::Primary(p) => p.gate.commit(),
+            Role::Replica(r) => r.committed(),
+        }
+    }
+
+    /// The primary's side, where there must be one.
+    pub(crate) fn primary(&mut self) -> &mut Primary {
+        match &mut self.role {
+            Role::Primary(p) => p,
+            Role::Replica(_) => unreachable!("only a primary's tasks ask for it"),
+        }
+    }
+
+    /// The replica's side, where there must be one.
+    pub(crate) fn replica(&mut self) -> &mut Replica {
+        match &mut self.role {
+            Role::Replica(r) => r,
+            Role::Primary(_) => unreachable!("only a replica's tasks ask for it"),
+        }
+    }
+
+    /// Whether appends are taken at all.
+    pub(crate) fn check_open(&self) -> Result<(), AppendError> {
+        if let Some(why) = &self.stopped {
+            return Err(AppendError::Stopped(why.clone()));
+        }
+        match &self.role {
+            Role::Primary(p) if p.is_deposed() => Err(AppendError::Fenced),
+            Role::Primary(_) => Ok(()),
+            Role::Replica(_) => Err(AppendError::Stopped("this node is a replica".into())),
+        }
+    }
+
+    /// Lets go of batches that nobody in memory needs.
+    pub(crate) fn trim_ring(&mut self, live_window_bytes: u64) {
+        let durable = self.pipeline.durable();
+        let needed = self.readers.iter().flatten().min().copied().unwrap_or(durable);
+        self.ring.trim(durable, needed, live_window_bytes);
+    }
+}

@@ -1,0 +1,177 @@
+//! Reading the log forward by LSN: from memory where the batches are still there, else from disk
+//! with large direct reads. Links, tails and the handler use the same cursor, so that the step from
+//! disk to live has no gap and no repeat.
+
+use std::io;
+use std::rc::Rc;
+
+use thiserror::Error;
+use towline_wire::{BLOCK, BatchHeader, BatchView, Chain, Lsn};
+
+use super::ring::Batch;
+use crate::limits;
+use crate::rt::ReadBuf;
+use crate::shard::Shard;
+
+/// Why reading on is impossible.
+#[derive(Debug, Error)]
+pub(crate) enum CursorError {
+    #[error("LSN {wanted} is older than the oldest kept, {oldest}")]
+    TooOld { wanted: Lsn, oldest: Lsn },
+    #[error("no batch starts at LSN {at}: {reason}")]
+    NoBatch { at: Lsn, reason: String },
+    #[error("reading at LSN {at}: {source}")]
+    Io { at: Lsn, source: io::Error },
+}
+
+/// A reader of one shard's log.
+#[derive(Debug)]
+pub(crate) struct Cursor {
+    shard: Rc<Shard>,
+    reader: usize,
+    next: Lsn,
+    chunk: Option<(Lsn, ReadBuf)>,
+    on_disk: bool,
+}
+
+impl Cursor {
+    /// A cursor whose next batch is the one that starts at `next`.
+    pub(crate) fn new(shard: &Rc<Shard>, next: Lsn) -> Self {
+        let reader = {
+            let readers = &mut shard.inner.borrow_mut().readers;
+            let free = readers.iter().position(Option::is_none).unwrap_or_else(|| {
+                readers.push(None);
+                readers.len() - 1
+            });
+            readers[free] = Some(next);
+            free
+        };
+        Self { shard: shard.clone(), reader, next, chunk: None, on_disk: false }
+    }
+
+    /// Where the next batch starts.
+    pub(crate) const fn next(&self) -> Lsn {
+        self.next
+    }
+
+    fn advance(&mut self, end: Lsn) {
+        self.next = end;
+        self.shard.inner.borrow_mut().readers[self.reader] = Some(end);
+    }
+
+    /// The next batch if it is in memory and ends at or below `limit`.
+    pub(crate) fn next_in_memory(&mut self, limit: Lsn) -> Option<Rc<Batch>> {
+        let batch = self.shard.inner.borrow().ring.at(self.next)?.clone();
+        if batch.end > limit {
+            return None;
+        }
+        (self.chunk, self.on_disk) = (None, false);
+        self.advance(batch.end);
+        Some(batch)
+    }
+
+    /// The next batch that ends at or below `limit`, or `None` if there is none yet. `limit` is a
+    /// batch boundary; what is not in memory must be durable.
+    pub(crate) async fn next_batch(&mut self, limit: Lsn) -> Result<Option<Rc<Batch>>, CursorError> {
+        if self.next >= limit {
+            return Ok(None);
+        }
+        if let Some(batch) = self.next_in_memory(limit) {
+            return Ok(Some(batch));
+        }
+        let at = self.next;
+        let (oldest, durable) = {
+            let inner = self.shard.inner.borrow();
+            (inner.oldest, inner.pipeline.durable())
+        };
+        if at < oldest {
+            return Err(CursorError::TooOld { wanted: at, oldest });
+        }
+        if at >= durable {
+            return Ok(None);
+        }
+        if !self.on_disk {
+            self.on_disk = true;
+            self.shard.count(|c| c.catch_ups += 1);
+        }
+        let batch = self.read(at, durable).await?;
+        if batch.end > limit {
+            return Ok(None);
+        }
+        self.advance(batch.end);
+        Ok(Some(Rc::new(batch)))
+    }
+
+    /// Bytes of the current chunk from `at` on.
+    fn in_chunk(&self, at: Lsn) -> &[u8] {
+        match &self.chunk {
+            Some((start, buf)) if *start <= at => buf.get(at.since(*start) as usize..).unwrap_or(&[]),
+            _ => &[],
+        }
+    }
+
+    async fn read(&mut self, at: Lsn, durable: Lsn) -> Result<Batch, CursorError> {
+        if self.in_chunk(at).len() < BLOCK {
+            self.fetch(at, limits::READ_CHUNK_BYTES.min(durable.since(at) as usize)).await?;
+        }
+        let no_batch = |reason: String| CursorError::NoBatch { at, reason };
+        let header = BatchHeader::check(self.in_chunk(at)).map_err(|e| no_batch(e.to_string()))?;
+        if header.lsn() != at || header.shard() != self.shard.id || header.system() != self.shard.inner.borrow().system
+        {
+            return Err(no_batch("the bytes there belong elsewhere".into()));
+        }
+        let need = header.disk_len() as usize;
+        if self.in_chunk(at).len() < need {
+            self.fetch(at, need.max(limits::READ_CHUNK_BYTES.min(durable.since(at) as usize))).await?;
+        }
+        if self.in_chunk(at).len() < need {
+            return self.join(at, need).await;
+        }
+        BatchView::check_on_disk(self.in_chunk(at)).map_err(|e| no_batch(e.to_string()))?;
+        let (start, buf) = self.chunk.as_ref().expect("it was read above");
+        Ok(Batch::read(buf.clone(), at.since(*start) as usize))
+    }
+
+    async fn fetch(&mut self, at: Lsn, len: usize) -> Result<(), CursorError> {
+        self.chunk = None;
+        let read = self.shard.segments.read(at, len).await.map_err(|source| CursorError::Io { at, source })?;
+        self.shard.count(|c| c.device_reads += 1);
+        self.chunk = Some((at, read));
+        Ok(())
+    }
+
+    /// A batch that crosses into the next segment.
+    async fn join(&mut self, at: Lsn, need: usize) -> Result<Batch, CursorError> {
+        let mut bytes = Vec::with_capacity(need);
+        while bytes.len() < need {
+            let from = Lsn(at.0 + bytes.len() as u64);
+            self.fetch(from, need - bytes.len()).await?;
+            let part = self.in_chunk(from);
+            if part.is_empty() {
+                return Err(CursorError::NoBatch { at, reason: "its segments end before it does".into() });
+            }
+            bytes.extend_from_slice(&part[..part.len().min(need - bytes.len())]);
+        }
+        BatchView::check_on_disk(&bytes).map_err(|e| CursorError::NoBatch { at, reason: e.to_string() })?;
+        Ok(Batch::joined(bytes.into()))
+    }
+}
+
+impl Drop for Cursor {
+    fn drop(&mut self) {
+        self.shard.inner.borrow_mut().readers[self.reader] = None;
+    }
+}
+
+/// The chain at a batch boundary inside the log: what the header of the batch that starts there
+/// says came before it. `None` if no batch starts there.
+pub(crate) async fn chain_at(shard: &Rc<Shard>, lsn: Lsn) -> Result<Option<Chain>, CursorError> {
+    if let Some(batch) = shard.inner.borrow().ring.at(lsn) {
+        return Ok(Some(batch.header().prev_chain()));
+    }
+    let block = shard.segments.read(lsn, BLOCK).await.map_err(|source| CursorError::Io { at: lsn, source })?;
+    let system = shard.inner.borrow().system;
+    let header = BatchHeader::check(&block).ok();
+    let header = header.filter(|h| h.lsn() == lsn && h.shard() == shard.id && h.system() == system);
+    Ok(header.map(BatchHeader::prev_chain))
+}

@@ -1,0 +1,249 @@
+//! Keeping a slice in order beside the commit path: segments ready ahead of the log's end, old ones
+//! used again, the superblock's floor not too far behind. Everything that blocks runs on a
+//! background thread.
+
+use std::cell::RefCell;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use towline_wire::{BLOCK, BatchHeader, Lsn};
+
+use super::background::Background;
+use super::direct;
+use super::error::OpenError;
+use super::folder;
+use super::superblock_file::{OwnedSuperblock, SuperblockFile};
+use crate::config::Retain;
+use crate::limits;
+use crate::rt;
+use crate::shard::{Role, Shard};
+
+/// The superblock of a live shard: changed in memory first, then on the device, in order.
+#[derive(Debug)]
+pub(crate) struct LiveSuperblock {
+    current: RefCell<OwnedSuperblock>,
+    file: Arc<Mutex<SuperblockFile>>,
+    background: Background,
+}
+
+impl LiveSuperblock {
+    pub(crate) fn new(current: OwnedSuperblock, file: SuperblockFile, background: Background) -> Rc<Self> {
+        Rc::new(Self { current: RefCell::new(current), file: Arc::new(Mutex::new(file)), background })
+    }
+
+    /// What it says now.
+    pub(crate) fn current(&self) -> OwnedSuperblock {
+        self.current.borrow().clone()
+    }
+
+    /// Changes it; the change is on the device when this returns. Changes go in the order of calls.
+    pub(crate) async fn persist(&self, change: impl FnOnce(&mut OwnedSuperblock)) -> Result<(), OpenError> {
+        let mut next = {
+            let mut current = self.current.borrow_mut();
+            change(&mut current);
+            current.clone()
+        };
+        let file = self.file.clone();
+        self.background.call(move || file.lock().unwrap_or_else(PoisonError::into_inner).write(&mut next)).await
+    }
+}
+
+/// The keeper of one shard.
+pub(crate) struct Keeper {
+    pub(crate) shard: Rc<Shard>,
+    pub(crate) superblock: Rc<LiveSuperblock>,
+    /// Zero-fills and renames.
+    pub(crate) filler: Background,
+    /// Files that may be used again.
+    pub(crate) spare: Vec<PathBuf>,
+}
+
+impl Keeper {
+    /// Runs until the shard stops; an error stops it.
+    pub(crate) async fn run(mut self) {
+        let prefill_end = Lsn(self.shard.segments.end().0.max(
+            (self.shard.inner.borrow().pipeline.appended().0 + self.shard.config.prefill_bytes)
+                .next_multiple_of(self.shard.config.segment_bytes),
+        ));
+        loop {
+            let seen = self.shard.keep.seen();
+            if self.shard.is_stopped() {
+                return;
+            }
+            let round = self.round(prefill_end).await;
+            self.shard.disk_full.set(matches!(round, Err(OpenError::DiskFull { .. })));
+            if let Err(e @ OpenError::DiskFull { .. }) = &round {
+                // Nothing that was acknowledged is in danger: appends are refused until there is
+                // space again.
+                tracing::error!(shard = self.shard.id.0, "{e}");
+                self.shard.room.notify();
+                rt::sleep(limits::DISK_FULL_RETRY).await;
+                continue;
+            }
+            if let Err(e) = round {
+                tracing::error!(shard = self.shard.id.0, "the shard stops: {e}");
+                self.shard.stop(&e.to_string());
+                return;
+            }
+            self.shard.keep.since(seen).await;
+        }
+    }
+
+    /// Moves the floor up to what is durable.
+    async fn persist_floor(&self) -> Result<(), OpenError> {
+        let (floor, commit, history) = self.shard.floor();
+        let now = self.superblock.current();
+        if now.floor_lsn == floor && now.commit_lsn == commit {
+            return Ok(());
+        }
+        self.shard.count(|c| c.superblock_writes += 1);
+        self.superblock
+            .persist(|s| {
+                s.floor_lsn = floor.max(s.oldest_lsn);
+                s.commit_lsn = commit;
+                s.history = history;
+            })
+            .await
+    }
+
+    async fn round(&mut self, prefill_end: Lsn) -> Result<(), OpenError> {
+        self.persist_floor().await?;
+        loop {
+            let config = &self.shard.config;
+            let wanted = {
+                let inner = self.shard.inner.borrow();
+                let open = inner.open.as_ref().map_or(0, |o| o.disk_len() as u64);
+                let ahead = inner.pipeline.appended().0 + open + config.segments_ahead * config.segment_bytes;
+                Lsn(ahead).max(prefill_end)
+            };
+            if self.shard.segments.end() >= wanted || self.shard.is_stopped() {
+                break;
+            }
+            if self.spare.is_empty() {
+                self.trim().await?;
+            }
+            self.add_segment().await?;
+        }
+        self.trim().await
+    }
+
+    /// Makes the segment that follows the last one, from a spare file if there is one.
+    async fn add_segment(&mut self) -> Result<(), OpenError> {
+        let segments = &self.shard.segments;
+        let path = folder::segment_path(segments.folder(), segments.end());
+        let (folder, bytes) = (segments.folder().to_path_buf(), self.shard.config.segment_bytes);
+        let spare = self.spare.pop();
+        let recycled = spare.is_some();
+        let target = path.clone();
+        let made = self.filler.call(move || make_segment(&folder, &target, spare, bytes)).await;
+        made.map_err(OpenError::io("making segment", &path))?;
+        segments.push().await.map_err(OpenError::io("opening segment", &path))?;
+        self.shard.count(|c| if recycled { c.segments_recycled += 1 } else { c.segments_zeroed += 1 });
+        self.shard.work.notify();
+        // A replica waits for segments here too.
+        self.shard.room.notify();
+        Ok(())
+    }
+
+    /// Lets go of segments that nobody needs: durable first in the superblock, then as spare files.
+    async fn trim(&mut self) -> Result<(), OpenError> {
+        let segment_bytes = self.shard.config.segment_bytes;
+        let target = self.trim_target();
+        let keep_from = Lsn(target.0 - target.0 % segment_bytes);
+        if keep_from <= self.shard.segments.first() {
+            return Ok(());
+        }
+        let Some(boundary) = self.first_batch_from(keep_from, target).await? else { return Ok(()) };
+        {
+            let inner = &mut *self.shard.inner.borrow_mut();
+            inner.oldest = boundary;
+            match &mut inner.role {
+                Role::Primary(p) => p.history.trim(boundary),
+                Role::Replica(r) => r.history.trim(boundary),
+            }
+        }
+        self.superblock
+            .persist(|s| {
+                s.oldest_lsn = boundary;
+                s.floor_lsn = s.floor_lsn.max(boundary);
+            })
+            .await?;
+        while self.shard.segments.first() < keep_from {
+            self.spare.push(folder::segment_path(self.shard.segments.folder(), self.shard.segments.first()));
+            self.shard.segments.pop().await;
+        }
+        Ok(())
+    }
+
+    /// Up to where the log may go: never the last durable batch, never what the retention keeps,
+    /// never what a configured replica still needs unless that is above the cap.
+    fn trim_target(&self) -> Lsn {
+        let inner = self.shard.inner.borrow();
+        let (durable, config) = (inner.pipeline.durable(), &self.shard.config);
+        let mut target = match config.retain {
+            Retain::All => inner.trim_to,
+            Retain::Bytes(keep) => Lsn(durable.0.saturating_sub(keep)).max(inner.trim_to),
+        };
+        match &inner.role {
+            Role::Primary(p) => {
+                if let Some(lowest) = p.lowest_slot() {
+                    let cap = config.retain_max_bytes.map_or(Lsn::ZERO, |cap| Lsn(durable.0.saturating_sub(cap)));
+                    target = target.min(lowest.max(cap));
+                }
+                target = target.min(p.gate.commit());
+            }
+            Role::Replica(r) => target = target.min(r.applied()),
+        }
+        target.min(inner.pipeline.last_durable())
+    }
+
+    /// The first batch that starts at or after `from`, the start of a segment, and at or below
+    /// `target`.
+    async fn first_batch_from(&self, from: Lsn, target: Lsn) -> Result<Option<Lsn>, OpenError> {
+        let (system, shard) = (self.shard.inner.borrow().system, self.shard.id);
+        let mut at = from;
+        while at <= target {
+            let path = folder::segment_path(self.shard.segments.folder(), from);
+            let read = self.shard.segments.read(at, limits::READ_CHUNK_BYTES).await;
+            let read = read.map_err(OpenError::io("reading segment", path))?;
+            for block in read.chunks_exact(BLOCK) {
+                let h = BatchHeader::check(block).ok();
+                if h.is_some_and(|h| h.lsn() == at && h.system() == system && h.shard() == shard) {
+                    return Ok((at <= target).then_some(at));
+                }
+                at = Lsn(at.0 + BLOCK as u64);
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Blocking: a segment file under its final name, whole and durable with its name.
+fn make_segment(
+    folder: &std::path::Path,
+    target: &std::path::Path,
+    spare: Option<PathBuf>,
+    bytes: u64,
+) -> io::Result<()> {
+    if let Some(spare) = spare {
+        fs::rename(spare, target)?;
+    } else {
+        let making = target.with_extension("tmp");
+        let _ = fs::remove_file(&making);
+        let fill = || -> io::Result<()> {
+            let file = direct::open(&making, true, false)?;
+            direct::write_zeros(&file, 0, bytes)?;
+            file.sync_all()
+        };
+        if let Err(e) = fill() {
+            // Half a segment is of no use and holds space that somebody may be waiting for.
+            let _ = fs::remove_file(&making);
+            return Err(e);
+        }
+        fs::rename(&making, target)?;
+    }
+    direct::sync_folder(folder)
+}

@@ -1,0 +1,18 @@
+//! One shard's slice of the log on disk.
+//!
+//! Comes in: closed batches, positions to read from. Goes out: completions, bytes by LSN.
+//! [`open`](fn@open::open) recovers a slice with plain blocking calls before any executor runs; [`live`] writes and
+//! reads it on its core afterwards; what would block a core (zero-filling, renames, superblocks) is
+//! done by [`background`] threads.
+
+pub(crate) mod background;
+pub(crate) mod cursor;
+pub(crate) mod direct;
+pub(crate) mod error;
+pub(crate) mod folder;
+pub(crate) mod keep;
+pub(crate) mod live;
+pub(crate) mod open;
+pub(crate) mod ring;
+pub(crate) mod source;
+pub(crate) mod superblock_file;

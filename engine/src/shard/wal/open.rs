@@ -1,0 +1,226 @@
+//! Opening a slice: superblock, segments, recovery, and the removal of what a crash left half
+//! done. Blocking; runs before any executor.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use towline_wire::handshake::NodeName;
+use towline_wire::{Lsn, ShardId, SystemId, Term};
+
+use super::direct;
+use super::error::OpenError;
+use super::folder;
+use super::source::SegmentSource;
+use super::superblock_file::{self, OwnedSuperblock, SuperblockFile};
+use crate::protocol::history::History;
+use crate::protocol::recovery::{Facts, Recovered, RecoveryError, recover};
+use crate::protocol::replica::LogEnd;
+
+/// A slice that is whole and ready to be written.
+#[derive(Debug)]
+pub(crate) struct OpenedSlice {
+    pub(crate) segments_folder: PathBuf,
+    pub(crate) superblock: OwnedSuperblock,
+    pub(crate) superblock_file: SuperblockFile,
+    pub(crate) history: History,
+    pub(crate) end: LogEnd,
+    pub(crate) last_batch: Lsn,
+    /// What is known to be committed.
+    pub(crate) commit: Lsn,
+    /// First LSN of the first segment, and the end of the last one.
+    pub(crate) segments: (Lsn, Lsn),
+    /// Segments that hold nothing that is kept.
+    pub(crate) spare: Vec<PathBuf>,
+}
+
+/// What a shard is to be, if its folder does not say so already.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewSlice {
+    pub(crate) system: SystemId,
+    pub(crate) shard: ShardId,
+    pub(crate) shard_count: u32,
+    pub(crate) segment_bytes: u64,
+    pub(crate) name: NodeName,
+}
+
+/// The superblock of a shard that has never held anything.
+pub(crate) fn fresh(new: &NewSlice) -> OwnedSuperblock {
+    OwnedSuperblock {
+        generation: 0,
+        system: new.system,
+        shard: new.shard,
+        shard_count: new.shard_count,
+        term: Term::ZERO,
+        own_term: Term::ZERO,
+        segment_bytes: new.segment_bytes,
+        oldest_lsn: Lsn::ZERO,
+        floor_lsn: Lsn::ZERO,
+        commit_lsn: Lsn::ZERO,
+        in_flight_bytes_max: 0,
+        name: new.name,
+        history: Vec::new(),
+    }
+}
+
+/// Recovers a slice, or makes it. `in_flight_bytes_max` is what this run may have in flight.
+pub(crate) fn open(data: &std::path::Path, new: &NewSlice, in_flight_bytes_max: u64) -> Result<OpenedSlice, OpenError> {
+    let shard_folder = folder::shard_folder(data, new.shard);
+    let segments_folder = folder::segments_folder(&shard_folder);
+    fs::create_dir_all(&segments_folder).map_err(OpenError::io("making the folder", &segments_folder))?;
+    for path in [data, &shard_folder] {
+        direct::sync_folder(path).map_err(OpenError::io("flushing the folder", path))?;
+    }
+    let mut superblock = superblock_file::read(&shard_folder)?.unwrap_or_else(|| fresh(new));
+    if superblock.shard != new.shard || superblock.system != new.system {
+        return Err(OpenError::Foreign {
+            path: shard_folder.join("superblock"),
+            shard: superblock.shard.0,
+            system: superblock.system,
+            expected_shard: new.shard.0,
+            expected_system: new.system,
+        });
+    }
+    if superblock.shard_count != new.shard_count {
+        let (on_disk, configured) = (superblock.shard_count, new.shard_count);
+        return Err(OpenError::ShardCount { path: data.into(), on_disk, configured });
+    }
+    let mut superblock_file = SuperblockFile::open(&shard_folder, &superblock)?;
+    let (oldest, floor) = (superblock.oldest_lsn, superblock.floor_lsn);
+    let needed = floor.max(superblock.commit_lsn);
+    let segment_bytes = superblock.segment_bytes;
+    let mut source = SegmentSource::open(&segments_folder, segment_bytes, oldest, needed, true)?;
+    let facts = Facts {
+        system: superblock.system,
+        shard: superblock.shard,
+        term: superblock.term,
+        own_term: superblock.own_term,
+        oldest,
+        floor,
+        commit: superblock.commit_lsn,
+        in_flight_bytes_max: superblock.in_flight_bytes_max,
+    };
+    let recovered = read_all(&mut source, &facts)?;
+    let mut history = History::from_entries(superblock.history.clone());
+    for (term, first) in &recovered.terms {
+        if history.entries().last().is_none_or(|last| last.0 < *term) {
+            history.begin(*term, *first);
+        }
+    }
+    // A term that was begun and lost its tail is not part of this history.
+    history.cut(recovered.end.lsn);
+    if let Some(tear) = &recovered.tear {
+        zero(&source, tear.at, tear.until)?;
+        tracing::warn!(shard = new.shard.0, at = tear.at.0, until = tear.until.0, reason = %tear.reason, "cut a torn tail");
+    }
+    let first = source.first();
+    let spare = folder::list_segments(&segments_folder)?.into_iter().filter(|s| *s < first);
+    let spare = spare.map(|s| folder::segment_path(&segments_folder, s)).collect();
+    superblock.in_flight_bytes_max = in_flight_bytes_max;
+    superblock.commit_lsn = superblock.commit_lsn.max(recovered.commit.min(recovered.end.lsn));
+    superblock.floor_lsn = recovered.last_batch;
+    superblock.history = history.entries().to_vec();
+    // Durable before the first write: recovery rests on what may be in flight.
+    superblock_file.write(&mut superblock)?;
+    Ok(OpenedSlice {
+        segments_folder,
+        commit: superblock.commit_lsn,
+        history,
+        end: recovered.end,
+        last_batch: recovered.last_batch,
+        segments: (first, source.end()),
+        spare,
+        superblock,
+        superblock_file,
+    })
+}
+
+/// Runs recovery, says how far it is if it takes long, and puts file and offset into its errors.
+fn read_all(source: &mut SegmentSource, facts: &Facts) -> Result<Recovered, OpenError> {
+    let began = Instant::now();
+    let mut said = 0;
+    let (first, end) = (facts.floor.max(facts.oldest), source.end());
+    let recovered = recover(source, facts, |view| {
+        let seconds = began.elapsed().as_secs();
+        if seconds > said {
+            said = seconds;
+            let read = view.header().end_lsn().since(first);
+            tracing::info!(shard = facts.shard.0, read_bytes = read, at_most_bytes = end.since(first), "recovering");
+        }
+    });
+    recovered.map_err(|e| match e {
+        RecoveryError::Damage { at, reason, evidence } => {
+            let (path, offset) = source.locate(at);
+            OpenError::Damage { path, offset, lsn: at, reason, evidence }
+        }
+        RecoveryError::Io { at, source: e } => OpenError::io("reading", source.locate(at).0)(e),
+    })
+}
+
+/// Overwrites a torn range with zeros, so that nothing in it is ever taken for live.
+fn zero(source: &SegmentSource, from: Lsn, until: Lsn) -> Result<(), OpenError> {
+    let mut at = from;
+    let until = until.min(source.end());
+    while at < until {
+        let (path, offset) = source.locate(at);
+        let file = direct::open(&path, false, true).map_err(OpenError::io("opening", &path))?;
+        let size = file.metadata().map_err(OpenError::io("reading the size of", &path))?.len();
+        let len = until.since(at).min(size - offset);
+        direct::write_zeros(&file, offset, len).map_err(OpenError::io("writing", &path))?;
+        at = Lsn(at.0 + len);
+    }
+    Ok(())
+}
+
+/// Cuts a replica's log back to the batch boundary at or below `to`: saves what is cut to a side
+/// file in the shard's folder, then zeroes it. Returns the new end, its last batch and the file.
+pub(crate) fn cut(
+    segments_folder: &std::path::Path,
+    superblock: &OwnedSuperblock,
+    to: Lsn,
+    end: Lsn,
+) -> Result<(LogEnd, Lsn, PathBuf), OpenError> {
+    let facts = Facts {
+        system: superblock.system,
+        shard: superblock.shard,
+        term: superblock.term,
+        own_term: Term::ZERO,
+        oldest: superblock.oldest_lsn,
+        // The floor may lie above the cut: find the boundary from the start of what is kept.
+        floor: superblock.oldest_lsn,
+        commit: Lsn::ZERO,
+        in_flight_bytes_max: 0,
+    };
+    let mut source = SegmentSource::open(segments_folder, superblock.segment_bytes, facts.oldest, end, false)?;
+    let (mut new_end, mut last_batch) = (LogEnd::default(), facts.oldest);
+    if facts.oldest > Lsn::ZERO {
+        new_end.lsn = facts.oldest;
+    }
+    let kept = recover(&mut source, &facts, |view| {
+        let h = view.header();
+        if h.end_lsn() <= to {
+            last_batch = h.lsn();
+            new_end = LogEnd { lsn: h.end_lsn(), chain: h.chain(), next_seq: h.end_seq(), last_term: h.term() };
+        }
+    });
+    kept.map_err(|e| OpenError::io("reading the log to cut in", segments_folder)(std::io::Error::other(e)))?;
+    let name = format!("cut-{:016x}-{:016x}.wal", new_end.lsn.0, end.0);
+    let side = segments_folder.with_file_name(name);
+    let mut save = || -> std::io::Result<()> {
+        use crate::protocol::recovery::LogSource;
+        let file = fs::File::create(&side)?;
+        let mut at = new_end.lsn;
+        while at < end {
+            let len = (end.since(at) as usize).min(crate::limits::READ_CHUNK_BYTES);
+            let bytes = source.bytes(at, len)?;
+            file.write_all_at(&bytes[..len], at.since(new_end.lsn))?;
+            at = Lsn(at.0 + len as u64);
+        }
+        file.sync_all()?;
+        direct::sync_folder(side.parent().expect("it has one"))
+    };
+    save().map_err(OpenError::io("saving the cut tail to", &side))?;
+    zero(&source, new_end.lsn, end)?;
+    Ok((new_end, last_batch, side))
+}

@@ -1,0 +1,149 @@
+//! Recent batches in memory, for links, tails and the handler: who is further behind reads from
+//! disk.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use towline_wire::{BatchHeader, Lsn, Seq, Term};
+
+use crate::rt::{ReadBuf, SharedBuf};
+
+/// A whole batch that can be sent, applied and read by anybody on this core.
+#[derive(Clone, Debug)]
+pub(crate) struct Batch {
+    bytes: Bytes,
+    wire_len: usize,
+    pub(crate) lsn: Lsn,
+    pub(crate) end: Lsn,
+    pub(crate) end_seq: Seq,
+    pub(crate) term: Term,
+    /// Somebody waits for the `received` level.
+    pub(crate) ack_received: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Bytes {
+    /// The buffer that also goes to the device.
+    Live(SharedBuf),
+    /// A part of a large read.
+    Read(ReadBuf, usize),
+    /// Put together from two segments.
+    Joined(Rc<[u8]>),
+}
+
+impl Batch {
+    /// From the buffer that goes to the device.
+    pub(crate) fn live(buf: SharedBuf, ack_received: bool) -> Self {
+        Self::new(Bytes::Live(buf), ack_received)
+    }
+
+    /// From a large read, `at` bytes into it.
+    pub(crate) fn read(buf: ReadBuf, at: usize) -> Self {
+        Self::new(Bytes::Read(buf, at), false)
+    }
+
+    /// From two segments.
+    pub(crate) fn joined(bytes: Rc<[u8]>) -> Self {
+        Self::new(Bytes::Joined(bytes), false)
+    }
+
+    /// Every caller has checked the bytes, or sealed them itself.
+    fn new(bytes: Bytes, ack_received: bool) -> Self {
+        let mut batch = Self {
+            bytes,
+            wire_len: 0,
+            lsn: Lsn::ZERO,
+            end: Lsn::ZERO,
+            end_seq: Seq(0),
+            term: Term::ZERO,
+            ack_received,
+        };
+        let h = *batch.header();
+        (batch.wire_len, batch.lsn, batch.end) = (h.wire_len(), h.lsn(), h.end_lsn());
+        (batch.end_seq, batch.term) = (h.end_seq(), h.term());
+        batch
+    }
+
+    fn all(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Live(buf) => buf,
+            Bytes::Read(buf, at) => &buf[*at..],
+            Bytes::Joined(bytes) => bytes,
+        }
+    }
+
+    /// Header and body, as they cross the network.
+    pub(crate) fn wire(&self) -> &[u8] {
+        &self.all()[..self.wire_len]
+    }
+
+    /// The buffer as it goes to the device, padding and all.
+    ///
+    /// # Panics
+    /// If the batch was read and not closed or received here.
+    pub(crate) fn disk(&self) -> &SharedBuf {
+        match &self.bytes {
+            Bytes::Live(buf) => buf,
+            _ => unreachable!("only batches that are new here are written"),
+        }
+    }
+
+    /// The header.
+    pub(crate) fn header(&self) -> &BatchHeader {
+        BatchHeader::check(self.all()).expect("a batch was checked when it was made")
+    }
+
+    /// Bytes on disk.
+    pub(crate) fn disk_len(&self) -> u64 {
+        self.end.since(self.lsn)
+    }
+}
+
+/// Batches that follow each other without a gap, oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct Ring {
+    batches: VecDeque<Rc<Batch>>,
+    bytes: u64,
+}
+
+impl Ring {
+    /// Adds the newest batch.
+    pub(crate) fn push(&mut self, batch: Rc<Batch>) {
+        assert!(self.batches.back().is_none_or(|b| b.end == batch.lsn));
+        self.bytes += batch.disk_len();
+        self.batches.push_back(batch);
+    }
+
+    /// The batch that starts at `lsn`, if it is here.
+    pub(crate) fn at(&self, lsn: Lsn) -> Option<&Rc<Batch>> {
+        // Most ask for the newest.
+        if let Some(last) = self.batches.back().filter(|b| b.lsn == lsn) {
+            return Some(last);
+        }
+        let at = self.batches.partition_point(|b| b.lsn < lsn);
+        self.batches.get(at).filter(|b| b.lsn == lsn)
+    }
+
+    /// Lets go of batches below `durable` that nobody needs (`needed` and above is) or that do not
+    /// fit into `bytes_max`.
+    pub(crate) fn trim(&mut self, durable: Lsn, needed: Lsn, bytes_max: u64) {
+        while let Some(first) = self.batches.front() {
+            if first.end > durable || (first.end > needed && self.bytes <= bytes_max) {
+                break;
+            }
+            self.bytes -= first.disk_len();
+            self.batches.pop_front();
+        }
+    }
+
+    /// Lets go of everything, after a cut.
+    pub(crate) fn clear(&mut self) {
+        self.batches.clear();
+        self.bytes = 0;
+    }
+
+    /// Bytes held.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}

@@ -1,0 +1,94 @@
+//! The superblock's file: two copies, of which the older one is overwritten.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use towline_wire::superblock::{COPY, FILE, Superblock, SuperblockError};
+use towline_wire::{Lsn, Term};
+
+use super::direct::{self, AlignedBuf};
+use super::error::OpenError;
+
+/// A superblock with its history in memory.
+pub(crate) type OwnedSuperblock = Superblock<Vec<(Term, Lsn)>>;
+
+/// The file.
+#[derive(Debug)]
+pub(crate) struct SuperblockFile {
+    path: PathBuf,
+    file: File,
+    generation: u64,
+}
+
+fn path_in(shard_folder: &Path) -> PathBuf {
+    shard_folder.join("superblock")
+}
+
+/// Reads the newer copy that is whole. `None` if there is no file.
+pub(crate) fn read(shard_folder: &Path) -> Result<Option<OwnedSuperblock>, OpenError> {
+    let path = path_in(shard_folder);
+    let bytes = match fs::read(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(OpenError::io("reading", &path))?,
+    };
+    let copy = |n: usize| {
+        let bytes = bytes.get(n * COPY..(n + 1) * COPY).unwrap_or(&[]);
+        Superblock::check(bytes).map(|s| Superblock {
+            history: s.history.iter().collect::<Vec<_>>(),
+            generation: s.generation,
+            system: s.system,
+            shard: s.shard,
+            shard_count: s.shard_count,
+            term: s.term,
+            own_term: s.own_term,
+            segment_bytes: s.segment_bytes,
+            oldest_lsn: s.oldest_lsn,
+            floor_lsn: s.floor_lsn,
+            commit_lsn: s.commit_lsn,
+            in_flight_bytes_max: s.in_flight_bytes_max,
+            name: s.name,
+        })
+    };
+    match (copy(0), copy(1)) {
+        // A newer format's copy beside an older one's: the newer build's word counts.
+        (Err(SuperblockError::Version(version)), _) | (_, Err(SuperblockError::Version(version))) => {
+            Err(OpenError::Version { path, version })
+        }
+        (Ok(a), Ok(b)) => Ok(Some(if a.generation > b.generation { a } else { b })),
+        (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(Some(one)),
+        (Err(a), Err(b)) => Err(OpenError::Superblock { path, a, b }),
+    }
+}
+
+impl SuperblockFile {
+    /// Opens the file for writing; makes it, with `first` in it, if it is not there.
+    pub(crate) fn open(shard_folder: &Path, first: &OwnedSuperblock) -> Result<Self, OpenError> {
+        let path = path_in(shard_folder);
+        if !path.exists() {
+            let making = path.with_extension("tmp");
+            let _ = fs::remove_file(&making);
+            let file = direct::open(&making, true, true).map_err(OpenError::io("creating", &making))?;
+            direct::write_zeros(&file, 0, FILE as u64).map_err(OpenError::io("writing", &making))?;
+            let mut made = Self { path: making.clone(), file, generation: 0 };
+            made.write(&mut first.clone())?;
+            made.file.sync_all().map_err(OpenError::io("flushing", &making))?;
+            fs::rename(&making, &path).map_err(OpenError::io("renaming", &making))?;
+            direct::sync_folder(shard_folder).map_err(OpenError::io("flushing the folder", shard_folder))?;
+        }
+        let file = direct::open(&path, false, true).map_err(OpenError::io("opening", &path))?;
+        // What was read may only be in the page cache: make it durable before anything rests on it.
+        file.sync_all().map_err(OpenError::io("flushing", &path))?;
+        Ok(Self { path, file, generation: first.generation })
+    }
+
+    /// Overwrites the older copy; it is on the device when this returns.
+    pub(crate) fn write(&mut self, superblock: &mut OwnedSuperblock) -> Result<(), OpenError> {
+        self.generation += 1;
+        superblock.generation = self.generation;
+        let mut buf = AlignedBuf::zeroed(COPY);
+        superblock.encode(buf.as_mut());
+        let at = (self.generation % 2) * COPY as u64;
+        self.file.write_all_at(buf.as_ref(), at).map_err(OpenError::io("writing", &self.path))
+    }
+}

@@ -1,0 +1,185 @@
+//! What a shard measures: histograms of each stage of a commit, and counters. Recording costs no
+//! lock and no allocation; a snapshot is a copy that can be merged with others. Percentiles are
+//! read from merged histograms and never averaged.
+
+use hdrhistogram::Histogram;
+
+macro_rules! stages {
+    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+        /// The stages of a commit.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Stage { $($(#[$doc])* $name,)* }
+
+        impl Stage {
+            /// Every stage, in the order in which a commit passes them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// Its name in reports.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+stages! {
+    /// From another thread's append until the shard takes it.
+    Inbox = "inbox";
+    /// From a batch's first record until it is closed.
+    Fill = "fill";
+    /// From the close of a batch until it is on this node's device.
+    Write = "write";
+    /// From the close of a batch until the kernel has taken it for a replica.
+    Send = "send";
+    /// From the close of a batch until a replica has it in memory.
+    AckReceived = "ack_received";
+    /// From the close of a batch until a replica has it on its device.
+    AckFlushed = "ack_flushed";
+    /// From the news that lets a commit through until its waiters are completed.
+    Gate = "gate";
+    /// From completion until another thread's ticket was woken.
+    Wake = "wake";
+    /// From the first append of a run until the run is committed.
+    Commit = "commit";
+    /// On a replica: from a batch's last byte until the handler has returned for it.
+    Apply = "apply";
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counters since the node was opened.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct Counters { $($(#[$doc])* pub $name: u64,)* }
+
+        impl Counters {
+            /// Every counter with its name.
+            #[must_use]
+            pub fn all(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)*]
+            }
+
+            /// Adds another shard's.
+            pub const fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// Records appended or received.
+    records,
+    /// Bytes of their payloads with record headers.
+    body_bytes,
+    /// Batches closed or received.
+    batches,
+    /// Writes handed to the device.
+    device_writes,
+    /// Bytes of them.
+    device_bytes,
+    /// Records committed.
+    committed,
+    /// Records whose deadline passed first.
+    timed_out,
+    /// System calls that sent.
+    send_calls,
+    /// System calls that received.
+    receive_calls,
+    /// Bytes sent to replicas and clients.
+    sent_bytes,
+    /// Bytes sent from the batch's own buffer without a copy in the kernel.
+    zero_copy_sends,
+    /// Sends that the kernel copied.
+    copied_sends,
+    /// Times that another thread woke this shard.
+    wake_ups,
+    /// Links made, counting each reconnect.
+    connects,
+    /// Times that a link began to read from disk because memory no longer had what it needed.
+    catch_ups,
+    /// Large reads for catch-up and tails.
+    device_reads,
+    /// Acks sent or received.
+    acks,
+    /// Segments written with zeros.
+    segments_zeroed,
+    /// Segments used again.
+    segments_recycled,
+    /// Superblock writes.
+    superblock_writes,
+}
+
+/// One shard's measurements.
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    stages: Vec<Histogram<u64>>,
+    /// Counters since the node was opened.
+    pub counters: Counters,
+}
+
+/// The longest time that a histogram tells apart, in nanoseconds: one minute.
+const HIGHEST_NS: u64 = 60_000_000_000;
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        let histogram = || Histogram::new_with_bounds(1, HIGHEST_NS, 2).expect("the bounds are valid");
+        Self { stages: Stage::ALL.iter().map(|_| histogram()).collect(), counters: Counters::default() }
+    }
+}
+
+impl Telemetry {
+    /// Records a duration in nanoseconds, for `count` records or batches at once.
+    #[inline]
+    pub fn record(&mut self, stage: Stage, ns: u64, count: u64) {
+        self.stages[stage as usize].saturating_record_n(ns, count);
+    }
+
+    /// A stage's histogram, in nanoseconds.
+    #[must_use]
+    pub fn stage(&self, stage: Stage) -> &Histogram<u64> {
+        &self.stages[stage as usize]
+    }
+
+    /// Adds another shard's measurements.
+    pub fn merge(&mut self, other: &Self) {
+        for (mine, theirs) in self.stages.iter_mut().zip(&other.stages) {
+            mine.add(theirs).expect("every histogram has the same bounds");
+        }
+        self.counters.add(&other.counters);
+    }
+}
+
+/// The percentiles that reports show, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Percentiles {
+    /// Values recorded.
+    pub count: u64,
+    /// Median.
+    pub p50_us: f64,
+    /// 90th percentile.
+    pub p90_us: f64,
+    /// 99th percentile.
+    pub p99_us: f64,
+    /// 99.9th percentile.
+    pub p999_us: f64,
+    /// Largest.
+    pub max_us: f64,
+}
+
+impl Percentiles {
+    /// Of a histogram in nanoseconds.
+    #[must_use]
+    pub fn of(h: &Histogram<u64>) -> Self {
+        let at = |q| h.value_at_quantile(q) as f64 / 1000.0;
+        Self {
+            count: h.len(),
+            p50_us: at(0.5),
+            p90_us: at(0.9),
+            p99_us: at(0.99),
+            p999_us: at(0.999),
+            max_us: h.max() as f64 / 1000.0,
+        }
+    }
+}
