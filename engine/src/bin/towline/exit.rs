@@ -4,6 +4,21 @@ use std::process::ExitCode;
 
 use towline::client::{Advice, ClientError};
 
+/// Every code in one place, for `towline --help`. Each subcommand's help says which of them it gives
+/// and when.
+pub(crate) const HELP: &str = "\
+Exit status of every subcommand:
+  0  done; serve: stopped by SIGTERM or SIGINT; verify: the log is whole
+  1  stdin, stdout, an argument or a file is at fault; serve, verify, dump: the folder cannot be opened
+  2  the command line cannot be understood
+  3  the outcome of some records is unknown: their deadline passed, or the shard stopped
+  4  refused by the node
+  5  the connection could not be opened, or was lost
+  6  verify, dump: the log is damaged
+  7  serve: a shard has stopped after an error, so the node has ended
+
+`towline SUBCOMMAND --help` says more.";
+
 /// Our own input, output or arguments are at fault, or the peer breaks the protocol.
 pub(crate) const FAILED: u8 = 1;
 // 2 is clap's: arguments that cannot be understood.
@@ -13,6 +28,10 @@ pub(crate) const UNKNOWN: u8 = 3;
 pub(crate) const REFUSED: u8 = 4;
 /// The connection could not be opened, or was lost.
 pub(crate) const LOST: u8 = 5;
+/// The log is damaged.
+pub(crate) const DAMAGED: u8 = 6;
+/// A shard has stopped after an error.
+pub(crate) const SHARD_STOPPED: u8 = 7;
 
 /// The exit code for an error of the client.
 pub(crate) fn code(error: &ClientError) -> ExitCode {

@@ -1,2 +1,52 @@
-//! The towline command.
-fn main() {}
+//! The `towline` command: a demonstration, a node, a client, and tools for a folder at rest.
+//!
+//! Each subcommand is a module with an `Args` and a `run` that gives the exit code or says why the
+//! command ends with exit status 1; [`exit`] holds every code.
+
+mod append;
+mod demo;
+mod exit;
+mod status;
+mod tail;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Replicate a write-ahead log: each record is durable on the primary and on as many replicas as
+/// the commit policy asks for before it counts as committed.
+///
+/// Without a subcommand it runs the demonstration.
+#[derive(Debug, Parser)]
+#[command(name = "towline", version, after_help = exit::HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Demo(demo::Args),
+    Append(append::Args),
+    Tail(tail::Args),
+    Status(status::Args),
+}
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command.or_else(|| Cli::parse_from(["towline", "demo"]).command);
+    match command {
+        None => ExitCode::from(exit::FAILED),
+        Some(Command::Demo(args)) => told(demo::run(args)),
+        Some(Command::Append(args)) => told(append::run(args)),
+        Some(Command::Tail(args)) => told(tail::run(args)),
+        Some(Command::Status(args)) => told(status::run(args)),
+    }
+}
+
+/// Says why a command failed.
+fn told<E: std::fmt::Display>(ended: Result<ExitCode, E>) -> ExitCode {
+    ended.unwrap_or_else(|why| {
+        exit::complain(&why.to_string());
+        ExitCode::from(exit::FAILED)
+    })
+}
