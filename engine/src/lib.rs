@@ -30,6 +30,7 @@ pub mod apply;
 pub mod client;
 pub mod config;
 pub mod limits;
+pub mod measure;
 mod node;
 mod notify;
 mod oneshot;

@@ -1,0 +1,133 @@
+//! What the device can do: durable overwrites of files that are written already, with the log's
+//! own way of writing (direct, durable on completion, through `io_uring`).
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+
+use super::histogram;
+use crate::oneshot;
+use crate::rt::{self, DirectFile, DmaBuf};
+use crate::shard::mesh::ticket::block_on;
+use crate::shard::wal::direct;
+
+/// Bytes of each file that is overwritten again and again.
+const FILE_BYTES: u64 = 128 << 20;
+
+/// What was measured.
+#[derive(Clone, Debug)]
+pub struct DiskLimit {
+    /// Bytes of all files together that became durable in each second.
+    pub bytes_per_s: f64,
+    /// How long each write took, in nanoseconds, of all files.
+    pub latency_ns: Histogram<u64>,
+}
+
+/// Overwrites one file for each entry of `cpus` at the same time, each from an executor on that
+/// core: sequentially, `block` bytes at a time, `depth` writes in flight, for `how_long`.
+///
+/// The files are made in `folder` and removed again.
+///
+/// # Errors
+/// What the system says.
+pub fn disk_limit(
+    folder: &Path,
+    cpus: &[Option<usize>],
+    block: usize,
+    depth: usize,
+    how_long: Duration,
+) -> io::Result<DiskLimit> {
+    let paths: Vec<_> = (0..cpus.len()).map(|n| folder.join(format!("limit-{n}.tmp"))).collect();
+    let result = prepare(&paths).and_then(|()| run(&paths, cpus, block, depth, how_long));
+    for path in &paths {
+        let _ = std::fs::remove_file(path);
+    }
+    result
+}
+
+fn prepare(paths: &[std::path::PathBuf]) -> io::Result<()> {
+    for path in paths {
+        let _ = std::fs::remove_file(path);
+        let file = direct::open(path, true, false)?;
+        direct::write_zeros(&file, 0, FILE_BYTES)?;
+        file.sync_all()?;
+    }
+    Ok(())
+}
+
+fn run(
+    paths: &[std::path::PathBuf],
+    cpus: &[Option<usize>],
+    block: usize,
+    depth: usize,
+    how_long: Duration,
+) -> io::Result<DiskLimit> {
+    let end = Instant::now() + how_long;
+    let mut waits = Vec::new();
+    let mut threads = Vec::new();
+    for (path, cpu) in paths.iter().zip(cpus) {
+        let (done, wait) = oneshot::channel();
+        let path = path.clone();
+        threads.push(rt::start_executor("limit", *cpu, 8 << 20, move || async move {
+            done.send(overwrite(&path, block, depth, end).await);
+        })?);
+        waits.push(wait);
+    }
+    let (mut bytes_per_s, mut latency_ns) = (0.0, histogram());
+    for wait in waits {
+        let (bytes, seconds, latency) = block_on(wait)?;
+        bytes_per_s += bytes as f64 / seconds;
+        latency_ns.add(&latency).map_err(io::Error::other)?;
+    }
+    for thread in threads {
+        thread.join().map_err(io::Error::other)?;
+    }
+    Ok(DiskLimit { bytes_per_s, latency_ns })
+}
+
+async fn overwrite(path: &Path, block: usize, depth: usize, end: Instant) -> io::Result<(u64, f64, Histogram<u64>)> {
+    let file = Rc::new(DirectFile::open(path).await?);
+    let mut buf = DmaBuf::new(block);
+    buf.as_mut().fill(0x5a);
+    let buf = buf.share();
+    let (next, bytes) = (Rc::new(Cell::new(0u64)), Rc::new(Cell::new(0u64)));
+    let latency = Rc::new(RefCell::new(histogram()));
+    let failed = Rc::new(RefCell::new(None));
+    let began = Instant::now();
+    let (done, mut waits) = (Rc::new(Cell::new(0)), Vec::new());
+    for _ in 0..depth {
+        let (tell, wait) = oneshot::channel();
+        waits.push(wait);
+        let (file, buf, next, bytes) = (file.clone(), buf.clone(), next.clone(), bytes.clone());
+        let (latency, failed, done) = (latency.clone(), failed.clone(), done.clone());
+        rt::spawn(async move {
+            while Instant::now() < end && failed.borrow().is_none() {
+                let at = next.get();
+                next.set((at + block as u64) % (FILE_BYTES - FILE_BYTES % block as u64));
+                let from = rt::now_ns();
+                match file.write(buf.clone(), at).await {
+                    Ok(n) if n == block => {
+                        bytes.set(bytes.get() + n as u64);
+                        latency.borrow_mut().saturating_record(rt::now_ns() - from);
+                    }
+                    Ok(n) => *failed.borrow_mut() = Some(io::Error::other(format!("a short write of {n} bytes"))),
+                    Err(e) => *failed.borrow_mut() = Some(e),
+                }
+            }
+            done.set(done.get() + 1);
+            tell.send(());
+        });
+    }
+    for wait in waits {
+        wait.await;
+    }
+    if let Some(e) = failed.borrow_mut().take() {
+        return Err(e);
+    }
+    let latency = latency.borrow().clone();
+    Ok((bytes.get(), began.elapsed().as_secs_f64(), latency))
+}

@@ -1,0 +1,20 @@
+//! Measuring: the limits of this machine, and a load, by the same code in `towline demo` and in
+//! `towline-bench`, so that both can put a figure beside its limit from the same run.
+//!
+//! Histograms are merged and percentiles read from the result; percentiles are never averaged.
+
+mod disk;
+mod load;
+mod net;
+
+pub use disk::{DiskLimit, disk_limit};
+pub use load::{ClosedLoop, LoadReport};
+pub use net::ping_pong;
+
+use hdrhistogram::Histogram;
+
+/// A histogram of nanoseconds up to one minute, with three digits.
+#[must_use]
+pub fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are valid")
+}
