@@ -1,5 +1,6 @@
 //! Exit codes, and how a failed connection is told to a person.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use towline::client::{Advice, ClientError};
@@ -16,12 +17,14 @@ Exit status of every subcommand:
   5  the connection could not be opened, or was lost
   6  verify, dump: the log is damaged
   7  serve: a shard has stopped after an error, so the node has ended
+  101  a bug: an invariant did not hold
 
 `towline SUBCOMMAND --help` says more.";
 
 /// Our own input, output or arguments are at fault, or the peer breaks the protocol.
 pub(crate) const FAILED: u8 = 1;
-// 2 is clap's: arguments that cannot be understood.
+/// The command line cannot be understood: clap's own code.
+pub(crate) const USAGE: u8 = 2;
 /// The outcome of some record is unknown, because its deadline passed or its shard stopped.
 pub(crate) const UNKNOWN: u8 = 3;
 /// The node refused.
@@ -32,6 +35,8 @@ pub(crate) const LOST: u8 = 5;
 pub(crate) const DAMAGED: u8 = 6;
 /// A shard has stopped after an error.
 pub(crate) const SHARD_STOPPED: u8 = 7;
+/// A panic, as the standard library has it.
+pub(crate) const PANICKED: u8 = 101;
 
 /// The exit code for an error of the client.
 pub(crate) fn code(error: &ClientError) -> ExitCode {
@@ -58,7 +63,8 @@ pub(crate) fn hint(error: &ClientError) -> &'static str {
 /// terminal.
 pub(crate) fn complain(text: &str) {
     let shown: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    eprintln!("towline: {shown}");
+    // Unlike eprintln, this does not panic if stderr is closed.
+    let _ = writeln!(io::stderr(), "towline: {shown}");
 }
 
 /// Tells what is wrong with a connection and what can be done, and gives the exit code for it.

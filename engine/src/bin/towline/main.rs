@@ -4,8 +4,11 @@
 //! command ends with exit status 1; [`exit`] holds every code.
 
 mod append;
+mod config_file;
 mod demo;
 mod exit;
+mod serve;
+mod signals;
 mod status;
 mod tail;
 
@@ -27,6 +30,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::Args),
+    Serve(serve::Args),
     Append(append::Args),
     Tail(tail::Args),
     Status(status::Args),
@@ -37,6 +41,7 @@ fn main() -> ExitCode {
     match command {
         None => ExitCode::from(exit::FAILED),
         Some(Command::Demo(args)) => told(demo::run(args)),
+        Some(Command::Serve(args)) => told(serve::run(args)),
         Some(Command::Append(args)) => told(append::run(args)),
         Some(Command::Tail(args)) => told(tail::run(args)),
         Some(Command::Status(args)) => told(status::run(args)),

@@ -1,0 +1,397 @@
+//! What `towline serve` can be told, by flags and by a TOML file: the same fields with the same
+//! meaning. Flags win over the file.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::de::{Error as _, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer};
+use thiserror::Error;
+use towline::{CommitPolicy, Retain, TooFewReplicas, units};
+
+/// Every setting, each of them optional. The comments are `--help`'s; `docs/towline.example.toml`
+/// says more.
+#[derive(Clone, Debug, Default, clap::Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// The folder that holds the node's shards; made if it does not exist
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+
+    /// What the node is
+    #[arg(long)]
+    pub(crate) role: Option<Role>,
+
+    /// Where replicas and clients connect, HOST:PORT; port 0 takes a free one. A primary needs it
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<String>,
+
+    /// Primary: number of shards, 1 to 1024, fixed when the folder is made [default: 1]
+    #[arg(long, value_name = "N")]
+    pub(crate) shards: Option<u32>,
+
+    /// Primary: names of the replicas that count, like r1,r2; others are refused [default: none]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(crate) replicas: Option<Vec<String>>,
+
+    /// Primary: what a commit waits for: local, ack_n=N[:LEVEL], all[:LEVEL] or majority[:LEVEL],
+    /// where LEVEL is received, flushed (if left out) or applied [default: local]
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) commit: Option<Parsed<CommitPolicy>>,
+
+    /// Primary: how long a commit waits, like 200ms or 5s, unless it says otherwise [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) deadline: Option<Time>,
+
+    /// Primary: what to do with an append while too few replicas are connected [default: wait]
+    #[arg(long)]
+    pub(crate) too_few: Option<TooFew>,
+
+    /// Replica: the name under which the primary has it configured
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+
+    /// Replica: the primary's address, HOST:PORT
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) primary: Option<String>,
+
+    /// Cores to run on, like 0,1; shards are dealt out to them in turn [default: all]
+    #[arg(long, value_name = "CPUS", value_delimiter = ',')]
+    pub(crate) cpus: Option<Vec<usize>>,
+
+    /// Primary: size of a segment file, 64KiB to 16GiB, fixed when the folder is made; a replica
+    /// takes the primary's [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) segment_size: Option<Size>,
+
+    /// Segments kept ready ahead of the log's end, 1 to 1024 [default: 2]
+    #[arg(long, value_name = "N")]
+    pub(crate) segments_ahead: Option<usize>,
+
+    /// Bytes of each shard to write with zeros at the start, so that a load meets written files at
+    /// once [default: 0]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) prefill: Option<Size>,
+
+    /// Batches in flight to each shard's device, 1 to 64 [default: 4]
+    #[arg(long, value_name = "N")]
+    pub(crate) write_depth: Option<usize>,
+
+    /// Size of a normal batch, 4KiB to 16MiB; a larger record gets a batch of its own [default:
+    /// 256KiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) batch_size: Option<Size>,
+
+    /// Largest record, 1 to 64MiB [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) record_max: Option<Size>,
+
+    /// Primary: how long a batch may wait for more records while a write could start [default: 0s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) max_linger: Option<Time>,
+
+    /// How much log each shard keeps: all, or at least SIZE [default: all]
+    #[arg(long, value_name = "all|SIZE")]
+    pub(crate) retain: Option<Keep>,
+
+    /// Primary: the most log each shard keeps for a replica that is behind or away; further behind
+    /// it needs a copy [default: no cap]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) retain_max: Option<Size>,
+
+    /// Bytes of recent batches that each shard keeps in memory for links and tails, at most 16GiB
+    /// [default: 16MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) live_window: Option<Size>,
+
+    /// Registered memory of each core, 64KiB to 4GiB [default: 32MiB, or what memlock allows]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) io_memory: Option<Size>,
+
+    /// Listen on an address that is not loopback although nothing authenticates a peer yet
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) insecure_no_auth: Option<bool>,
+}
+
+/// Names every field once; the compiler sees to it that none is missing.
+macro_rules! every_field {
+    ($do:ident) => {
+        $do!(
+            data,
+            role,
+            listen,
+            shards,
+            replicas,
+            commit,
+            deadline,
+            too_few,
+            name,
+            primary,
+            cpus,
+            segment_size,
+            segments_ahead,
+            prefill,
+            write_depth,
+            batch_size,
+            record_max,
+            max_linger,
+            retain,
+            retain_max,
+            live_window,
+            io_memory,
+            insecure_no_auth
+        )
+    };
+}
+
+impl Settings {
+    /// These settings, and those below where there are none.
+    pub(crate) fn over(self, below: Self) -> Self {
+        macro_rules! first {
+            ($($field:ident),*) => { Self { $($field: self.$field.or(below.$field)),* } };
+        }
+        every_field!(first)
+    }
+
+    /// The first setting that only the other role knows.
+    pub(crate) fn out_of_place(&self, role: Role) -> Option<&'static str> {
+        let (primary, replica) = (
+            [
+                ("shards", self.shards.is_some()),
+                ("replicas", self.replicas.is_some()),
+                ("commit", self.commit.is_some()),
+                ("deadline", self.deadline.is_some()),
+                ("too-few", self.too_few.is_some()),
+                ("segment-size", self.segment_size.is_some()),
+                ("max-linger", self.max_linger.is_some()),
+                ("retain-max", self.retain_max.is_some()),
+            ],
+            [("name", self.name.is_some()), ("primary", self.primary.is_some())],
+        );
+        let others: &[(&str, bool)] = if role == Role::Primary { &replica } else { &primary };
+        others.iter().find(|(_, given)| *given).map(|(name, _)| *name)
+    }
+}
+
+/// What a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Role {
+    /// Takes appends.
+    Primary,
+    /// Follows a primary.
+    Replica,
+}
+
+/// What to do while too few replicas are connected.
+#[derive(Clone, Copy, Debug, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum TooFew {
+    /// Append, and wait for them until the deadline.
+    Wait,
+    /// Refuse the append before anything is written.
+    Refuse,
+}
+
+impl From<TooFew> for TooFewReplicas {
+    fn from(too_few: TooFew) -> Self {
+        match too_few {
+            TooFew::Wait => Self::Wait,
+            TooFew::Refuse => Self::Refuse,
+        }
+    }
+}
+
+/// A value that is written as its text, in a flag and in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Parsed<T>(pub(crate) T);
+
+impl<T: FromStr> FromStr for Parsed<T> {
+    type Err = T::Err;
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        text.parse().map(Self)
+    }
+}
+
+impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Parsed<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// How long, like `200ms`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Time(pub(crate) Duration);
+
+impl FromStr for Time {
+    type Err = units::UnitError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        units::parse_duration(text).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// How many bytes, like `64MiB`; a number without a unit counts bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size(pub(crate) u64);
+
+impl FromStr for Size {
+    type Err = units::UnitError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        units::parse_size(text).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct TextOrNumber;
+        impl Visitor<'_> for TextOrNumber {
+            type Value = Size;
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a size like \"64MiB\" or a number of bytes")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Size, E> {
+                text.parse().map_err(E::custom)
+            }
+            fn visit_i64<E: serde::de::Error>(self, n: i64) -> Result<Size, E> {
+                u64::try_from(n).map(Size).map_err(|_| E::invalid_value(Unexpected::Signed(n), &self))
+            }
+            fn visit_u64<E: serde::de::Error>(self, n: u64) -> Result<Size, E> {
+                Ok(Size(n))
+            }
+        }
+        from.deserialize_any(TextOrNumber)
+    }
+}
+
+/// How much log is kept: `all` or a size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Keep(pub(crate) Retain);
+
+impl FromStr for Keep {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "all" => Ok(Self(Retain::All)),
+            size => match units::parse_size(size) {
+                Ok(bytes) => Ok(Self(Retain::Bytes(bytes))),
+                Err(e) => Err(format!("{e}, or `all`")),
+            },
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Keep {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// Why a file cannot be used.
+#[derive(Debug, Error)]
+pub(crate) enum FileError {
+    /// It cannot be read.
+    #[error("cannot read {path}: {source}", path = .path.display())]
+    Read { path: PathBuf, source: io::Error },
+    /// It is not what it should be.
+    #[error("{path}:{line}:{column}: {field}{message}", path = .path.display())]
+    Content { path: PathBuf, line: usize, column: usize, field: String, message: String },
+}
+
+/// Reads a file.
+pub(crate) fn read(path: &Path) -> Result<Settings, FileError> {
+    let text = fs::read_to_string(path).map_err(|source| FileError::Read { path: path.into(), source })?;
+    toml::from_str(&text).map_err(|error| {
+        let span = error.span().unwrap_or(0..0);
+        let (line, column) = position(&text, &span);
+        let field = field(&text, line).map(|f| format!("{f}: ")).unwrap_or_default();
+        // In one line: it goes to logs.
+        let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+        FileError::Content { path: path.into(), line, column, field, message }
+    })
+}
+
+/// Line and column, counted from 1 in characters.
+fn position(text: &str, span: &Range<usize>) -> (usize, usize) {
+    let before = text.get(..span.start).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+}
+
+/// The field whose value a line belongs to: the last one that begins at or above it.
+fn field(text: &str, line: usize) -> Option<&str> {
+    let key = |line: &'_ str| line.split_once('=').map(|(key, _)| key.trim().len());
+    let lines: Vec<&str> = text.lines().take(line).collect();
+    let found = lines.iter().rev().find(|l| !l.trim_start().starts_with('#') && key(l).is_some())?;
+    Some(found.split_once('=')?.0.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../../../../docs/towline.example.toml");
+
+    /// The example with every field that is commented out put in place.
+    fn uncommented() -> String {
+        let field = |line: &str| line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+        let plain = |line: &'static str| line.strip_prefix('#').filter(|l| field(l)).unwrap_or(line);
+        EXAMPLE.lines().map(plain).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_example_can_be_used_and_covers_every_field() {
+        let example: Settings = toml::from_str(EXAMPLE).unwrap();
+        assert_eq!(example.role, Some(Role::Primary));
+        let all: Settings = toml::from_str(&uncommented()).unwrap();
+        macro_rules! given {
+            ($($field:ident),*) => {
+                $(assert!(all.$field.is_some(), "{} is not in docs/towline.example.toml", stringify!($field));)*
+            };
+        }
+        every_field!(given);
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let file: Settings = toml::from_str("shards = 3\nretain = \"1GiB\"\nsegment-size = 65536").unwrap();
+        let flags = Settings { shards: Some(5), ..Settings::default() };
+        let both = flags.over(file);
+        assert_eq!((both.shards, both.segment_size), (Some(5), Some(Size(65536))));
+        assert_eq!(both.retain, Some(Keep(Retain::Bytes(1 << 30))));
+    }
+
+    #[test]
+    fn an_error_names_file_field_and_position() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.toml");
+        for (text, expected) in [
+            ("shards = 3\nshard = 4\n", "t.toml:2:1: shard: unknown field `shard`"),
+            ("segment-size = \"64MB\"\n", "t.toml:1:16: segment-size: `64MB`: unit `MB` is not known"),
+            ("# a comment\n  deadline = 5\n", "t.toml:2:14: deadline: invalid type: integer `5`, expected a string"),
+            ("commit = \"ack_n\"", "t.toml:1:10: commit: commit policy \"ack_n\": ack_n needs a number"),
+            ("retain-max = -1", "t.toml:1:14: retain-max: invalid value: integer `-1`, expected a size like"),
+            ("cpus = [\n  0,\n  \"x\",\n]", "t.toml:3:3: cpus: invalid type: string \"x\""),
+            ("role = \"leader\"", "t.toml:1:8: role: unknown variant `leader`, expected `primary` or `replica`"),
+            ("shards = \n", "t.toml:1:"),
+            ("name = \"a\"\nname = \"b\"", "t.toml:2:1: name: duplicate key"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let error = read(&path).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+            assert!(!error.contains('\n'), "{error:?}");
+        }
+        let error = read(&dir.path().join("none")).unwrap_err().to_string();
+        assert!(error.contains("cannot read") && error.contains("none"), "{error}");
+    }
+}
