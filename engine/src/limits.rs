@@ -45,6 +45,9 @@ pub const RECONNECT_MIN: Duration = Duration::from_millis(20);
 pub const RECONNECT_MAX: Duration = Duration::from_secs(2);
 /// Time between heartbeats. A peer that is silent for three of them is dropped.
 pub const HEARTBEAT: Duration = Duration::from_millis(1000);
+/// How long a commit LSN or an applied position waits for a batch or an ack to ride on before it is
+/// sent by itself. Nobody waits for it then: a commit that waits for the `applied` level says so.
+pub const PIGGYBACK: Duration = Duration::from_millis(1);
 /// How long a send may make no progress.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often deadlines are looked at while somebody waits; a deadline may be this much late.

@@ -23,6 +23,11 @@ pub const STATUS_BYTES_MAX: usize = 4 << 20;
 pub const FLAG_REPLY_NOW: u8 = 1;
 /// Set on a batch: somebody waits for the `received` level, so acknowledge before the write ends.
 pub const FLAG_ACK_RECEIVED: u8 = 2;
+/// Set on a batch or a heartbeat: somebody waits for the `applied` level, so acknowledge as soon as
+/// something is applied.
+pub const FLAG_ACK_APPLIED: u8 = 4;
+
+const FLAGS: u8 = FLAG_REPLY_NOW | FLAG_ACK_RECEIVED | FLAG_ACK_APPLIED;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $cap:expr;)*) => {
@@ -100,7 +105,7 @@ const _: () = assert!(size_of::<FrameHeader>() == HEADER);
 pub struct FrameHead {
     /// What the frame is.
     pub kind: FrameKind,
-    /// [`FLAG_REPLY_NOW`], [`FLAG_ACK_RECEIVED`].
+    /// [`FLAG_REPLY_NOW`], [`FLAG_ACK_RECEIVED`], [`FLAG_ACK_APPLIED`].
     pub flags: u8,
     /// Bytes of payload that follow.
     pub len: usize,
@@ -181,7 +186,7 @@ impl FrameHead {
         if len > cap {
             return Err(FrameError::TooLarge { kind, len, cap });
         }
-        if header.reserved.get() != 0 || header.flags & !(FLAG_REPLY_NOW | FLAG_ACK_RECEIVED) != 0 {
+        if header.reserved.get() != 0 || header.flags & !FLAGS != 0 {
             return Err(FrameError::Field { kind, field: "reserved or flags" });
         }
         Ok(Self { kind, flags: header.flags, len, arg: header.arg.get(), payload_crc: header.payload_crc.get() })

@@ -91,18 +91,19 @@ fn run(
 
 async fn overwrite(path: &Path, block: usize, depth: usize, end: Instant) -> io::Result<(u64, f64, Histogram<u64>)> {
     let file = Rc::new(DirectFile::open(path).await?);
-    let mut buf = DmaBuf::new(block);
-    buf.as_mut().fill(0x5a);
-    let buf = buf.share();
     let (next, bytes) = (Rc::new(Cell::new(0u64)), Rc::new(Cell::new(0u64)));
     let latency = Rc::new(RefCell::new(histogram()));
     let failed = Rc::new(RefCell::new(None));
     let began = Instant::now();
     let (done, mut waits) = (Rc::new(Cell::new(0)), Vec::new());
-    for _ in 0..depth {
+    for slot in 0..depth {
+        // A buffer for each write in flight, as fio has: one for all would stay in the cache.
+        let mut buf = DmaBuf::new(block);
+        buf.as_mut().iter_mut().enumerate().for_each(|(n, b)| *b = (n * 31 + slot * 7) as u8);
+        let buf = buf.share();
         let (tell, wait) = oneshot::channel();
         waits.push(wait);
-        let (file, buf, next, bytes) = (file.clone(), buf.clone(), next.clone(), bytes.clone());
+        let (file, next, bytes) = (file.clone(), next.clone(), bytes.clone());
         let (latency, failed, done) = (latency.clone(), failed.clone(), done.clone());
         rt::spawn(async move {
             while Instant::now() < end && failed.borrow().is_none() {

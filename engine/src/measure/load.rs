@@ -91,7 +91,8 @@ impl ClosedLoop {
     /// What it has done; the latencies begin anew.
     #[must_use]
     pub fn take_report(&self) -> LoadReport {
-        let latency_ns = std::mem::replace(&mut *self.latency_ns.lock().unwrap_or_else(PoisonError::into_inner), histogram());
+        let latency_ns =
+            std::mem::replace(&mut *self.latency_ns.lock().unwrap_or_else(PoisonError::into_inner), histogram());
         LoadReport {
             commits: self.commits(),
             failed: self.failed.load(Ordering::Relaxed),
@@ -164,7 +165,8 @@ impl ClosedLoop {
     }
 
     fn note(&self, completion: &Completion, since: &mut Since, latency: &mut Histogram<u64>) {
-        let counter = if matches!(completion.outcome, Outcome::Committed { .. }) { &self.commits } else { &self.failed };
+        let counter =
+            if matches!(completion.outcome, Outcome::Committed { .. }) { &self.commits } else { &self.failed };
         // One writer: no read-modify-write is needed.
         counter.store(counter.load(Ordering::Relaxed) + u64::from(completion.count), Ordering::Relaxed);
         let now = rt::now_ns();

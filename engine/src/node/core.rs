@@ -70,12 +70,7 @@ pub(crate) async fn run(setup: CoreSetup, ready: oneshot::Sender<Result<(), Open
             Err(e) => return ready.send(Err(e)),
         };
     }
-    // The shards' tasks hold what they need of these.
-    drop((keeper, filler));
-    if let Some(listener) = listener {
-        let node = node.clone();
-        rt::spawn(async move { accept::run(listener, node).await });
-    }
+    let accepting = listener.map(|listener| rt::spawn_scoped(accept::run(listener, node.clone())));
     let shards: Vec<Rc<Shard>> = local.values().map(|l| l.shard.clone()).collect();
     rt::spawn(tick(shards, node.clone()));
     ready.send(Ok(()));
@@ -95,6 +90,8 @@ pub(crate) async fn run(setup: CoreSetup, ready: oneshot::Sender<Result<(), Open
                 reply.send(local.values().map(|l| status::of(&l.shard)).collect());
             }
             Command::Stop(done) => {
+                // Closes the listener.
+                drop(accepting);
                 stop(&local).await;
                 done.send(());
                 return;

@@ -144,7 +144,7 @@ impl NodeShared {
 pub(crate) struct Running {
     pub(crate) shared: Arc<NodeShared>,
     executors: Vec<ExecutorHandle>,
-    background: Vec<JoinHandle<()>>,
+    background: Vec<(Background, JoinHandle<()>)>,
     /// Held until everything else is gone.
     lock: Option<FolderLock>,
     pub(crate) listening: Option<SocketAddr>,
@@ -202,7 +202,7 @@ impl Running {
         let mut running = Self {
             shared,
             executors: Vec::new(),
-            background: vec![keeper_thread, filler_thread],
+            background: vec![(keeper.clone(), keeper_thread), (filler.clone(), filler_thread)],
             lock: Some(lock),
             listening,
         };
@@ -253,7 +253,8 @@ impl Running {
             }
         }
         drop(waits);
-        for thread in self.background.drain(..) {
+        for (background, thread) in self.background.drain(..) {
+            background.end();
             let _ = thread.join();
         }
         self.lock = None;

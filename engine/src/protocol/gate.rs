@@ -135,6 +135,12 @@ impl CommitGate {
         self.queues.iter().map(|q| q.waiters.len()).sum()
     }
 
+    /// Whether somebody waits for the `applied` level: replicas are asked to be prompt.
+    #[must_use]
+    pub fn wants_applied(&self) -> bool {
+        self.queues.iter().any(|q| q.need.level == AckLevel::Applied && q.need.replicas > 0 && !q.waiters.is_empty())
+    }
+
     /// Adds a waiter. Waiters come in LSN order.
     ///
     /// # Panics

@@ -20,6 +20,7 @@ use std::time::Duration;
 use towline_wire::{Chain, Lsn, Seq, ShardId, SystemId, Term};
 
 use crate::config::{NodeConfig, Retain, TooFewReplicas};
+use crate::limits;
 use crate::node::Watermark;
 use crate::notify::Changed;
 use crate::outcome::AppendError;
@@ -27,6 +28,7 @@ use crate::protocol::pipeline::Pipeline;
 use crate::protocol::policy::{CommitPolicy, Requirement};
 use crate::protocol::primary::Primary;
 use crate::protocol::replica::Replica;
+use crate::rt;
 use crate::telemetry::Telemetry;
 use append::OpenBatch;
 use lanes::Lanes;
@@ -100,6 +102,8 @@ pub(crate) struct Shard {
     /// Segments or superblock may need attention.
     pub(crate) keep: Changed,
     pub(crate) telemetry: RefCell<Telemetry>,
+    /// A look at what is due later is coming.
+    soon: Cell<bool>,
     /// A write failed.
     pub(crate) failed: Cell<bool>,
     /// There was no space for the next segment.
@@ -170,6 +174,7 @@ impl Shard {
             moved: Changed::default(),
             keep: Changed::default(),
             telemetry: RefCell::default(),
+            soon: Cell::new(false),
             failed: Cell::new(false),
             disk_full: Cell::new(false),
             watermark,
@@ -182,6 +187,19 @@ impl Shard {
         let n = self.next_link.get();
         self.next_link.set(n + 1);
         n
+    }
+
+    /// Wakes links once, a little later: what can ride on the next batch or ack waits that long
+    /// for one.
+    pub(crate) fn notify_soon(self: &Rc<Self>) {
+        if !self.soon.replace(true) {
+            let shard = self.clone();
+            rt::spawn(async move {
+                rt::sleep(limits::PIGGYBACK).await;
+                shard.soon.set(false);
+                shard.moved.notify();
+            });
+        }
     }
 
     /// Why the shard takes nothing any more, if so.

@@ -17,6 +17,8 @@ pub(crate) struct Conn {
     socket: Pollable,
     heard_ns: Cell<u64>,
     said_ns: Cell<u64>,
+    /// The last receive got less than it had room for: there is nothing more for now.
+    drained: Cell<bool>,
     pub(crate) send_calls: Cell<u64>,
     pub(crate) receive_calls: Cell<u64>,
     pub(crate) sent_bytes: Cell<u64>,
@@ -31,6 +33,7 @@ impl Conn {
             socket: Pollable::new(fd)?,
             heard_ns: Cell::new(now),
             said_ns: Cell::new(now),
+            drained: Cell::new(false),
             send_calls: Cell::new(0),
             receive_calls: Cell::new(0),
             sent_bytes: Cell::new(0),
@@ -110,11 +113,15 @@ impl Conn {
 
     /// Receives at least one byte into `first`, then `second`. 0 means that the peer has closed.
     pub(crate) async fn receive(&self, first: &mut [u8], second: &mut [u8]) -> io::Result<usize> {
+        if self.drained.take() {
+            self.socket.readable().await?;
+        }
         loop {
             self.receive_calls.set(self.receive_calls.get() + 1);
             match sys::receive(self.socket.as_raw_fd(), first, second) {
                 Ok(n) => {
                     self.heard_ns.set(rt::now_ns());
+                    self.drained.set(n < first.len() + second.len());
                     return Ok(n);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.socket.readable().await?,

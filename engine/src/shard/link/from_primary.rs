@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use towline_wire::frame::{self, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameHead, FrameKind, PREAMBLE};
+use towline_wire::frame::{self, FLAG_ACK_APPLIED, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameHead, FrameKind, PREAMBLE};
 use towline_wire::handshake::{NodeName, Welcome};
 use towline_wire::message::{ErrorCode, ErrorHead, Heartbeat};
 use towline_wire::{BLOCK, BatchView, Lsn, batch, round_up_to_block};
@@ -62,9 +62,23 @@ impl Follower {
                     }
                 }
             }
-            rt::sleep(jitter(pause)).await;
+            self.pause(jitter(pause)).await;
             pause = (pause * 2).min(limits::RECONNECT_MAX);
         }
+    }
+
+    /// Waits, unless the shard stops.
+    async fn pause(&self, pause: Duration) {
+        let stops = async {
+            loop {
+                let seen = self.shard.moved.seen();
+                if self.shard.is_stopped() {
+                    return;
+                }
+                self.shard.moved.since(seen).await;
+            }
+        };
+        let _ = rt::timeout(pause, stops).await;
     }
 
     async fn session(&self) -> Result<Ended, LinkError> {
@@ -154,6 +168,7 @@ impl Follower {
             shard: self.shard.clone(),
             conn: conn.clone(),
             now: Cell::new(None),
+            prompt: Cell::new(false),
             over: Cell::new(false),
         });
         let sending = rt::spawn_scoped({
@@ -196,6 +211,7 @@ impl Follower {
             conn.receive_all(&mut header[got..], &mut []).await.map_err(closed)?;
             got = 0;
             let head = FrameHead::check(&header)?;
+            acker.prompt.set(head.flags & FLAG_ACK_APPLIED != 0);
             match head.kind {
                 FrameKind::Batch => got = self.receive_batch(conn, &head, &mut header, acker).await?,
                 FrameKind::Heartbeat => {
@@ -358,6 +374,8 @@ struct Acker {
     /// An ack is due although nothing was flushed or applied; with the time of the heartbeat that
     /// it answers, or 0.
     now: Cell<Option<u64>>,
+    /// Somebody waits for what is applied.
+    prompt: Cell<bool>,
     over: Cell<bool>,
 }
 
@@ -378,7 +396,13 @@ impl Acker {
             }
             let now = self.now.take();
             let ack = self.shard.inner.borrow_mut().replica().ack(now.unwrap_or(0));
-            if now.is_none() && (ack.flushed, ack.applied) == said {
+            let late = self.conn.mute_for() >= limits::PIGGYBACK;
+            let due = now.is_some() || ack.flushed != said.0 || (ack.applied != said.1 && (self.prompt.get() || late));
+            if !due {
+                if ack.applied != said.1 {
+                    // The ack of the next batch carries it for nothing.
+                    self.shard.notify_soon();
+                }
                 self.shard.moved.since(seen).await;
                 continue;
             }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use towline_wire::batch;
-use towline_wire::frame::{self, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameKind};
+use towline_wire::frame::{self, FLAG_ACK_APPLIED, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameKind};
 use towline_wire::handshake::{FEATURES, Hello, Refusal, Verdict, Welcome};
 use towline_wire::message::{Ack, ErrorCode, Goodbye, Heartbeat};
 use towline_wire::{Lsn, PROTOCOL_VERSION};
@@ -214,14 +214,15 @@ impl Link {
             }
             let commit = self.shard.committed();
             let beat_due = self.conn.mute_for() >= limits::HEARTBEAT;
-            if commit > commit_said || beat_due {
-                // A batch that is about to be closed carries the commit LSN for nothing.
-                rt::yield_now().await;
-                if self.shard.moved.seen() == seen || beat_due {
-                    self.send_heartbeat(beat_due).await?;
-                    commit_said = commit;
-                }
+            let prompt = self.wants_applied();
+            if beat_due || (commit > commit_said && (prompt || self.conn.mute_for() >= limits::PIGGYBACK)) {
+                self.send_heartbeat(beat_due, prompt).await?;
+                commit_said = commit;
                 continue;
+            }
+            if commit > commit_said {
+                // The next batch carries it for nothing.
+                self.shard.notify_soon();
             }
             self.shard.moved.since(seen).await;
         }
@@ -255,7 +256,8 @@ impl Link {
         let commit = self.shard.committed();
         let mut headers = [[0; frame::HEADER]; limits::SEND_BATCHES_MAX];
         let mut pieces: [&[u8]; 2 * limits::SEND_BATCHES_MAX] = [&[]; 2 * limits::SEND_BATCHES_MAX];
-        let flags = |b: &Batch| if b.ack_received { FLAG_ACK_RECEIVED } else { 0 };
+        let applied = if self.wants_applied() { FLAG_ACK_APPLIED } else { 0 };
+        let flags = |b: &Batch| applied | if b.ack_received { FLAG_ACK_RECEIVED } else { 0 };
         for (header, batch) in headers.iter_mut().zip(batches.iter()) {
             *header = frame::batch_header(flags(batch), commit, batch.wire().len());
         }
@@ -279,7 +281,11 @@ impl Link {
         Ok(commit)
     }
 
-    async fn send_heartbeat(&self, reply_now: bool) -> Result<(), LinkError> {
+    fn wants_applied(&self) -> bool {
+        self.shard.inner.borrow_mut().primary().gate.wants_applied()
+    }
+
+    async fn send_heartbeat(&self, reply_now: bool, prompt: bool) -> Result<(), LinkError> {
         let beat = {
             let mut inner = self.shard.inner.borrow_mut();
             Heartbeat {
@@ -290,7 +296,7 @@ impl Link {
                 time_us: sys::wall_us(),
             }
         };
-        let flags = if reply_now { FLAG_REPLY_NOW } else { 0 };
+        let flags = if reply_now { FLAG_REPLY_NOW } else { 0 } | if prompt { FLAG_ACK_APPLIED } else { 0 };
         frames::send(&self.conn, FrameKind::Heartbeat, flags, 0, &beat.to_bytes()).await?;
         Ok(())
     }

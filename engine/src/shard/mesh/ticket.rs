@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
-use std::time::{Duration, Instant};
 
 use atomic_waker::AtomicWaker;
 use towline_wire::{Lsn, ShardId, Term};
@@ -228,19 +227,5 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
             return out;
         }
         std::thread::park();
-    }
-}
-
-/// Like [`block_on`], but gives up after `limit`.
-pub(crate) fn block_on_for<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
-    let mut future = std::pin::pin!(future);
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let end = Instant::now() + limit;
-    loop {
-        if let Poll::Ready(out) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return Some(out);
-        }
-        let left = end.checked_duration_since(Instant::now())?;
-        std::thread::park_timeout(left);
     }
 }

@@ -5,10 +5,10 @@ use std::thread::JoinHandle;
 
 use crate::oneshot;
 
-type Job = Box<dyn FnOnce() + Send>;
+/// A job, or `None` for the thread to end.
+type Job = Option<Box<dyn FnOnce() + Send>>;
 
-/// A thread that runs jobs in order. It ends, after the jobs it was given, when the last handle is
-/// dropped.
+/// A thread that runs jobs in order until it is told to end.
 #[derive(Clone, Debug)]
 pub(crate) struct Background {
     jobs: Sender<Job>,
@@ -19,7 +19,7 @@ impl Background {
     pub(crate) fn start(name: &str) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (jobs, queue) = channel::<Job>();
         let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
-            for job in queue {
+            for job in queue.into_iter().map_while(|job| job) {
                 job();
             }
         })?;
@@ -29,8 +29,14 @@ impl Background {
     /// Runs `job` on the thread; resolves to what it returns.
     pub(crate) fn call<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> oneshot::Receiver<T> {
         let (reply, value) = oneshot::channel();
-        // The thread outlives every handle, so the job is taken.
-        assert!(self.jobs.send(Box::new(move || reply.send(job()))).is_ok(), "the background thread is gone");
+        // A thread that has ended takes no more: whoever asks then is being stopped too, and
+        // waits for nothing.
+        let _ = self.jobs.send(Some(Box::new(move || reply.send(job()))));
         value
+    }
+
+    /// Ends the thread after the jobs it was given.
+    pub(crate) fn end(&self) {
+        let _ = self.jobs.send(None);
     }
 }
