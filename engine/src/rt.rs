@@ -119,6 +119,16 @@ impl AsMut<[u8]> for DmaBuf {
 #[derive(Clone, Debug)]
 pub(crate) struct SharedBuf(Rc<DmaBuffer>);
 
+impl SharedBuf {
+    /// Overwrites it.
+    ///
+    /// # Panics
+    /// If it is shared, or `bytes` are not as long.
+    pub(crate) fn refill(&mut self, bytes: &[u8]) {
+        Rc::get_mut(&mut self.0).expect("nobody else reads it").as_bytes_mut().copy_from_slice(bytes);
+    }
+}
+
 impl Deref for SharedBuf {
     type Target = [u8];
 

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use towline_wire::BLOCK;
 
 use super::histogram;
 use crate::oneshot;
@@ -17,6 +18,18 @@ use crate::shard::wal::direct;
 
 /// Bytes of each file that is overwritten again and again.
 const FILE_BYTES: u64 = 128 << 20;
+/// Bytes that fresh content is taken from.
+const SOURCE_BYTES: usize = 8 << 20;
+
+/// What the bytes of each write are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// New for each write: copied into the buffer before it, once, as a log must do with what it
+    /// is given. (fio does the like by default, `scramble_buffers`.) The limit to compare with.
+    Fresh,
+    /// The same again and again, which no log can write: the device alone.
+    Reused,
+}
 
 /// What was measured.
 #[derive(Clone, Debug)]
@@ -39,10 +52,11 @@ pub fn disk_limit(
     cpus: &[Option<usize>],
     block: usize,
     depth: usize,
+    content: Content,
     how_long: Duration,
 ) -> io::Result<DiskLimit> {
     let paths: Vec<_> = (0..cpus.len()).map(|n| folder.join(format!("limit-{n}.tmp"))).collect();
-    let result = prepare(&paths).and_then(|()| run(&paths, cpus, block, depth, how_long));
+    let result = prepare(&paths).and_then(|()| run(&paths, cpus, (block, depth, content), how_long));
     for path in &paths {
         let _ = std::fs::remove_file(path);
     }
@@ -62,8 +76,7 @@ fn prepare(paths: &[std::path::PathBuf]) -> io::Result<()> {
 fn run(
     paths: &[std::path::PathBuf],
     cpus: &[Option<usize>],
-    block: usize,
-    depth: usize,
+    work: (usize, usize, Content),
     how_long: Duration,
 ) -> io::Result<DiskLimit> {
     let end = Instant::now() + how_long;
@@ -73,7 +86,7 @@ fn run(
         let (done, wait) = oneshot::channel();
         let path = path.clone();
         threads.push(rt::start_executor("limit", *cpu, 8 << 20, move || async move {
-            done.send(overwrite(&path, block, depth, end).await);
+            done.send(overwrite(&path, work, end).await);
         })?);
         waits.push(wait);
     }
@@ -89,7 +102,15 @@ fn run(
     Ok(DiskLimit { bytes_per_s, latency_ns })
 }
 
-async fn overwrite(path: &Path, block: usize, depth: usize, end: Instant) -> io::Result<(u64, f64, Histogram<u64>)> {
+async fn overwrite(
+    path: &Path,
+    (block, depth, content): (usize, usize, Content),
+    end: Instant,
+) -> io::Result<(u64, f64, Histogram<u64>)> {
+    // Larger than a core's own caches, like the records that a log is given.
+    let mut source = vec![0; SOURCE_BYTES + block];
+    crate::sys::random(&mut source)?;
+    let source = Rc::new(source);
     let file = Rc::new(DirectFile::open(path).await?);
     let (next, bytes) = (Rc::new(Cell::new(0u64)), Rc::new(Cell::new(0u64)));
     let latency = Rc::new(RefCell::new(histogram()));
@@ -99,8 +120,9 @@ async fn overwrite(path: &Path, block: usize, depth: usize, end: Instant) -> io:
     for slot in 0..depth {
         // A buffer for each write in flight, as fio has: one for all would stay in the cache.
         let mut buf = DmaBuf::new(block);
-        buf.as_mut().iter_mut().enumerate().for_each(|(n, b)| *b = (n * 31 + slot * 7) as u8);
-        let buf = buf.share();
+        buf.as_mut().copy_from_slice(&source[slot * BLOCK..slot * BLOCK + block]);
+        let mut buf = buf.share();
+        let source = source.clone();
         let (tell, wait) = oneshot::channel();
         waits.push(wait);
         let (file, next, bytes) = (file.clone(), next.clone(), bytes.clone());
@@ -109,6 +131,10 @@ async fn overwrite(path: &Path, block: usize, depth: usize, end: Instant) -> io:
             while Instant::now() < end && failed.borrow().is_none() {
                 let at = next.get();
                 next.set((at + block as u64) % (FILE_BYTES - FILE_BYTES % block as u64));
+                if content == Content::Fresh {
+                    let skip = (at as usize / 3) % SOURCE_BYTES;
+                    buf.refill(&source[skip..skip + block]);
+                }
                 let from = rt::now_ns();
                 match file.write(buf.clone(), at).await {
                     Ok(n) if n == block => {

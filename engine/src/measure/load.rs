@@ -22,7 +22,7 @@ const BURST: u64 = 64;
 #[derive(Debug)]
 pub struct ClosedLoop {
     record_bytes: usize,
-    window: u64,
+    window: AtomicU64,
     /// Whether and how the running commits differ from the shard's own policy; may change while
     /// the loop runs.
     options: Mutex<AppendOptions>,
@@ -54,7 +54,7 @@ impl ClosedLoop {
         assert!(window > 0);
         Arc::new(Self {
             record_bytes,
-            window,
+            window: AtomicU64::new(window),
             options: Mutex::new(options),
             stopping: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -68,6 +68,12 @@ impl ClosedLoop {
     /// Changes what the next appends ask for.
     pub fn set_options(&self, options: AppendOptions) {
         *self.options.lock().unwrap_or_else(PoisonError::into_inner) = options;
+    }
+
+    /// Changes how many are kept outstanding, at least 1; a smaller window is reached as commits
+    /// complete.
+    pub fn set_window(&self, window: u64) {
+        self.window.store(window.max(1), Ordering::Relaxed);
     }
 
     /// Ends the loop once what is outstanding has its outcome.
@@ -144,7 +150,7 @@ impl ClosedLoop {
         options: &AppendOptions,
         since: &mut Since,
     ) -> Result<(), AppendError> {
-        let mut room = self.window - lane.outstanding();
+        let mut room = self.window.load(Ordering::Relaxed).saturating_sub(lane.outstanding());
         while room > 0 {
             let now = rt::now_ns();
             let burst = room.min(BURST);

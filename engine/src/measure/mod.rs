@@ -3,13 +3,17 @@
 //!
 //! Histograms are merged and percentiles read from the result; percentiles are never averaged.
 
+mod compare;
 mod disk;
 mod load;
 mod net;
+mod picture;
 
-pub use disk::{DiskLimit, disk_limit};
+pub use compare::{Compared, compare_logs};
+pub use disk::{Content, DiskLimit, disk_limit};
 pub use load::{ClosedLoop, LoadReport};
 pub use net::ping_pong;
+pub use picture::stages_picture;
 
 use hdrhistogram::Histogram;
 
