@@ -33,6 +33,7 @@ pub mod limits;
 pub mod measure;
 mod node;
 mod notify;
+pub mod offline;
 mod oneshot;
 mod outcome;
 pub mod protocol;

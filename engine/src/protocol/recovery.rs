@@ -15,6 +15,7 @@
 //! formats.)
 
 use std::io;
+use std::ops::ControlFlow;
 
 use thiserror::Error;
 use towline_wire::{BLOCK, BatchError, BatchHeader, BatchView, Chain, Lsn, Seq, ShardId, SystemId, Term, batch};
@@ -105,8 +106,7 @@ pub enum RecoveryError {
     },
 }
 
-/// Reads the log from the floor on and finds its end. `progress` is told the position after each
-/// batch; `each` is given every whole batch.
+/// Reads the log from the floor on and finds its end. `each` is given every whole batch.
 ///
 /// # Errors
 /// Damage, or what the device says. A tear is not an error.
@@ -116,10 +116,36 @@ pub fn recover(
     mut each: impl FnMut(&BatchView<'_>),
 ) -> Result<Recovered, RecoveryError> {
     let start = facts.floor.max(facts.oldest);
-    let mut out =
-        Recovered { end: LogEnd { lsn: start, ..LogEnd::default() }, last_batch: start, ..Recovered::default() };
+    let mut out = Recovered::at(start);
+    let all = read_on(source, facts, &mut out, |view| {
+        each(view);
+        ControlFlow::Continue(())
+    })?;
+    debug_assert!(all.is_continue());
+    Ok(out)
+}
+
+impl Recovered {
+    /// Nothing, from `start` on.
+    #[must_use]
+    pub fn at(start: Lsn) -> Self {
+        Self { end: LogEnd { lsn: start, ..LogEnd::default() }, last_batch: start, ..Self::default() }
+    }
+}
+
+/// Reads on from the end of what was found before, until `each` breaks off or the log ends; what is
+/// found is added to `out`, also in front of an error.
+///
+/// # Errors
+/// As [`recover`]'s.
+pub fn read_on(
+    source: &mut impl LogSource,
+    facts: &Facts,
+    out: &mut Recovered,
+    mut each: impl FnMut(&BatchView<'_>) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, RecoveryError> {
     // In the middle of a log the first header itself says what came before it.
-    let mut known = start == Lsn::ZERO;
+    let mut known = out.end.lsn == Lsn::ZERO || out.batches > 0;
     let reason = loop {
         let at = out.end.lsn;
         let view = match next_batch(source, at)? {
@@ -142,14 +168,16 @@ pub fn recover(
         out.commit = out.commit.max(h.commit_lsn());
         out.batches += 1;
         out.records += u64::from(h.record_count());
-        each(&view);
+        if each(&view).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
     };
     out.tear = judge(source, facts, &out.end, reason)?;
-    Ok(out)
+    Ok(ControlFlow::Continue(()))
 }
 
 /// The batch at `at`, or what is wrong with it.
-fn next_batch(source: &mut impl LogSource, at: Lsn) -> Result<Result<BatchView<'_>, String>, RecoveryError> {
+pub(crate) fn next_batch(source: &mut impl LogSource, at: Lsn) -> Result<Result<BatchView<'_>, String>, RecoveryError> {
     let io = |source| RecoveryError::Io { at, source };
     let need = {
         let bytes = source.bytes(at, BLOCK).map_err(io)?;

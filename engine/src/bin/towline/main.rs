@@ -6,11 +6,13 @@
 mod append;
 mod config_file;
 mod demo;
+mod dump;
 mod exit;
 mod serve;
 mod signals;
 mod status;
 mod tail;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -34,6 +36,8 @@ enum Command {
     Append(append::Args),
     Tail(tail::Args),
     Status(status::Args),
+    Verify(verify::Args),
+    Dump(dump::Args),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +49,8 @@ fn main() -> ExitCode {
         Some(Command::Append(args)) => told(append::run(args)),
         Some(Command::Tail(args)) => told(tail::run(args)),
         Some(Command::Status(args)) => told(status::run(args)),
+        Some(Command::Verify(args)) => told(verify::run(args)),
+        Some(Command::Dump(args)) => told(dump::run(args)),
     }
 }
 

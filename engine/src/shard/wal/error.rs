@@ -138,6 +138,16 @@ pub enum OpenError {
         /// Why it is no torn tail.
         evidence: String,
     },
+    /// A position at which nothing can be read.
+    #[error("no batch begins at LSN {lsn} ({reason}); the log that is kept begins at LSN {oldest}")]
+    NoBatch {
+        /// What was asked for.
+        lsn: Lsn,
+        /// The oldest position kept.
+        oldest: Lsn,
+        /// What is there.
+        reason: String,
+    },
     /// The file system has no direct I/O.
     #[error("the file system of {path} has no direct I/O ({source}): use ext4 or xfs on a local disk")]
     NoDirectIo {

@@ -79,16 +79,13 @@ pub(crate) fn shards(data: &Path) -> Result<Vec<ShardId>, OpenError> {
     Ok(found)
 }
 
-/// The segments that are there, in order of their first LSN. Files that a crash left half made
-/// (`*.tmp`) are removed.
+/// The segments that are there, in order of their first LSN.
 pub(crate) fn list_segments(segments: &Path) -> Result<Vec<Lsn>, OpenError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(segments).map_err(OpenError::io("reading the folder", segments))? {
         let path = entry.map_err(OpenError::io("reading the folder", segments))?.path();
-        let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
-        if name.ends_with(".tmp") {
-            fs::remove_file(&path).map_err(OpenError::io("removing", &path))?;
-        } else if let Some(hex) = name.strip_suffix(".wal").filter(|h| h.len() == 16)
+        if let Some(name) = path.file_name().and_then(|n| n.to_str())
+            && let Some(hex) = name.strip_suffix(".wal").filter(|h| h.len() == 16)
             && let Ok(start) = u64::from_str_radix(hex, 16)
         {
             found.push(Lsn(start));
@@ -96,4 +93,15 @@ pub(crate) fn list_segments(segments: &Path) -> Result<Vec<Lsn>, OpenError> {
     }
     found.sort_unstable();
     Ok(found)
+}
+
+/// Removes files that a crash left half made.
+pub(crate) fn remove_half_made(segments: &Path) -> Result<(), OpenError> {
+    for entry in fs::read_dir(segments).map_err(OpenError::io("reading the folder", segments))? {
+        let path = entry.map_err(OpenError::io("reading the folder", segments))?.path();
+        if path.extension().is_some_and(|e| e == "tmp") {
+            fs::remove_file(&path).map_err(OpenError::io("removing", &path))?;
+        }
+    }
+    Ok(())
 }

@@ -72,6 +72,7 @@ pub(crate) fn open(data: &std::path::Path, new: &NewSlice, in_flight_bytes_max: 
     for path in [data, &shard_folder] {
         direct::sync_folder(path).map_err(OpenError::io("flushing the folder", path))?;
     }
+    folder::remove_half_made(&segments_folder)?;
     let mut superblock = superblock_file::read(&shard_folder)?.unwrap_or_else(|| fresh(new));
     if superblock.shard != new.shard || superblock.system != new.system {
         return Err(OpenError::Foreign {

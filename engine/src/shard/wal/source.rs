@@ -45,7 +45,12 @@ impl SegmentSource {
             if start != next {
                 return Err(OpenError::MissingSegment { path: folder::segment_path(folder, next), lsn: next });
             }
-            let file = direct::open_to_read(&path).map_err(OpenError::io("opening", &path))?;
+            let file = match direct::open_to_read(&path) {
+                // A copy on a file system without direct I/O can still be read.
+                Err(e) if !sync && e.kind() == io::ErrorKind::InvalidInput => File::open(&path),
+                other => other,
+            };
+            let file = file.map_err(OpenError::io("opening", &path))?;
             let bytes = file.metadata().map_err(OpenError::io("reading the size of", &path))?.len();
             if bytes != segment_bytes {
                 return Err(OpenError::SegmentSize { path, bytes, expected: segment_bytes });
@@ -71,6 +76,16 @@ impl SegmentSource {
             window_at: Lsn::ZERO,
             window_len: 0,
         })
+    }
+
+    /// Segments there are.
+    pub(crate) fn count(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Forgets what was read: what is asked for next comes from the files.
+    pub(crate) fn forget(&mut self) {
+        self.window_len = 0;
     }
 
     /// First LSN of the first segment.

@@ -21,7 +21,8 @@ pub(crate) struct SuperblockFile {
     generation: u64,
 }
 
-fn path_in(shard_folder: &Path) -> PathBuf {
+/// Where a shard has it.
+pub(crate) fn path_in(shard_folder: &Path) -> PathBuf {
     shard_folder.join("superblock")
 }
 
@@ -32,9 +33,33 @@ pub(crate) fn read(shard_folder: &Path) -> Result<Option<OwnedSuperblock>, OpenE
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(OpenError::io("reading", &path))?,
     };
-    let copy = |n: usize| {
-        let bytes = bytes.get(n * COPY..(n + 1) * COPY).unwrap_or(&[]);
-        Superblock::check(bytes).map(|s| Superblock {
+    newest(&path, &bytes).map(Some)
+}
+
+/// The newer copy that is whole, of those in a file's bytes.
+pub(crate) fn newest(path: &Path, bytes: &[u8]) -> Result<OwnedSuperblock, OpenError> {
+    let path = path.to_path_buf();
+    let [a, b] = copies(bytes);
+    match (a, b) {
+        // A newer format's copy beside an older one's: the newer build's word counts.
+        (Err(SuperblockError::Version(version)), _) | (_, Err(SuperblockError::Version(version))) => {
+            Err(OpenError::Version { path, version })
+        }
+        (Ok(a), Ok(b)) => Ok(if a.generation > b.generation { a } else { b }),
+        (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
+        (Err(a), Err(b)) => Err(OpenError::Superblock { path, a, b }),
+    }
+}
+
+/// The bytes of one copy, as far as they are there.
+pub(crate) fn copy_bytes(bytes: &[u8], n: usize) -> &[u8] {
+    bytes.get(n * COPY..(n + 1) * COPY).unwrap_or(&[])
+}
+
+/// Both copies in a file's bytes.
+pub(crate) fn copies(bytes: &[u8]) -> [Result<OwnedSuperblock, SuperblockError>; 2] {
+    [0, 1].map(|n| {
+        Superblock::check(copy_bytes(bytes, n)).map(|s| Superblock {
             history: s.history.iter().collect::<Vec<_>>(),
             generation: s.generation,
             system: s.system,
@@ -49,16 +74,7 @@ pub(crate) fn read(shard_folder: &Path) -> Result<Option<OwnedSuperblock>, OpenE
             in_flight_bytes_max: s.in_flight_bytes_max,
             name: s.name,
         })
-    };
-    match (copy(0), copy(1)) {
-        // A newer format's copy beside an older one's: the newer build's word counts.
-        (Err(SuperblockError::Version(version)), _) | (_, Err(SuperblockError::Version(version))) => {
-            Err(OpenError::Version { path, version })
-        }
-        (Ok(a), Ok(b)) => Ok(Some(if a.generation > b.generation { a } else { b })),
-        (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(Some(one)),
-        (Err(a), Err(b)) => Err(OpenError::Superblock { path, a, b }),
-    }
+    })
 }
 
 impl SuperblockFile {
