@@ -50,7 +50,8 @@ pub const HEARTBEAT: Duration = Duration::from_millis(1000);
 pub const PIGGYBACK: Duration = Duration::from_millis(1);
 /// How long a send may make no progress.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often deadlines are looked at while somebody waits; a deadline may be this much late.
+/// How often deadlines are looked at while somebody waits; a deadline may be this much late, and up
+/// to 50 ms if nobody waited before.
 pub const DEADLINE_TICK: Duration = Duration::from_millis(5);
 /// How often a full disk is asked for space again.
 pub const DISK_FULL_RETRY: Duration = Duration::from_millis(500);

@@ -30,19 +30,21 @@ stages! {
     Fill = "fill";
     /// From the close of a batch until it is on this node's device.
     Write = "write";
-    /// From the close of a batch until the kernel has taken it for a replica.
+    /// From the begin of a send, which may hold several batches, until the kernel has taken all of it.
     Send = "send";
-    /// From the close of a batch until a replica has it in memory.
+    /// From the begin of a live batch's send until an ack says that the replica has it in memory; all
+    /// replicas of the shard together.
     AckReceived = "ack_received";
-    /// From the close of a batch until a replica has it on its device.
+    /// From the begin of a live batch's send until an ack says that the replica has it on its device;
+    /// all replicas of the shard together.
     AckFlushed = "ack_flushed";
     /// From the news that lets a commit through until its waiters are completed.
     Gate = "gate";
-    /// From completion until another thread's ticket was woken.
+    /// From completion until another thread's ticket was woken. Not recorded yet.
     Wake = "wake";
     /// From the first append of a run until the run is committed.
     Commit = "commit";
-    /// On a replica: from a batch's last byte until the handler has returned for it.
+    /// On a replica: the time that the handler took for a batch.
     Apply = "apply";
 }
 
@@ -89,11 +91,11 @@ counters! {
     receive_calls,
     /// Bytes sent to replicas and clients.
     sent_bytes,
-    /// Bytes sent from the batch's own buffer without a copy in the kernel.
+    /// Sends that the kernel did not copy: none yet, no zero-copy send is made.
     zero_copy_sends,
-    /// Sends that the kernel copied.
+    /// Sends to replicas that the kernel copied.
     copied_sends,
-    /// Times that another thread woke this shard.
+    /// Times that the task which takes other threads' appends woke up.
     wake_ups,
     /// Links made, counting each reconnect.
     connects,

@@ -23,8 +23,8 @@ const RINGS_BYTES: u64 = 512 << 10;
 /// Least registered memory of an executor.
 const IO_MEMORY_MIN: u64 = 64 << 10;
 
-/// Checks what the machine must offer before anything is touched; returns the registered memory
-/// that each executor may have.
+/// Checks what the machine must offer before an executor starts; returns the registered memory that
+/// each of them may have.
 pub(crate) fn check_machine(config: &NodeConfig, cores: usize) -> Result<usize, OpenError> {
     sys::probe_io_uring().map_err(|source| OpenError::IoUring { source })?;
     let limit = sys::memlock_limit().map_err(OpenError::io("reading the memlock limit of", "this process"))?;
