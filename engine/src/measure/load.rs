@@ -1,4 +1,5 @@
-//! A closed loop: so many commits outstanding, a new append for each that completes.
+//! A load on one shard: a closed loop (so many commits outstanding, a new append for each that
+//! completes), or an open one (so many appends in each second, whatever happens to them).
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,12 +18,17 @@ use crate::shard::mesh::local::{Completion, LocalLane, LocalShard};
 /// of them, so latencies err upwards.
 const BURST: u64 = 64;
 
-/// A closed loop of appends on one shard's core. Shared: start it with [`ClosedLoop::run`], look at
-/// it while it runs, stop it.
+/// A load on one shard's core. Shared: start it with [`Load::run`], look at it while it runs, stop
+/// it.
+///
+/// In an open loop a record's time counts from the moment at which it was to be appended, so a
+/// stall counts for every record that it held up (no coordinated omission).
 #[derive(Debug)]
-pub struct ClosedLoop {
+pub struct Load {
     record_bytes: usize,
     window: AtomicU64,
+    /// Appends in each second, for an open loop.
+    rate: Option<f64>,
     /// Whether and how the running commits differ from the shard's own policy; may change while
     /// the loop runs.
     options: Mutex<AppendOptions>,
@@ -47,12 +53,25 @@ pub struct LoadReport {
     pub error: Option<String>,
 }
 
-impl ClosedLoop {
+impl Load {
     /// A loop that keeps `window` records of `record_bytes` outstanding.
     #[must_use]
-    pub fn new(record_bytes: usize, window: u64, options: AppendOptions) -> Arc<Self> {
+    pub fn closed(record_bytes: usize, window: u64, options: AppendOptions) -> Arc<Self> {
+        Self::new(record_bytes, window, None, options)
+    }
+
+    /// A loop that appends `rate` records of `record_bytes` in each second, with at most `window`
+    /// outstanding: what is held up by that counts as late.
+    #[must_use]
+    pub fn open(record_bytes: usize, rate: f64, window: u64, options: AppendOptions) -> Arc<Self> {
+        assert!(rate > 0.0);
+        Self::new(record_bytes, window, Some(rate), options)
+    }
+
+    fn new(record_bytes: usize, window: u64, rate: Option<f64>, options: AppendOptions) -> Arc<Self> {
         assert!(window > 0);
         Arc::new(Self {
+            rate,
             record_bytes,
             window: AtomicU64::new(window),
             options: Mutex::new(options),
@@ -121,10 +140,16 @@ impl ClosedLoop {
         let mut since = Since::default();
         let mut latency = histogram();
         let mut told = Instant::now();
+        let mut clock = self.rate.map(Clock::new);
         while !self.stopping.load(Ordering::Relaxed) {
             let options = *self.options.lock().unwrap_or_else(PoisonError::into_inner);
-            self.fill(&lane, &record, &options, &mut since)?;
-            let mut done = Some(lane.completed().await);
+            let mut done = if let Some(clock) = &mut clock {
+                let rest = self.keep_up(&lane, &record, &options, clock, &mut since)?;
+                rt::timeout(rest, lane.completed()).await
+            } else {
+                self.fill(&lane, &record, &options, &mut since)?;
+                Some(lane.completed().await)
+            };
             while let Some(completion) = done {
                 self.note(&completion, &mut since, &mut latency);
                 done = lane.try_completed();
@@ -170,6 +195,26 @@ impl ClosedLoop {
         Ok(())
     }
 
+    /// Appends what is due; returns the time until the next is.
+    fn keep_up(
+        &self,
+        lane: &LocalLane,
+        record: &[u8],
+        options: &AppendOptions,
+        clock: &mut Clock,
+        since: &mut Since,
+    ) -> Result<Duration, AppendError> {
+        while clock.next_ns() <= rt::now_ns() && lane.outstanding() < self.window.load(Ordering::Relaxed) {
+            match lane.try_append(record, options) {
+                Ok(_) => since.push(clock.next_ns(), 1),
+                Err(AppendError::WouldBlock) if lane.outstanding() > 0 => break,
+                Err(e) => return Err(e),
+            }
+            clock.count += 1;
+        }
+        Ok(Duration::from_nanos(clock.next_ns().saturating_sub(rt::now_ns()).max(MIN_PAUSE_NS)))
+    }
+
     fn note(&self, completion: &Completion, since: &mut Since, latency: &mut Histogram<u64>) {
         let counter =
             if matches!(completion.outcome, Outcome::Committed { .. }) { &self.commits } else { &self.failed };
@@ -183,6 +228,27 @@ impl ClosedLoop {
         let shared = &mut *self.latency_ns.lock().unwrap_or_else(PoisonError::into_inner);
         shared.add(&*latency).expect("both have the same bounds");
         latency.reset();
+    }
+}
+
+/// Shorter pauses are not worth a timer.
+const MIN_PAUSE_NS: u64 = 20_000;
+
+/// When each append of an open loop is due.
+#[derive(Debug)]
+struct Clock {
+    from_ns: u64,
+    interval_ns: f64,
+    count: u64,
+}
+
+impl Clock {
+    fn new(rate: f64) -> Self {
+        Self { from_ns: rt::now_ns(), interval_ns: 1e9 / rate, count: 0 }
+    }
+
+    fn next_ns(&self) -> u64 {
+        self.from_ns + (self.count as f64 * self.interval_ns) as u64
     }
 }
 

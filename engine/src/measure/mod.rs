@@ -11,8 +11,8 @@ mod picture;
 
 pub use compare::{Compared, compare_logs};
 pub use disk::{Content, DiskLimit, disk_limit};
-pub use load::{ClosedLoop, LoadReport};
-pub use net::ping_pong;
+pub use load::{Load, LoadReport};
+pub use net::{ping_pong, stream};
 pub use picture::stages_picture;
 
 use hdrhistogram::Histogram;

@@ -50,3 +50,37 @@ pub fn ping_pong(cpus: [Option<usize>; 2], how_long: Duration) -> io::Result<His
     echo.join().map_err(|_| io::Error::other("the echoing thread panicked"))??;
     out
 }
+
+/// Sends `frame` bytes at a time, one way, for `how_long`; returns bytes in each second.
+///
+/// # Errors
+/// What the system says.
+pub fn stream(cpus: [Option<usize>; 2], frame: usize, how_long: Duration) -> io::Result<f64> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let addr = listener.local_addr()?;
+    let sink = std::thread::spawn(move || -> io::Result<(u64, f64)> {
+        pin(cpus[1]);
+        let (mut peer, _) = listener.accept()?;
+        let (mut buf, mut bytes) = (vec![0; frame], 0);
+        let began = Instant::now();
+        loop {
+            match peer.read(&mut buf)? {
+                0 => return Ok((bytes, began.elapsed().as_secs_f64())),
+                n => bytes += n as u64,
+            }
+        }
+    });
+    let source = std::thread::spawn(move || -> io::Result<()> {
+        pin(cpus[0]);
+        let mut peer = TcpStream::connect(addr)?;
+        let buf = vec![0x5a; frame];
+        let end = Instant::now() + how_long;
+        while Instant::now() < end {
+            peer.write_all(&buf)?;
+        }
+        Ok(())
+    });
+    source.join().map_err(|_| io::Error::other("the sending thread panicked"))??;
+    let (bytes, seconds) = sink.join().map_err(|_| io::Error::other("the receiving thread panicked"))??;
+    Ok(bytes as f64 / seconds)
+}

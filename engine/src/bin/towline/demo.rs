@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use thiserror::Error;
-use towline::measure::{ClosedLoop, Compared, Content, compare_logs, disk_limit, histogram, ping_pong};
+use towline::measure::{Compared, Content, Load, compare_logs, disk_limit, histogram, ping_pong};
 use towline::telemetry::{Percentiles, Telemetry};
 use towline::{
     AckLevel, AppendOptions, CommitPolicy, NodeConfig, OpenError, Primary, PrimaryConfig, Replica, ReplicaConfig,
@@ -196,7 +196,7 @@ impl<'a> Demo<'a> {
             "a closed loop: {record} B records, {window} outstanding, each commit waits for ack_n=2 \
              (durable here and on both replicas)\n"
         ));
-        let load = ClosedLoop::new(record as usize, window, AppendOptions::default());
+        let load = Load::closed(record as usize, window, AppendOptions::default());
         let running = load.clone();
         let cpu_before = towline::sys::process_cpu_ns();
         self.primary.spawn_on(SHARD, move |shard| running.run(shard));
@@ -287,13 +287,13 @@ impl<'a> Demo<'a> {
 
 /// The live line of each second.
 struct Line {
-    load: Arc<ClosedLoop>,
+    load: Arc<Load>,
     commits: u64,
     at: Instant,
 }
 
 impl Line {
-    fn new(load: &Arc<ClosedLoop>) -> Self {
+    fn new(load: &Arc<Load>) -> Self {
         Self { load: load.clone(), commits: 0, at: Instant::now() }
     }
 

@@ -1,0 +1,124 @@
+//! A primary and its replicas for one run, in this process or in several.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use towline::{CommitPolicy, Primary, PrimaryConfig, Replica, ReplicaConfig, SlotState};
+
+use crate::remote::{NodeSettings, RemoteReplica, Used};
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) shards: u32,
+    pub(crate) replicas: usize,
+    pub(crate) policy: CommitPolicy,
+    pub(crate) separate: bool,
+    pub(crate) primary: NodeSettings,
+    pub(crate) replica: NodeSettings,
+}
+
+/// A folder that is removed at the end.
+#[derive(Debug)]
+pub(crate) struct Scratch(pub(crate) PathBuf);
+
+impl Scratch {
+    pub(crate) fn new(base: Option<&Path>) -> Result<Self, String> {
+        let base = base.map_or_else(std::env::temp_dir, Path::to_path_buf);
+        let dir = base.join(format!("towline-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).map_err(|e| format!("making the folder {}: {e}", dir.display()))?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Running nodes.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    local: Vec<Replica>,
+    remote: Vec<RemoteReplica>,
+    pub(crate) primary: Primary,
+}
+
+impl Cluster {
+    /// Starts everything and waits until the replicas follow and the segments are written.
+    pub(crate) fn start(dir: &Path, plan: &Plan) -> Result<Self, String> {
+        let names: Vec<String> = (1..=plan.replicas).map(|n| format!("r{n}")).collect();
+        let mut config = PrimaryConfig::new(dir.join("primary"));
+        config.shards = plan.shards;
+        config.listen = Some(([127, 0, 0, 1], 0).into());
+        config.replicas.clone_from(&names);
+        config.commit = plan.policy;
+        plan.primary.apply(&mut config.node);
+        let primary = Primary::open(config).map_err(|e| e.to_string())?;
+        let addr = primary.listening().ok_or("the primary does not listen")?;
+        let (mut local, mut remote) = (Vec::new(), Vec::new());
+        for name in &names {
+            let data = dir.join(name);
+            if plan.separate {
+                remote.push(RemoteReplica::start(data, name, addr, &plan.replica)?);
+            } else {
+                let mut config = ReplicaConfig::new(data, name, addr);
+                plan.replica.apply(&mut config.node);
+                local.push(Replica::open(config).map_err(|e| e.to_string())?);
+            }
+        }
+        let mut cluster = Self { local, remote, primary };
+        let began = Instant::now();
+        while !cluster.is_ready(plan)? {
+            if began.elapsed() > Duration::from_secs(120) {
+                return Err("the nodes were not ready after two minutes".into());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(cluster)
+    }
+
+    fn is_ready(&mut self, plan: &Plan) -> Result<bool, String> {
+        let written = |used: Used, settings: &NodeSettings| used.segments >= settings.prefill.div_ceil(64 << 20);
+        let status = self.primary.status();
+        let live = status.iter().all(|s| s.slots.iter().all(|r| r.state == SlotState::Live));
+        let mut ready = live && written(Used::here(&status), &plan.primary);
+        for replica in &self.local {
+            ready &= written(Used::here(&replica.status()), &plan.replica);
+        }
+        for replica in &mut self.remote {
+            ready &= written(replica.used()?, &plan.replica);
+        }
+        Ok(ready)
+    }
+
+    /// What all nodes have used so far.
+    pub(crate) fn used(&mut self) -> Result<Used, String> {
+        let mut status = self.primary.status();
+        for replica in &self.local {
+            status.extend(replica.status());
+        }
+        let mut sum = Used::here(&status);
+        for replica in &mut self.remote {
+            let used = replica.used()?;
+            sum.cpu_ns += used.cpu_ns;
+            sum.allocations += used.allocations;
+            sum.device_writes += used.device_writes;
+            sum.syscalls += used.syscalls;
+            sum.peak_rss += used.peak_rss;
+        }
+        Ok(sum)
+    }
+
+    /// Every stage's measurements, of the primary and of the replicas in this process.
+    pub(crate) fn telemetry(&self) -> towline::telemetry::Telemetry {
+        let mut sum = towline::telemetry::Telemetry::default();
+        for shard in
+            self.primary.status().iter().chain(&self.local.iter().flat_map(Replica::status).collect::<Vec<_>>())
+        {
+            sum.merge(&shard.telemetry);
+        }
+        sum
+    }
+}

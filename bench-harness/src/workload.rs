@@ -1,0 +1,159 @@
+//! The workload: a closed or an open loop of appends on each shard, on its own core.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use towline::measure::{Content, Load, disk_limit, histogram, ping_pong};
+use towline::{AckLevel, AppendOptions, CommitPolicy, ShardId};
+
+use crate::cluster::{Cluster, Plan, Scratch};
+use crate::remote::NodeSettings;
+use crate::report::{self, Run};
+
+/// The workload's arguments.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Bytes of each record
+    #[arg(long, default_value_t = 256)]
+    pub(crate) record: usize,
+    /// Commits outstanding at a time, over all shards (the most, for an open loop)
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) window: u64,
+    /// Appends in each second, over all shards: an open loop; a record's latency counts from the
+    /// moment at which it was to be appended
+    #[arg(long)]
+    pub(crate) rate: Option<f64>,
+    /// Shards
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) shards: u32,
+    /// Replicas
+    #[arg(long, default_value_t = 2)]
+    pub(crate) replicas: usize,
+    /// What a commit waits for [default: ack_n over all replicas, or local without replicas]
+    #[arg(long)]
+    pub(crate) policy: Option<CommitPolicy>,
+    /// The primary's cores
+    #[arg(long, value_delimiter = ',', default_value = "0")]
+    pub(crate) cpus: Vec<usize>,
+    /// The replicas' cores [default: the machine's second core]
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) replica_cpus: Vec<usize>,
+    /// Each replica in a process of its own
+    #[arg(long)]
+    pub(crate) separate: bool,
+    /// Seconds of load
+    #[arg(long, default_value_t = 5)]
+    pub(crate) seconds: u64,
+    /// Batches in flight to each shard's device
+    #[arg(long, default_value_t = 4)]
+    pub(crate) depth: usize,
+    /// Bytes of a normal batch
+    #[arg(long, default_value_t = 256 << 10)]
+    pub(crate) batch: usize,
+    /// Bytes of segments that each shard writes with zeros before the load
+    #[arg(long, default_value_t = 512 << 20)]
+    pub(crate) prefill: u64,
+    /// Where to make the temporary folders [default: the system's temporary folder]
+    #[arg(long)]
+    pub(crate) dir: Option<PathBuf>,
+    /// One JSON document instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Also print the histograms of each stage
+    #[arg(long)]
+    pub(crate) stages: bool,
+}
+
+/// Runs it.
+pub(crate) fn run(args: &Args) -> Result<(), String> {
+    let scratch = Scratch::new(args.dir.as_deref())?;
+    let say = |text: &str| {
+        if !args.json {
+            eprintln!("{text}");
+        }
+    };
+    let second = std::thread::available_parallelism().map_or(1, usize::from).min(2) - 1;
+    let replica_cpus = if args.replica_cpus.is_empty() { vec![second] } else { args.replica_cpus.clone() };
+    let settings = |cpus: &[usize]| NodeSettings {
+        cpus: cpus.to_vec(),
+        retain: 256 << 20,
+        prefill: args.prefill,
+        depth: args.depth,
+        batch: args.batch,
+    };
+    let flushed = |n: usize| CommitPolicy::AckN { n: n as u8, level: AckLevel::Flushed };
+    let plan = Plan {
+        shards: args.shards,
+        replicas: args.replicas,
+        policy: args.policy.unwrap_or(if args.replicas == 0 { CommitPolicy::Local } else { flushed(args.replicas) }),
+        separate: args.separate,
+        primary: settings(&args.cpus),
+        replica: settings(&replica_cpus),
+    };
+    // One file for each copy, on the core that writes it.
+    let mut cpus = vec![Some(args.cpus[0])];
+    cpus.extend((0..args.replicas).map(|n| Some(replica_cpus[n % replica_cpus.len()])));
+    say("measuring the limits of this machine ...");
+    let limit = |block, depth, content| {
+        disk_limit(&scratch.0, &cpus, block, depth, content, Duration::from_millis(1500))
+            .map_err(|e| format!("measuring the disk in {}: {e}", scratch.0.display()))
+    };
+    let wide = limit(256 << 10, 8, Content::Fresh)?;
+    let reused = limit(256 << 10, 8, Content::Reused)?;
+    let lone = limit(4096, 1, Content::Fresh)?;
+    let ping = ping_pong([cpus[0], Some(second)], Duration::from_millis(500));
+    let ping = ping.map_err(|e| format!("measuring loopback: {e}"))?;
+    say("starting the nodes ...");
+    let mut cluster = Cluster::start(&scratch.0, &plan)?;
+    say("running ...");
+    let shards = u64::from(args.shards);
+    let loads: Vec<_> = (0..args.shards)
+        .map(|shard| {
+            let window = args.window / shards + u64::from(u64::from(shard) < args.window % shards);
+            let load = match args.rate {
+                None => Load::closed(args.record, window.max(1), AppendOptions::default()),
+                Some(rate) => Load::open(args.record, rate / shards as f64, window.max(1), AppendOptions::default()),
+            };
+            let running = load.clone();
+            cluster.primary.spawn_on(ShardId(shard), move |local| running.run(local));
+            load
+        })
+        .collect();
+    // What the first moments cost (page faults, cold caches) is nobody's steady state.
+    std::thread::sleep(Duration::from_millis(500));
+    for load in &loads {
+        let _ = load.take_report();
+    }
+    let commits = || loads.iter().map(|l| l.commits()).sum::<u64>();
+    let (used_before, commits_before, began) = (cluster.used()?, commits(), Instant::now());
+    std::thread::sleep(Duration::from_secs(args.seconds));
+    let (used_after, commits_after, took) = (cluster.used()?, commits(), began.elapsed());
+    loads.iter().for_each(|l| l.stop());
+    let mut latency = histogram();
+    let mut failed = 0;
+    for load in &loads {
+        load.wait();
+        let report = load.take_report();
+        if let Some(why) = report.error {
+            return Err(format!("the load ended by itself: {why}"));
+        }
+        failed += report.failed;
+        latency.add(&report.latency_ns).map_err(|e| e.to_string())?;
+    }
+    let run = Run {
+        commits: commits_after - commits_before,
+        seconds: took.as_secs_f64(),
+        failed,
+        latency,
+        used_before,
+        used_after,
+        limit: wide.bytes_per_s,
+        limit_reused: reused.bytes_per_s,
+        lone_write: lone.latency_ns,
+        ping,
+        policy: plan.policy,
+        telemetry: cluster.telemetry(),
+    };
+    report::print(args, &run);
+    Ok(())
+}
