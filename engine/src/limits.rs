@@ -50,6 +50,8 @@ pub const HEARTBEAT: Duration = Duration::from_millis(1000);
 pub const PIGGYBACK: Duration = Duration::from_millis(1);
 /// How long a send may make no progress.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client that was told an error may take to close.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often deadlines are looked at while somebody waits; a deadline may be this much late, and up
 /// to 50 ms if nobody waited before.
 pub const DEADLINE_TICK: Duration = Duration::from_millis(5);

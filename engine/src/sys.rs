@@ -166,6 +166,12 @@ pub(crate) fn shutdown(fd: RawFd) {
     let _ = unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
 }
 
+/// Ends the sending direction of a connection.
+pub(crate) fn shutdown_send(fd: RawFd) {
+    // SAFETY: no pointers are passed. That it may be closed already is no matter.
+    let _ = unsafe { libc::shutdown(fd, libc::SHUT_WR) };
+}
+
 fn set_option(fd: RawFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let len = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: `value` outlives the call and has `len` bytes.

@@ -12,8 +12,11 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use towline::client::policy::parse_policy;
-use towline::client::{AppendError, AppendOptions, Appender, ConnectOptions, Lost, Outcomes, Submitter, WirePolicy};
+use towline::client::{
+    AppendError, AppendOptions, Appender, ClientError, ConnectOptions, Lost, Outcomes, Submitter, WirePolicy,
+};
 use towline::units;
+use towline::wire::message::ErrorCode;
 
 use crate::exit;
 use input::{Filled, Framing, InputError, Splitter};
@@ -206,6 +209,11 @@ fn feed(mut splitter: Splitter<File>, mut submitter: Submitter) -> Result<(), Fa
     }
 }
 
+/// Whether the node ended the connection because it does not take appends from us, like a replica.
+fn refused(lost: &Lost) -> bool {
+    matches!(*lost.cause, ClientError::Server { code: ErrorCode::Refused, .. })
+}
+
 /// How the outcomes came to an end.
 enum Ended {
     /// All input is answered.
@@ -295,8 +303,9 @@ impl Report {
             0 => String::new(),
             n => format!("{n} timed out or were cut off (may be durable), "),
         };
+        let what = if refused(lost) { "refused" } else { "connection lost" };
         exit::complain(&format!(
-            "connection lost: {} ({}). {} records are committed, {timed_out}{unknown} have an unknown outcome \
+            "{what}: {} ({}). {} records are committed, {timed_out}{unknown} have an unknown outcome \
              (they may be committed: appending them again may write them twice), {} that were read were not sent; \
              nothing behind them was",
             lost.cause,
@@ -308,6 +317,7 @@ impl Report {
 
     fn exit_code(&self, ended: &Ended) -> ExitCode {
         match ended {
+            Ended::Lost(lost) if refused(lost) && self.tally.answered() == 0 => ExitCode::from(exit::REFUSED),
             Ended::Lost(_) => ExitCode::from(exit::LOST),
             _ if self.tally.unknown() > 0 => ExitCode::from(exit::UNKNOWN),
             _ if self.tally.refused > 0 => ExitCode::from(exit::REFUSED),

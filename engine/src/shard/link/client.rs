@@ -42,6 +42,9 @@ pub(crate) async fn serve(shard: Rc<Shard>, conn: Rc<Conn>, node: Arc<NodeShared
     if let Err(e) = session.clone().run(node).await {
         tracing::debug!(shard = shard.id.0, "client's connection ended: {e}");
         e.tell(&conn).await;
+        // What the client has sent meanwhile must not make the kernel reset the connection, which
+        // would take the error frame with it.
+        conn.drain().await;
     }
     session.over.set(true);
     session.changed.notify();
@@ -132,7 +135,7 @@ impl Session {
         }
         send_welcome(&self.shard, &self.conn, Verdict::Client).await?;
         let lane = self.shard.inner.borrow_mut().lanes.add(self.clone());
-        let Some(lane) = lane else { return Err(LinkError::Refused("too many lanes".into())) };
+        let Some(lane) = lane else { return Err(LinkError::Rejected("too many lanes".into())) };
         let writer = rt::spawn_scoped(self.clone().write_replies());
         let read = self.clone().read(lane, node).await;
         // Late outcomes find an empty list of requests; the number is free once nothing waits.
@@ -207,7 +210,7 @@ impl Session {
             self.changed.notify();
         };
         if matches!(self.shard.inner.borrow().role, Role::Replica(_)) {
-            return Err(LinkError::Refused("this node is a replica: append to the primary".into()));
+            return Err(LinkError::Rejected("this node is a replica: append to the primary".into()));
         }
         let deadline = (head.deadline_us > 0).then(|| Duration::from_micros(head.deadline_us));
         let wish = match self.shard.wish(CommitPolicy::from_wire(head.policy), deadline) {
@@ -256,7 +259,7 @@ impl Session {
                     refuse(CommitStatus::Stopped, wish.need.replicas);
                     return Ok(());
                 }
-                Err(e) => return Err(LinkError::Refused(e.to_string())),
+                Err(e) => return Err(LinkError::Rejected(e.to_string())),
             }
         }
     }

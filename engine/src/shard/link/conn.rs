@@ -60,6 +60,15 @@ impl Conn {
         sys::shutdown(self.socket.as_raw_fd());
     }
 
+    /// Sends no more, and throws away what still comes until the peer closes too, or for a moment: a
+    /// socket that is closed with unread bytes is reset, and the peer may never read what was sent.
+    pub(crate) async fn drain(&self) {
+        sys::shutdown_send(self.socket.as_raw_fd());
+        let mut bytes = vec![0; 64 << 10];
+        let all = async { while !matches!(self.receive(&mut bytes, &mut []).await, Ok(0) | Err(_)) {} };
+        let _ = rt::timeout(limits::DRAIN_TIMEOUT, all).await;
+    }
+
     /// How long ago the peer was heard last.
     pub(crate) fn silent_for(&self) -> Duration {
         Duration::from_nanos(rt::now_ns() - self.heard_ns.get())

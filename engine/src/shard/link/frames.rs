@@ -23,8 +23,12 @@ pub(crate) enum LinkError {
     Frame(#[from] FrameError),
     #[error("a {0:?} frame is out of place here")]
     OutOfPlace(FrameKind),
+    /// The peer was told already.
     #[error("{0}")]
     Refused(String),
+    /// The peer is still to be told.
+    #[error("{0}")]
+    Rejected(String),
     #[error("the shard has stopped: {0}")]
     Stopped(String),
 }
@@ -120,6 +124,7 @@ impl LinkError {
             Self::Frame(_) => ErrorCode::BadFrame,
             Self::OutOfPlace(_) => ErrorCode::OutOfPlace,
             Self::Stopped(_) => ErrorCode::Stopped,
+            Self::Rejected(_) => ErrorCode::Refused,
         };
         send_error(conn, code, 0, &self.to_string()).await;
     }
