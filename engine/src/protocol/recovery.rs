@@ -5,8 +5,8 @@
 //! device and is bad now is damage: it is reported and never skipped. A bad batch is damage if any
 //! of these hold, and a tear otherwise:
 //!
-//! 1. it lies below the superblock's floor (what was durable when that was written), or below what
-//!    was known to be committed here;
+//! 1. it lies below the superblock's floor (a batch that was durable when that was written starts
+//!    there), or at a floor above the log's start, or below what was known to be committed here;
 //! 2. a later batch of a term in which this node itself was the primary says in its header that
 //!    the bad place was durable when that later batch was closed;
 //! 3. a live batch ends further behind it than writes may be in flight.

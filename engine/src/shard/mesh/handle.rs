@@ -72,7 +72,10 @@ impl Handle {
         self.append_with(shard, record, AppendOptions::default())
     }
 
-    /// Appends a record, and waits on this thread for room if the shard's buffers are full.
+    /// Appends a record, and waits on this thread for room if the shard's buffers are full, or as
+    /// long as [`limits::TICKETS_MAX`] tickets of this handle and shard are open. A ticket is open
+    /// until its outcome was taken or it was dropped, so a thread that keeps all of them waits for
+    /// itself.
     ///
     /// # Errors
     /// As [`Handle::try_append`], except [`AppendError::WouldBlock`].

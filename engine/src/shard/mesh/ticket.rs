@@ -173,7 +173,8 @@ impl Ticket {
         Some(outcome)
     }
 
-    /// Waits on this thread for the outcome. Ends: a commit has a deadline.
+    /// Waits on this thread for the outcome. A commit has a deadline, which counts from when its
+    /// batch is closed: while a full disk or a stuck device keeps that from happening, this waits.
     ///
     /// # Errors
     /// Why the append was not accepted. Nothing was written then.
