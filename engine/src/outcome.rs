@@ -3,6 +3,7 @@
 use thiserror::Error;
 use towline_wire::{Lsn, Seq, ShardId, Term};
 
+use crate::limits::LANES_MAX;
 use crate::protocol::policy::PolicyError;
 
 /// A position to come back to: read-your-writes waits until a node has it.
@@ -89,6 +90,9 @@ pub enum AppendError {
     /// The policy can never hold with the configured replicas.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// As many handles, lanes and connections append to the shard as may at one time.
+    #[error("the shard has {LANES_MAX} handles, lanes and connections, there cannot be more: share them, or drop some")]
+    TooManyLanes,
     /// There is no such shard.
     #[error("there is no shard {0}")]
     NoSuchShard(ShardId),

@@ -3,6 +3,7 @@
 //! It offers executors pinned to cores, local tasks and timers, direct files, buffers for them, and
 //! readiness of sockets. Nothing here knows what a batch is.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::ops::Deref;
@@ -32,9 +33,87 @@ where
     LocalExecutorBuilder::new(placement).name(name).io_memory(io_memory).spawn(main).map_err(io::Error::from)
 }
 
-/// Runs a task on this executor until it ends.
+/// What is known of a task that was started.
+#[derive(Default)]
+enum Started {
+    /// The number is not used.
+    #[default]
+    Free,
+    /// It is running for the first time: the runtime does that before it gives its handle.
+    Now,
+    Yes(glommio::Task<()>),
+    /// It came to its end the first time.
+    Over,
+}
+
+thread_local! {
+    /// The tasks of this executor by number, and free numbers.
+    static TASKS: RefCell<(Vec<Started>, Vec<usize>)> = RefCell::default();
+}
+
+/// Runs a task on this executor until it ends, or [`end_all`] ends it. Its first step is taken
+/// before this returns: it must not need what the caller has borrowed.
 pub(crate) fn spawn(task: impl Future<Output = ()> + 'static) {
-    glommio::spawn_local(task).detach();
+    let n = TASKS.with_borrow_mut(|(tasks, free)| {
+        let n = free.pop().unwrap_or(tasks.len());
+        if n == tasks.len() {
+            tasks.push(Started::Now);
+        } else {
+            tasks[n] = Started::Now;
+        }
+        n
+    });
+    let handle = glommio::spawn_local(async move {
+        task.await;
+        let over = TASKS.with_borrow_mut(|(tasks, free)| match std::mem::take(&mut tasks[n]) {
+            Started::Yes(handle) => {
+                free.push(n);
+                Some(handle)
+            }
+            Started::Now => {
+                tasks[n] = Started::Over;
+                None
+            }
+            Started::Free | Started::Over => None,
+        });
+        over.map(glommio::Task::detach);
+    });
+    let over = TASKS.with_borrow_mut(|(tasks, free)| {
+        if matches!(tasks[n], Started::Over) {
+            tasks[n] = Started::Free;
+            free.push(n);
+            return Some(handle);
+        }
+        tasks[n] = Started::Yes(handle);
+        None
+    });
+    over.map(glommio::Task::detach);
+}
+
+/// Ends every task of this executor. The runtime forgets tasks that wait when its thread ends, and
+/// with them the files and sockets that they hold.
+pub(crate) async fn end_all() {
+    loop {
+        let left: Vec<_> = TASKS.with_borrow_mut(|(tasks, _)| {
+            let handle = |s: &mut Started| match std::mem::take(s) {
+                Started::Yes(handle) => Some(handle),
+                _ => None,
+            };
+            tasks.iter_mut().filter_map(handle).collect()
+        });
+        if left.is_empty() {
+            break;
+        }
+        for task in left {
+            task.cancel().await;
+        }
+    }
+    // Tasks that belonged to those are cancelled too, and go when they are looked at next.
+    for _ in 0..8 {
+        yield_now().await;
+    }
+    // Files that were dropped are closed with the next I/O.
+    sleep(Duration::from_millis(1)).await;
 }
 
 /// A task that can be cancelled: dropping it does.

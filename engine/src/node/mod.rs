@@ -222,9 +222,11 @@ impl Running {
                 keeper: keeper.clone(),
                 filler: filler.clone(),
             };
-            let executor = rt::start_executor(&format!("towline-{number}"), cpus[number], io_memory, move || {
-                core::run(setup, ready)
-            });
+            let executor =
+                rt::start_executor(&format!("towline-{number}"), cpus[number], io_memory, move || async move {
+                    core::run(setup, ready).await;
+                    rt::end_all().await;
+                });
             running.executors.push(executor.map_err(|source| OpenError::IoUring { source })?);
             starting.push(started);
         }

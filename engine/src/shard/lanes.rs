@@ -11,6 +11,11 @@ use crate::outcome::Outcome;
 pub(crate) trait Lane {
     /// The appends `first..first + count` of this lane have this outcome.
     fn complete(&self, first: u64, count: u32, outcome: &Outcome);
+
+    /// Whether nobody listens any more and nothing of it waits, so that its number is free.
+    fn is_over(&self) -> bool {
+        false
+    }
 }
 
 /// The lanes of one shard by number.
@@ -34,7 +39,11 @@ impl Lanes {
             return Some(n);
         }
         if self.lanes.len() == limits::LANES_MAX {
-            return None;
+            let over = |l: &Option<Rc<dyn Lane>>| l.as_ref().is_some_and(|l| l.is_over());
+            self.free.extend((0..self.lanes.len()).filter(|n| over(&self.lanes[*n])).map(|n| n as u32));
+            let n = self.free.pop()?;
+            self.lanes[n as usize] = Some(lane);
+            return Some(n);
         }
         self.lanes.push(Some(lane));
         Some(self.lanes.len() as u32 - 1)
@@ -46,6 +55,11 @@ impl Lanes {
         if self.lanes[n as usize].take().is_some() {
             self.free.push(n);
         }
+    }
+
+    /// Lets go of every lane, once everything was told: some hold the shard that holds them.
+    pub(crate) fn clear(&mut self) {
+        self.lanes.fill(None);
     }
 
     /// Tells a lane.

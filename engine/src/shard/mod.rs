@@ -227,6 +227,7 @@ impl Shard {
             }
             inner.stopped = Some(why.into());
             inner.fail_waiters(crate::outcome::Outcome::Stopped);
+            inner.lanes.clear();
         }
         self.work.notify();
         self.room.notify();

@@ -101,9 +101,26 @@ impl Lane for TicketLane {
 
 struct Taken {
     intake: Intake,
-    lane: u32,
+    /// None while there are too many: its appends are refused then.
+    lane: Option<u32>,
     record: Vec<u8>,
 }
+
+impl Taken {
+    /// Whether its handle is gone. What the handle left behind is still taken.
+    fn is_abandoned(&self) -> bool {
+        self.intake.requests.is_abandoned()
+    }
+
+    /// Whether nothing is to come any more, and nobody waits for what came.
+    fn is_over(&self) -> bool {
+        self.is_abandoned() && self.intake.requests.is_empty() && self.intake.slots.is_idle()
+    }
+}
+
+/// How often producers that are gone are looked at while appends of theirs still wait: their last
+/// ticket may be dropped on any thread, which wakes nobody here.
+const LINGER: Duration = Duration::from_millis(50);
 
 /// Takes appends of other threads until the shard stops.
 pub(crate) async fn run(shard: Rc<Shard>, inbox: Arc<Inbox>) {
@@ -113,7 +130,7 @@ pub(crate) async fn run(shard: Rc<Shard>, inbox: Arc<Inbox>) {
         if shard.is_stopped() {
             break;
         }
-        take_new(&shard, &inbox, &mut producers);
+        take_new(&inbox, &mut producers);
         let mut blocked = false;
         let mut took = 0;
         for producer in &mut producers {
@@ -125,9 +142,9 @@ pub(crate) async fn run(shard: Rc<Shard>, inbox: Arc<Inbox>) {
         producers.retain(|p| {
             // The producer is gone and everything it left is taken; its lane stays until what it
             // waits for is complete, which dropped tickets do not notice.
-            let over = p.intake.requests.is_abandoned() && p.intake.requests.is_empty() && p.intake.slots.is_idle();
-            if over {
-                shard.inner.borrow_mut().lanes.remove(p.lane);
+            let over = p.is_over();
+            if over && let Some(lane) = p.lane {
+                shard.inner.borrow_mut().lanes.remove(lane);
             }
             !over
         });
@@ -135,12 +152,14 @@ pub(crate) async fn run(shard: Rc<Shard>, inbox: Arc<Inbox>) {
             shard.room.since(room).await;
         } else if took > 0 {
             rt::yield_now().await;
+        } else if producers.iter().any(Taken::is_abandoned) {
+            let _ = rt::timeout(LINGER, sleep(&shard, &inbox, &producers)).await;
         } else {
             sleep(&shard, &inbox, &producers).await;
         }
     }
     inbox.closed.store(true, Ordering::Release);
-    take_new(&shard, &inbox, &mut producers);
+    take_new(&inbox, &mut producers);
     for producer in &mut producers {
         while let Ok(request) = producer.intake.requests.pop() {
             producer.intake.slots.resolve(request.slot, Ok(Outcome::Stopped));
@@ -148,14 +167,9 @@ pub(crate) async fn run(shard: Rc<Shard>, inbox: Arc<Inbox>) {
     }
 }
 
-fn take_new(shard: &Rc<Shard>, inbox: &Inbox, producers: &mut Vec<Taken>) {
+fn take_new(inbox: &Inbox, producers: &mut Vec<Taken>) {
     for intake in inbox.new.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-        let lane = shard.inner.borrow_mut().lanes.add(Rc::new(TicketLane(intake.slots.clone())));
-        match lane {
-            Some(lane) => producers.push(Taken { intake, lane, record: Vec::new() }),
-            // Its requests find a closed ring: the handle says that there are too many.
-            None => tracing::error!(shard = shard.id.0, "more than {} lanes, a handle is refused", limits::LANES_MAX),
-        }
+        producers.push(Taken { intake, lane: None, record: Vec::new() });
     }
 }
 
@@ -163,15 +177,23 @@ struct Blocked;
 
 /// Takes what one producer has, at most a ring full, so that others get their turn.
 fn take(shard: &Rc<Shard>, producer: &mut Taken) -> Result<usize, Blocked> {
+    if producer.lane.is_none() && !producer.intake.requests.is_empty() {
+        let lane = Rc::new(TicketLane(producer.intake.slots.clone()));
+        producer.lane = shard.inner.borrow_mut().lanes.add(lane);
+        if producer.lane.is_none() {
+            tracing::warn!(shard = shard.id.0, "there are {} lanes, an append is refused", limits::LANES_MAX);
+        }
+    }
     let intake = &mut producer.intake;
     let mut took = 0;
     while took < limits::INBOX_REQUESTS {
         let Ok(request) = intake.requests.peek() else { break };
         let len = request.len as usize;
-        let result = match shard.wish(request.policy, request.deadline) {
-            Err(e) => Err(e),
-            Ok(wish) => {
-                let key = (producer.lane, u64::from(request.slot));
+        let result = match (producer.lane, shard.wish(request.policy, request.deadline)) {
+            (_, Err(e)) => Err(e),
+            (None, Ok(_)) => Err(AppendError::TooManyLanes),
+            (Some(lane), Ok(wish)) => {
+                let key = (lane, u64::from(request.slot));
                 if let Some(large) = &request.large {
                     shard.try_append(key, wish, Payload::One(large))
                 } else {
@@ -213,7 +235,7 @@ async fn sleep(shard: &Rc<Shard>, inbox: &Inbox, producers: &[Taken]) {
         inbox.waker.register(cx.waker());
         inbox.sleeping.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let something = producers.iter().any(|p| !p.intake.requests.is_empty() || p.intake.requests.is_abandoned())
+        let something = producers.iter().any(|p| !p.intake.requests.is_empty() || p.is_over())
             || !inbox.new.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         if something || (slept && !inbox.sleeping.load(Ordering::Relaxed)) || shard.is_stopped() {
             inbox.sleeping.store(false, Ordering::Relaxed);

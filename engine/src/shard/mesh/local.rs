@@ -79,10 +79,10 @@ impl LocalShard {
     /// A new lane: a stream of appends with outcomes in order.
     ///
     /// # Errors
-    /// [`AppendError::WouldBlock`] if [`crate::limits::LANES_MAX`] lanes exist.
+    /// [`AppendError::TooManyLanes`] if [`crate::limits::LANES_MAX`] lanes exist.
     pub fn lane(&self) -> Result<LocalLane, AppendError> {
         let state = Rc::new(LaneState::default());
-        let number = self.shard.inner.borrow_mut().lanes.add(state.clone()).ok_or(AppendError::WouldBlock)?;
+        let number = self.shard.inner.borrow_mut().lanes.add(state.clone()).ok_or(AppendError::TooManyLanes)?;
         Ok(LocalLane { shard: self.shard.clone(), number, state, next: Cell::new(0) })
     }
 }
@@ -103,13 +103,22 @@ struct LaneState {
     done: RefCell<VecDeque<Completion>>,
     changed: Changed,
     completed: Cell<u64>,
+    /// The lane was dropped after so many appends.
+    dropped_after: Cell<Option<u64>>,
 }
 
 impl Lane for LaneState {
     fn complete(&self, first: u64, count: u32, outcome: &Outcome) {
         self.completed.set(self.completed.get() + u64::from(count));
+        if self.dropped_after.get().is_some() {
+            return;
+        }
         self.done.borrow_mut().push_back(Completion { first, count, outcome: *outcome });
         self.changed.notify();
+    }
+
+    fn is_over(&self) -> bool {
+        self.dropped_after.get() == Some(self.completed.get())
     }
 }
 
@@ -193,8 +202,9 @@ impl LocalLane {
 
 impl Drop for LocalLane {
     fn drop(&mut self) {
-        // A number that something still waits for is not used again, so that no other lane hears
-        // of it; such lanes are few and end with the shard.
+        // A number that something still waits for is not used again before that is complete, so
+        // that no other lane hears of it.
+        self.state.dropped_after.set(Some(self.next.get()));
         if self.outstanding() == 0 {
             self.shard.inner.borrow_mut().lanes.remove(self.number);
         }
