@@ -48,6 +48,8 @@ pub const HEARTBEAT: Duration = Duration::from_millis(1000);
 /// How long a commit LSN or an applied position waits for a batch or an ack to ride on before it is
 /// sent by itself. Nobody waits for it then: a commit that waits for the `applied` level says so.
 pub const PIGGYBACK: Duration = Duration::from_millis(1);
+/// Most bytes of one batch that a replica waits for at a time.
+pub const RECEIVE_LOW_WATER: usize = 64 << 10;
 /// How long a send may make no progress.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client that was told an error may take to close.

@@ -183,6 +183,11 @@ pub(crate) fn set_nodelay(fd: RawFd) -> io::Result<()> {
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)
 }
 
+/// A wait for readability ends once this many bytes have come, or the peer has closed.
+pub(crate) fn set_receive_low_water(fd: RawFd, bytes: usize) -> io::Result<()> {
+    set_option(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes as libc::c_int)
+}
+
 /// CPU time that this process has used so far, in nanoseconds.
 #[must_use]
 pub fn process_cpu_ns() -> u64 {

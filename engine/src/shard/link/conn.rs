@@ -19,6 +19,8 @@ pub(crate) struct Conn {
     said_ns: Cell<u64>,
     /// The last receive got less than it had room for: there is nothing more for now.
     drained: Cell<bool>,
+    /// How many bytes must have come before a wait for them ends.
+    low_water: Cell<usize>,
     pub(crate) send_calls: Cell<u64>,
     pub(crate) receive_calls: Cell<u64>,
     pub(crate) sent_bytes: Cell<u64>,
@@ -34,6 +36,7 @@ impl Conn {
             heard_ns: Cell::new(now),
             said_ns: Cell::new(now),
             drained: Cell::new(false),
+            low_water: Cell::new(1),
             send_calls: Cell::new(0),
             receive_calls: Cell::new(0),
             sent_bytes: Cell::new(0),
@@ -123,21 +126,57 @@ impl Conn {
     /// Receives at least one byte into `first`, then `second`. 0 means that the peer has closed.
     pub(crate) async fn receive(&self, first: &mut [u8], second: &mut [u8]) -> io::Result<usize> {
         if self.drained.take() {
-            self.socket.readable().await?;
+            self.wait_for(1).await?;
         }
+        let n = self.receive_some(first, second, 1).await?;
+        self.drained.set(n < first.len() + second.len());
+        Ok(n)
+    }
+
+    /// Receives until `first` is full, and what comes with it into `second`; returns the bytes in
+    /// `second`. `UnexpectedEof` if the peer closes before.
+    ///
+    /// A large slice comes in many pieces: this waits for many at a time, not for each.
+    pub(crate) async fn receive_full(&self, first: &mut [u8], second: &mut [u8]) -> io::Result<usize> {
+        let mut got = 0;
+        while got < first.len() {
+            let need = first.len() - got;
+            let n = self.receive_some(&mut first[got..], second, need).await?;
+            if n == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            got += n;
+        }
+        self.drained.set(got < first.len() + second.len());
+        Ok(got - first.len())
+    }
+
+    async fn receive_some(&self, first: &mut [u8], second: &mut [u8], need: usize) -> io::Result<usize> {
         loop {
             self.receive_calls.set(self.receive_calls.get() + 1);
             match sys::receive(self.socket.as_raw_fd(), first, second) {
                 Ok(n) => {
                     self.heard_ns.set(rt::now_ns());
-                    self.drained.set(n < first.len() + second.len());
                     return Ok(n);
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.socket.readable().await?,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wait_for(need).await?,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
         }
+    }
+
+    /// Waits until `need` bytes, or as many as are waited for at a time, have come.
+    async fn wait_for(&self, need: usize) -> io::Result<()> {
+        // Half of a default receive buffer at most, so that the sender is never held up by it.
+        let low_water = need.min(limits::RECEIVE_LOW_WATER);
+        // A few bytes more or less are not worth a system call.
+        let change = low_water > 2 * self.low_water.get() || low_water < self.low_water.get();
+        if change {
+            sys::set_receive_low_water(self.socket.as_raw_fd(), low_water)?;
+            self.low_water.set(low_water);
+        }
+        self.socket.readable().await
     }
 
     /// Receives until both slices are full. `UnexpectedEof` if the peer closes before.

@@ -258,14 +258,7 @@ impl Follower {
         // Back-pressure: no memory is taken, and nothing is read, while the device is behind.
         self.wait_for_room(disk_len).await?;
         let mut buf = DmaBuf::new(disk_len as usize);
-        let mut got = 0;
-        while got < wire_len {
-            let n = conn.receive(&mut buf.as_mut()[got..wire_len], &mut next[..]).await?;
-            if n == 0 {
-                return Err(LinkError::Closed);
-            }
-            got += n;
-        }
+        let got = conn.receive_full(&mut buf.as_mut()[..wire_len], &mut next[..]).await.map_err(closed)?;
         let received_ns = rt::now_ns();
         let bytes = buf.as_mut();
         bytes[wire_len..].fill(0);
@@ -295,7 +288,7 @@ impl Follower {
             // Wakes the acker too.
             self.shard.submit(inner, batch, received_ns);
         }
-        Ok(got - wire_len)
+        Ok(got)
     }
 
     async fn wait_for_room(&self, bytes: u64) -> Result<(), LinkError> {
