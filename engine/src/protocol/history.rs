@@ -84,6 +84,7 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn history() -> History {
         let mut h = History::default();
@@ -125,5 +126,92 @@ mod tests {
         assert_eq!(h.entries()[0].0, Term(100));
         h.cut(Lsn(200 * 4096));
         assert_eq!(h.entries().last(), Some(&(Term(199), Lsn(199 * 4096))));
+    }
+
+    #[test]
+    fn what_was_read_from_disk_is_what_was_noted() {
+        let h = history();
+        assert_eq!(History::from_entries(h.entries().to_vec()), h);
+        let mut again = h.clone();
+        again.begin(Term(7), Lsn(40960));
+        assert_eq!(again, h, "a term begins once");
+    }
+
+    #[test]
+    #[should_panic(expected = "history goes back")]
+    fn a_term_never_goes_back() {
+        history().begin(Term(6), Lsn(40960));
+    }
+
+    #[test]
+    #[should_panic(expected = "history goes back")]
+    fn a_term_never_begins_before_the_one_before_it() {
+        history().begin(Term(8), Lsn(8192));
+    }
+
+    #[test]
+    fn trimming_forgets_only_terms_that_ended_before_the_log_that_is_kept() {
+        let mut h = history();
+        h.trim(Lsn(8191));
+        assert_eq!(h.entries().len(), 3);
+        h.trim(Lsn(8192));
+        assert_eq!(h.entries()[0], (Term(3), Lsn(8192)));
+        let tail = Lsn(40960);
+        assert_eq!(h.common_end(Term(1), tail), None, "where term 1 ended is forgotten");
+        assert_eq!(h.common_end(Term(2), tail), Some(Lsn(8192)));
+        h.trim(Lsn(1 << 40));
+        assert_eq!(h.entries(), [(Term(7), Lsn(20480))], "the term that the log ends with is kept");
+    }
+
+    proptest! {
+        /// Two logs that were one up to some place and went on under different terms: the answer
+        /// never lies above the place, so that nothing foreign is kept, and following it comes to an
+        /// end that both share.
+        #[test]
+        fn a_cut_by_history_reaches_the_common_prefix(
+            shared in prop::collection::vec((1u64..4, 1u64..4), 1..8),
+            old in prop::collection::vec((1u64..3, 1u64..4), 1..4),
+            new in prop::collection::vec((1u64..3, 1u64..4), 1..4),
+        ) {
+            // Each log is a list of the terms of its blocks.
+            let mut blocks = Vec::new();
+            let mut term = 0;
+            let grow = |blocks: &mut Vec<u64>, term: &mut u64, by: &[(u64, u64)], step: u64| {
+                for (up, count) in by {
+                    *term += up * step;
+                    blocks.extend(std::iter::repeat_n(*term, *count as usize));
+                }
+            };
+            grow(&mut blocks, &mut term, &shared, 1);
+            let parted = blocks.len();
+            let (mut theirs, mut ours) = (blocks.clone(), blocks);
+            // Terms are never given twice: the old log's are odd, the new one's even and newer.
+            let mut t = 2 * term + 1;
+            grow(&mut theirs, &mut t, &old, 2);
+            let mut t = t + 1;
+            grow(&mut ours, &mut t, &new, 2);
+            let history = |log: &[u64]| {
+                let mut h = History::default();
+                log.iter().enumerate().for_each(|(n, t)| h.begin(Term(*t), Lsn(n as u64)));
+                h
+            };
+            let (mine, tail) = (history(&ours), Lsn(ours.len() as u64));
+            let mut rounds = 0;
+            while theirs[..] != ours[..theirs.len().min(ours.len())] {
+                rounds += 1;
+                prop_assert!(rounds < 20);
+                let last = Term(*theirs.last().unwrap());
+                let end = theirs.len() as u64;
+                let common = mine.common_end(last, tail).unwrap();
+                prop_assert!(common.0 as usize >= parted.min(theirs.len()), "what is common is never cut");
+                // As the primary's answer and the replica's plan do it.
+                let to = match end > common.0 {
+                    true => common.0,
+                    false => history(&theirs).entries().last().unwrap().1.0,
+                };
+                theirs.truncate(to as usize);
+            }
+            prop_assert_eq!(theirs.len(), parted);
+        }
     }
 }

@@ -123,6 +123,7 @@ impl Pipeline {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn durable_never_passes_a_hole() {
@@ -147,5 +148,60 @@ mod tests {
         assert_eq!(p.complete(Lsn(1000)), Some(Lsn(1000)));
         p.write(Lsn(1000), Lsn(1060));
         assert!(p.may_write(40) && !p.may_write(41));
+    }
+
+    #[test]
+    fn a_cut_takes_every_position_back() {
+        let mut p = Pipeline::new(Lsn(30), Lsn(20), 4, 100);
+        assert_eq!((p.appended(), p.last_durable()), (Lsn(30), Lsn(20)));
+        p.cut(Lsn(10), Lsn(0));
+        assert_eq!((p.appended(), p.written(), p.durable(), p.last_durable()), (Lsn(10), Lsn(10), Lsn(10), Lsn(0)));
+        p.write(Lsn(10), Lsn(20));
+        assert_eq!((p.in_flight(), p.in_flight_bytes()), (1, 10));
+        assert_eq!(p.complete(Lsn(20)), Some(Lsn(20)));
+        assert_eq!(p.last_durable(), Lsn(10));
+    }
+
+    #[test]
+    #[should_panic(expected = "a completion is of a batch in flight")]
+    fn a_write_completes_once() {
+        let mut p = Pipeline::new(Lsn(0), Lsn(0), 4, 100);
+        p.write(Lsn(0), Lsn(10));
+        p.write(Lsn(10), Lsn(20));
+        p.complete(Lsn(20));
+        p.complete(Lsn(20));
+    }
+
+    proptest! {
+        /// Completions in any order, against a list of what is done.
+        #[test]
+        fn durable_is_the_end_of_the_longest_prefix_that_is_done(
+            events in prop::collection::vec((any::<bool>(), 1u64..50, any::<prop::sample::Index>()), 1..200)
+        ) {
+            let mut p = Pipeline::new(Lsn(100), Lsn(90), 4, 100);
+            let mut all: Vec<(u64, u64, bool)> = vec![(90, 100, true)];
+            for (write, bytes, which) in events {
+                let end = all.last().unwrap().1;
+                let open: Vec<usize> = (0..all.len()).filter(|n| !all[*n].2).collect();
+                // What is done in front of a hole still holds its place.
+                let hole = open.first().copied().unwrap_or(all.len());
+                let (depth, in_flight) = (all.len() - hole, end - all[hole - 1].1);
+                let may = depth == 0 || (depth < 4 && in_flight + bytes <= 100);
+                prop_assert_eq!(p.may_write(bytes), may);
+                if write && may {
+                    p.write(Lsn(end), Lsn(end + bytes));
+                    all.push((end, end + bytes, false));
+                } else if !open.is_empty() {
+                    let n = open[which.index(open.len())];
+                    all[n].2 = true;
+                    let moved = p.complete(Lsn(all[n].1));
+                    prop_assert_eq!(moved.is_some(), n == hole);
+                }
+                let last = all.iter().take_while(|b| b.2).last().unwrap();
+                prop_assert_eq!((p.last_durable(), p.durable()), (Lsn(last.0), Lsn(last.1)));
+                prop_assert_eq!((p.written(), p.appended()), (Lsn(all.last().unwrap().1), p.written()));
+                prop_assert_eq!(p.in_flight_bytes(), p.written().since(p.durable()));
+            }
+        }
     }
 }

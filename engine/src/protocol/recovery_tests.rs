@@ -163,3 +163,6 @@ fn recycled_and_foreign_bytes_are_never_live() {
         assert_eq!(run(&mut m, &other).unwrap().end.lsn, Lsn(0));
     }
 }
+
+#[path = "recovery_crash_tests.rs"]
+mod crash;

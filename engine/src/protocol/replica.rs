@@ -235,7 +235,8 @@ impl Replica {
         (self.system, self.shard_count, self.segment_bytes) = (w.system, w.shard_count, w.segment_bytes);
         self.term = w.term;
         self.primary_tail = w.tail.max(self.received);
-        self.commit = self.commit.max(w.commit_lsn);
+        // What another primary said of bytes that are not here says nothing about this one's.
+        self.commit = self.committed().max(w.commit_lsn);
     }
 
     /// The log was cut.
@@ -359,3 +360,7 @@ impl Replica {
         self.primary_tail
     }
 }
+
+#[cfg(test)]
+#[path = "replica_tests.rs"]
+mod tests;

@@ -1,0 +1,281 @@
+//! A replica beside a log in memory: what it follows, what it refuses, what it may say.
+
+use super::*;
+use crate::protocol::builder::{BatchBuilder, buffer_for};
+use proptest::prelude::*;
+use towline_wire::BatchFields;
+
+const SYSTEM: SystemId = SystemId([5; 16]);
+const OTHER: SystemId = SystemId([6; 16]);
+const BLOCK: u64 = 4096;
+
+/// A replica of one shard whose log holds `blocks` batches of term 3, all flushed.
+fn replica(blocks: u64, commit: u64) -> Replica {
+    let mut history = History::default();
+    let last_term = if blocks > 0 { Term(3) } else { Term::ZERO };
+    if blocks > 0 {
+        history.begin(Term(3), Lsn(0));
+    }
+    let end = LogEnd { lsn: Lsn(blocks * BLOCK), chain: Chain(77), next_seq: Seq(blocks), last_term };
+    Replica::new((SYSTEM, ShardId(1), 4, 1 << 20), Term(3), history, end, Lsn(commit))
+}
+
+fn welcome(term: u64, verdict: Verdict) -> Welcome {
+    Welcome {
+        protocol: PROTOCOL_VERSION,
+        verdict,
+        shard_count: 4,
+        heartbeat_ms: 1000,
+        system: SYSTEM,
+        features: FEATURES,
+        term: Term(term),
+        tail: Lsn(10 * BLOCK),
+        commit_lsn: Lsn(0),
+        segment_bytes: 1 << 20,
+        time_us: 0,
+        record_bytes_max: 0,
+    }
+}
+
+fn stream(term: u64, from: u64) -> Welcome {
+    welcome(term, Verdict::Stream { from: Lsn(from) })
+}
+
+fn fields(r: &Replica, term: u64) -> BatchFields {
+    BatchFields {
+        system: SYSTEM,
+        shard: ShardId(1),
+        term: Term(term),
+        lsn: r.received(),
+        first_seq: r.next_seq(),
+        record_count: 0,
+        timestamp_us: 0,
+        prev_chain: r.chain,
+        durable_lsn: Lsn(0),
+        commit_lsn: Lsn(0),
+    }
+}
+
+/// A batch of one small record, so of one block.
+fn batch(fields: BatchFields) -> BatchHeader {
+    let mut b = BatchBuilder::new(vec![0; buffer_for(10)]);
+    b.push(&[1; 10]);
+    *BatchHeader::check(&b.close(fields).buf).unwrap()
+}
+
+fn receive(r: &mut Replica, term: u64, commit: u64) {
+    let h = batch(fields(r, term));
+    r.on_batch(&h, Lsn(commit)).unwrap();
+}
+
+#[test]
+fn a_stream_that_begins_at_this_logs_end_is_followed_under_its_term() {
+    let mut r = replica(2, 0);
+    let w = stream(5, 2 * BLOCK);
+    assert_eq!(r.on_welcome(&w), Ok(Plan::Follow { term: Term(5) }));
+    r.follow(&w);
+    assert_eq!((r.term, r.primary_tail()), (Term(5), Lsn(10 * BLOCK)));
+    let hello = r.hello(NodeName::new("r1").unwrap());
+    assert_eq!((hello.term, hello.last_term, hello.end_lsn), (Term(5), Term(3), Lsn(2 * BLOCK)));
+    assert_eq!((hello.chain, hello.system, hello.shard), (Chain(77), SYSTEM, ShardId(1)));
+}
+
+#[test]
+fn a_stream_that_begins_elsewhere_is_refused() {
+    for from in [0, BLOCK, 3 * BLOCK] {
+        let no = Violation::WrongStart { from: Lsn(from), end: Lsn(2 * BLOCK) };
+        assert_eq!(replica(2, 0).on_welcome(&stream(3, from)), Err(no));
+    }
+}
+
+#[test]
+fn a_primary_of_an_older_term_is_refused_whatever_it_offers() {
+    let stale = Err(Violation::StalePrimary { theirs: Term(2), ours: Term(3) });
+    let (to, oldest) = (Lsn(0), Lsn(0));
+    for verdict in [Verdict::Stream { from: Lsn(2 * BLOCK) }, Verdict::Cut { to }, Verdict::NeedSnapshot { oldest }] {
+        assert_eq!(replica(2, 0).on_welcome(&welcome(2, verdict)), stale);
+    }
+}
+
+#[test]
+fn another_clusters_primary_or_one_of_another_shape_is_refused() {
+    let r = replica(2, 0);
+    let w = stream(3, 2 * BLOCK);
+    assert_eq!(r.on_welcome(&Welcome { protocol: 9, ..w }), Err(Violation::Protocol(9)));
+    assert_eq!(
+        r.on_welcome(&Welcome { system: OTHER, ..w }),
+        Err(Violation::ForeignSystem { theirs: OTHER, ours: SYSTEM })
+    );
+    assert_eq!(r.on_welcome(&Welcome { shard_count: 5, ..w }), Err(Violation::ShardCount { theirs: 5, ours: 4 }));
+    assert_eq!(
+        r.on_welcome(&Welcome { segment_bytes: 2 << 20, ..w }),
+        Err(Violation::SegmentBytes { theirs: 2 << 20, ours: 1 << 20 })
+    );
+    assert_eq!(r.on_welcome(&welcome(3, Verdict::Client)), Err(Violation::NotForReplica));
+    let refused = welcome(0, Verdict::Refused(Refusal::UnknownReplica));
+    assert_eq!(r.on_welcome(&refused), Ok(Plan::Refused(Refusal::UnknownReplica)));
+    let oldest = Lsn(64 * BLOCK);
+    assert_eq!(r.on_welcome(&welcome(3, Verdict::NeedSnapshot { oldest })), Ok(Plan::NeedSnapshot { oldest }));
+}
+
+#[test]
+fn a_new_replica_takes_the_identity_of_the_first_primary_it_follows() {
+    let mut r =
+        Replica::new((SystemId::NONE, ShardId(1), 0, 0), Term(0), History::default(), LogEnd::default(), Lsn(0));
+    let w = stream(7, 0);
+    assert_eq!(r.on_welcome(&w), Ok(Plan::Follow { term: Term(7) }));
+    r.follow(&w);
+    assert_eq!((r.system, r.shard_count, r.segment_bytes), (SYSTEM, 4, 1 << 20));
+    assert!(matches!(r.on_welcome(&Welcome { system: OTHER, ..w }), Err(Violation::ForeignSystem { .. })));
+}
+
+#[test]
+fn what_is_known_to_be_committed_is_never_cut() {
+    let r = replica(4, 2 * BLOCK);
+    let cut = |to: u64| r.on_welcome(&welcome(5, Verdict::Cut { to: Lsn(to) }));
+    assert_eq!(cut(2 * BLOCK), Ok(Plan::Cut { to: Lsn(2 * BLOCK) }));
+    assert_eq!(cut(BLOCK), Err(Violation::CutBelowCommit { to: Lsn(BLOCK), commit: Lsn(2 * BLOCK) }));
+    // To its own end: its last term never was. Here that would take committed batches too.
+    assert_eq!(cut(4 * BLOCK), Err(Violation::CutBelowCommit { to: Lsn(0), commit: Lsn(2 * BLOCK) }));
+}
+
+#[test]
+fn a_cut_to_its_own_end_takes_the_whole_last_term() {
+    let mut r = replica(2, 2 * BLOCK);
+    r.follow(&stream(6, 2 * BLOCK));
+    receive(&mut r, 6, 0);
+    receive(&mut r, 6, 0);
+    r.on_flushed(Lsn(4 * BLOCK));
+    let plan = r.on_welcome(&welcome(8, Verdict::Cut { to: Lsn(4 * BLOCK) }));
+    assert_eq!(plan, Ok(Plan::Cut { to: Lsn(2 * BLOCK) }));
+}
+
+#[test]
+fn a_cut_log_says_so_everywhere() {
+    let mut r = replica(2, 2 * BLOCK);
+    r.follow(&stream(6, 2 * BLOCK));
+    receive(&mut r, 6, 0);
+    r.on_flushed(Lsn(3 * BLOCK));
+    r.on_applied(Lsn(3 * BLOCK), Seq(3));
+    let end = LogEnd { lsn: Lsn(2 * BLOCK), chain: Chain(77), next_seq: Seq(2), last_term: Term(3) };
+    r.on_cut(end);
+    let ack = r.ack(9);
+    assert_eq!((ack.received, ack.flushed, ack.applied), (end.lsn, end.lsn, end.lsn));
+    assert_eq!((ack.applied_seq, ack.echo_us, r.next_seq()), (Seq(2), 9, Seq(2)));
+    assert_eq!(r.history.entries(), [(Term(3), Lsn(0))]);
+    let hello = r.hello(NodeName::new("r1").unwrap());
+    assert_eq!((hello.end_lsn, hello.last_term, hello.chain), (end.lsn, Term(3), Chain(77)));
+    // The promise not to follow an older term outlives the bytes.
+    assert_eq!(hello.term, Term(6));
+}
+
+#[test]
+fn a_batch_that_does_not_follow_changes_nothing_and_names_the_field() {
+    let mut r = replica(2, 0);
+    r.follow(&stream(5, 2 * BLOCK));
+    let good = fields(&r, 5);
+    let before = format!("{r:?}");
+    for (field, bad) in [
+        ("system", BatchFields { system: OTHER, ..good }),
+        ("shard", BatchFields { shard: ShardId(0), ..good }),
+        ("LSN", BatchFields { lsn: Lsn(BLOCK), ..good }),
+        ("LSN", BatchFields { lsn: Lsn(3 * BLOCK), ..good }),
+        ("chain", BatchFields { prev_chain: Chain(78), ..good }),
+        ("first sequence", BatchFields { first_seq: Seq(3), ..good }),
+        ("term", BatchFields { term: Term(2), ..good }),
+        ("term", BatchFields { term: Term(6), ..good }),
+    ] {
+        let no = r.on_batch(&batch(bad), Lsn(0)).unwrap_err();
+        assert_eq!(no, Violation::DoesNotFollow { lsn: bad.lsn, end: Lsn(2 * BLOCK), field });
+        assert_eq!(format!("{r:?}"), before);
+    }
+    // A term between its last batch's and the primary's is one that a catch-up brings.
+    r.on_batch(&batch(BatchFields { term: Term(4), ..good }), Lsn(0)).unwrap();
+    assert_eq!(r.history.entries(), [(Term(3), Lsn(0)), (Term(4), Lsn(2 * BLOCK))]);
+}
+
+#[test]
+fn committed_is_never_above_what_is_flushed_here() {
+    let mut r = replica(1, 0);
+    r.follow(&stream(3, BLOCK));
+    receive(&mut r, 3, 9 * BLOCK);
+    assert_eq!((r.committed(), r.received()), (Lsn(BLOCK), Lsn(2 * BLOCK)));
+    r.on_flushed(Lsn(2 * BLOCK));
+    assert_eq!(r.committed(), Lsn(2 * BLOCK));
+    let beat = |commit: u64, term: u64| Heartbeat {
+        term: Term(term),
+        tail: Lsn(20 * BLOCK),
+        tail_seq: Seq(20),
+        commit_lsn: Lsn(commit),
+        time_us: 0,
+    };
+    r.on_heartbeat(&beat(BLOCK, 3)).unwrap();
+    assert_eq!((r.committed(), r.primary_tail()), (Lsn(2 * BLOCK), Lsn(20 * BLOCK)));
+    for term in [2, 4] {
+        assert!(matches!(r.on_heartbeat(&beat(0, term)), Err(Violation::StalePrimary { .. })));
+    }
+}
+
+#[test]
+fn what_one_primary_called_committed_is_not_taken_for_another_ones_bytes() {
+    let mut r = replica(1, 0);
+    r.follow(&stream(3, BLOCK));
+    // The old primary is far ahead, and gone before its bytes came.
+    receive(&mut r, 3, 8 * BLOCK);
+    r.on_flushed(Lsn(2 * BLOCK));
+    r.on_link_lost();
+    r.follow(&Welcome { commit_lsn: Lsn(BLOCK), ..stream(4, 2 * BLOCK) });
+    receive(&mut r, 4, BLOCK);
+    r.on_flushed(Lsn(3 * BLOCK));
+    assert_eq!(r.committed(), Lsn(2 * BLOCK), "the new primary has not said that its batch is committed");
+}
+
+#[test]
+#[should_panic(expected = "applied <= self.flushed")]
+fn nothing_is_applied_before_it_is_flushed() {
+    let mut r = replica(1, 0);
+    r.follow(&stream(3, BLOCK));
+    receive(&mut r, 3, 0);
+    r.on_applied(Lsn(2 * BLOCK), Seq(2));
+}
+
+proptest! {
+    /// Whatever comes in whatever order, an ack's positions are ordered and go forward, and what
+    /// is committed is flushed.
+    #[test]
+    fn acks_tell_the_truth(events in prop::collection::vec((0u8..5, 0u64..12), 1..100)) {
+        let mut r = replica(0, 0);
+        r.follow(&stream(3, 0));
+        let mut before = r.ack(0);
+        let mut committed = Lsn(0);
+        for (kind, n) in events {
+            match kind {
+                0 | 1 => {
+                    let bad = if n == 0 { BLOCK } else { 0 };
+                    let mut f = fields(&r, 3);
+                    f.lsn = Lsn(f.lsn.0 + bad);
+                    let h = batch(f);
+                    prop_assert_eq!(r.on_batch(&h, Lsn(n * BLOCK)).is_ok(), bad == 0);
+                }
+                2 => {
+                    let to = r.flushed().0 + (n * BLOCK).min(r.received().since(r.flushed()));
+                    r.on_flushed(Lsn(to));
+                }
+                3 => {
+                    let to = r.applied().0 + (n * BLOCK).min(r.committed().since(r.applied()));
+                    r.on_applied(Lsn(to), Seq(to / BLOCK));
+                }
+                _ => {
+                    let (tail, tail_seq, commit_lsn) = (Lsn(0), Seq(0), Lsn(n * BLOCK));
+                    r.on_heartbeat(&Heartbeat { term: Term(3), tail, tail_seq, commit_lsn, time_us: 0 }).unwrap();
+                }
+            }
+            let now = r.ack(0);
+            prop_assert!(now.received >= now.flushed && now.flushed >= now.applied);
+            prop_assert!(now.received >= before.received && now.flushed >= before.flushed);
+            prop_assert!(r.committed() >= committed && r.committed() <= now.flushed);
+            prop_assert!(r.primary_tail() >= now.received);
+            (before, committed) = (now, r.committed());
+        }
+    }
+}
