@@ -108,6 +108,8 @@ pub(crate) struct Shard {
     pub(crate) failed: Cell<bool>,
     /// There was no space for the next segment.
     pub(crate) disk_full: Cell<bool>,
+    /// Bytes of a batch that comes in and waits for segments.
+    pub(crate) arriving: Cell<u64>,
     /// The commit LSN where other cores read it.
     pub(crate) watermark: Arc<Watermark>,
     /// Numbers links, so that a late word from an old one is told apart.
@@ -150,6 +152,10 @@ impl Shard {
             Role::Primary(p) => p.system,
             Role::Replica(r) => r.system,
         };
+        watermark.publish(match &role {
+            Role::Primary(p) => p.gate.commit(),
+            Role::Replica(r) => r.committed(),
+        });
         let pipeline = Pipeline::new(log.end, log.last_batch, config.write_depth, config.in_flight_bytes_max);
         Rc::new(Self {
             id,
@@ -177,6 +183,7 @@ impl Shard {
             soon: Cell::new(false),
             failed: Cell::new(false),
             disk_full: Cell::new(false),
+            arriving: Cell::new(0),
             watermark,
             next_link: Cell::new(1),
         })
@@ -279,6 +286,11 @@ impl Shard {
     /// What is committed and on this node's device.
     pub(crate) fn committed(&self) -> Lsn {
         self.inner.borrow().committed()
+    }
+
+    /// Another node's word may have moved what is committed.
+    pub(crate) fn publish_commit(&self) {
+        self.watermark.publish(self.committed());
     }
 
     /// What is on this node's device.

@@ -103,6 +103,7 @@ impl Follower {
                     self.must(promised)?;
                 }
                 self.shard.inner.borrow_mut().replica().follow(&welcome);
+                self.shard.publish_commit();
                 self.shard.count(|c| c.connects += 1);
                 tracing::info!(shard = self.shard.id.0, primary = %self.primary, term = term.0, "following");
                 Ok(Ended::Streamed(self.stream(conn).await))
@@ -222,6 +223,7 @@ impl Follower {
                     let beat = Heartbeat::check(payload)?;
                     let heard = self.shard.inner.borrow_mut().replica().on_heartbeat(&beat);
                     heard.map_err(|v| LinkError::Refused(v.to_string()))?;
+                    self.shard.publish_commit();
                     if head.flags & FLAG_REPLY_NOW != 0 {
                         acker.reply_now(beat.time_us);
                     }
@@ -288,6 +290,7 @@ impl Follower {
             // Wakes the acker too.
             self.shard.submit(inner, batch, received_ns);
         }
+        self.shard.publish_commit();
         Ok(got)
     }
 
@@ -303,9 +306,12 @@ impl Follower {
             };
             let has_segments = self.shard.segments.end().since(end) >= bytes;
             if may_write && has_segments {
+                self.shard.arriving.set(0);
                 return Ok(());
             }
             if !has_segments {
+                // It may be larger than what is kept ready ahead.
+                self.shard.arriving.set(bytes);
                 self.shard.keep.notify();
             }
             if may_write { self.shard.room.since(room).await } else { self.shard.work.since(work).await }

@@ -116,6 +116,7 @@ impl Keeper {
             let wanted = {
                 let inner = self.shard.inner.borrow();
                 let open = inner.open.as_ref().map_or(0, |o| o.disk_len() as u64);
+                let open = open.max(self.shard.arriving.get());
                 let ahead = inner.pipeline.appended().0 + open + config.segments_ahead * config.segment_bytes;
                 Lsn(ahead).max(prefill_end)
             };
