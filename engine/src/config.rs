@@ -11,6 +11,7 @@ use towline_wire::{BLOCK, RECORD_BYTES_MAX};
 
 use crate::limits;
 use crate::protocol::policy::{CommitPolicy, PolicyError, Requirement};
+use crate::sys;
 
 /// How much of the log a node keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +107,11 @@ impl NodeConfig {
                 return Err(ConfigError::Blocks { field, value });
             }
         }
-        Ok(())
+        let there = sys::cpus();
+        match self.cpus.iter().find(|cpu| **cpu >= there) {
+            Some(&cpu) => Err(ConfigError::Cpu { cpu, there }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -246,6 +251,14 @@ pub enum ConfigError {
         field: &'static str,
         /// What it is.
         value: u64,
+    },
+    /// A core that the machine does not have.
+    #[error("core {cpu} is configured, this machine has the cores 0 to {last}", last = .there - 1)]
+    Cpu {
+        /// Which.
+        cpu: usize,
+        /// Cores of the machine, at least one.
+        there: usize,
     },
     /// A name that is not one.
     #[error("{0:?} is no replica name: use 1 to 63 of a-z, 0-9, _ and -")]

@@ -52,6 +52,10 @@ pub const PIGGYBACK: Duration = Duration::from_millis(1);
 pub const RECEIVE_LOW_WATER: usize = 64 << 10;
 /// How long a send may make no progress.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a folder's lock or a port is tried that a killed process may still hold.
+pub const RELEASE_ATTEMPTS: u32 = 20;
+/// Between two such attempts.
+pub const RELEASE_PAUSE: Duration = Duration::from_millis(50);
 /// How long a client that was told an error may take to close.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often deadlines are looked at while somebody waits; a deadline may be this much late, and up

@@ -57,6 +57,12 @@ pub(crate) fn memlock_limit() -> io::Result<Option<u64>> {
     Ok((limit.rlim_cur != libc::RLIM_INFINITY && !root).then_some(limit.rlim_cur))
 }
 
+/// Cores that the machine may have, online or not; at least one.
+pub(crate) fn cpus() -> usize {
+    // SAFETY: no preconditions.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) }).unwrap_or(1).max(1)
+}
+
 /// Fills a buffer with random bytes from the kernel.
 pub(crate) fn random(out: &mut [u8]) -> io::Result<()> {
     let mut at = 0;

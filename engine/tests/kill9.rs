@@ -5,6 +5,7 @@ mod processes;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,6 +28,19 @@ impl Random {
     }
 }
 
+/// An address to come back to. Not of the ports that the kernel deals out: while the primary is down,
+/// one of those may become some connection's own.
+fn fixed_address() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let n = u64::from(std::process::id()) * 16 + NEXT.fetch_add(1, Ordering::Relaxed);
+        let addr = format!("127.0.0.1:{}", 12_000 + n % 18_000);
+        if TcpListener::bind(&addr).is_ok() {
+            return addr;
+        }
+    }
+}
+
 /// A primary and two replicas on fixed folders; the primary comes back on its port.
 struct Cluster {
     folders: [PathBuf; 3],
@@ -40,7 +54,7 @@ impl Cluster {
         let mut cluster = Self {
             folders: ["p", "r1", "r2"].map(|name| dir.join(name)),
             options: options.into(),
-            listen: "127.0.0.1:0".into(),
+            listen: fixed_address(),
             nodes: [None, None, None],
         };
         cluster.start_missing();
@@ -51,9 +65,7 @@ impl Cluster {
         if self.nodes[0].is_none() {
             let mut args = vec!["--replicas", "r1,r2", "--commit", "ack_n=2", "--segment-size", "64KiB"];
             args.extend(&self.options);
-            let primary = Node::primary(&self.folders[0], &self.listen, &args);
-            self.listen = primary.addr();
-            self.nodes[0] = Some(primary);
+            self.nodes[0] = Some(Node::primary(&self.folders[0], &self.listen, &args));
         }
         for n in 1..3 {
             if self.nodes[n].is_none() {

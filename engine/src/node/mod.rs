@@ -12,6 +12,7 @@ pub(crate) mod status;
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -26,6 +27,7 @@ use towline_wire::{Lsn, ShardId, SystemId};
 
 use self::core::{CoreSetup, ShardSetup};
 use crate::config::NodeConfig;
+use crate::limits;
 use crate::oneshot;
 use crate::rt::{self, ExecutorHandle};
 use crate::shard::mesh::inbox::Inbox;
@@ -174,7 +176,7 @@ impl Running {
         let io_memory = prepare::check_machine(config, cores)?;
         let listener = match listen {
             None => None,
-            Some(addr) => Some(TcpListener::bind(addr).map_err(OpenError::io("listening on", addr.to_string()))?),
+            Some(addr) => Some(bind(addr).map_err(OpenError::io("listening on", addr.to_string()))?),
         };
         let listening = listener.as_ref().and_then(|l| l.local_addr().ok());
         let shard_count = setups.len() as u32;
@@ -260,6 +262,22 @@ impl Running {
             let _ = thread.join();
         }
         self.lock = None;
+    }
+}
+
+/// Listens. A killed process's `io_uring` operations keep its listener open for a moment, as they do
+/// its files (see [`folder::lock`](crate::shard::wal::folder::lock)): a restart on the same port waits
+/// for that.
+fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    let mut attempt = 0;
+    loop {
+        match TcpListener::bind(addr) {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && attempt < limits::RELEASE_ATTEMPTS => {
+                attempt += 1;
+                std::thread::sleep(limits::RELEASE_PAUSE);
+            }
+            other => return other,
+        }
     }
 }
 

@@ -149,5 +149,7 @@ fn begin_reign(slice: &mut OpenedSlice) -> Result<(), OpenError> {
     slice.superblock.term = term;
     slice.superblock.own_term = term;
     slice.superblock.name = NodeName::NONE;
+    // Into both copies: if one goes bad, the other must not lead to the same term again.
+    slice.superblock_file.write(&mut slice.superblock)?;
     slice.superblock_file.write(&mut slice.superblock)
 }

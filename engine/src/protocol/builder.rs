@@ -62,6 +62,12 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> BatchBuilder<B> {
         self.len.next_multiple_of(BLOCK)
     }
 
+    /// Bytes on disk that it can have at most.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.buf.as_ref().len()
+    }
+
     /// Whether `encoded` bytes of records with their headers fit.
     #[must_use]
     #[inline]

@@ -52,6 +52,23 @@ impl OpenBatch {
         self.builder.disk_len()
     }
 
+    /// Bytes on disk that it can have at most.
+    pub(crate) fn capacity(&self) -> usize {
+        self.builder.capacity()
+    }
+
+    /// Takes out the runs whose deadline has passed although the batch could not even be closed: the
+    /// disk is full, or very slow. Their records stay where they are.
+    pub(crate) fn expire(&mut self, now: u64, mut each: impl FnMut(u32, u64, u32, Wish)) {
+        self.runs.retain(|run| {
+            let late = u128::from(now - run.since_ns) > run.wish.deadline.as_nanos();
+            if late {
+                each(run.lane, run.first, run.count, run.wish);
+            }
+            !late
+        });
+    }
+
     /// Each run's lane, first number and count.
     pub(crate) fn each_run(&self, mut each: impl FnMut(u32, u64, u32)) {
         self.runs.iter().for_each(|r| each(r.lane, r.first, r.count));

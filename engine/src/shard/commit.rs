@@ -110,6 +110,15 @@ impl Shard {
             telemetry.counters.timed_out += u64::from(waiter.count);
             lanes.complete(waiter.lane, waiter.first, waiter.count, &outcome(shard, term, waiter, verdict));
         });
+        let Some(open) = &mut inner.open else { return };
+        // Where it may end at most: what is committed up to there, these records are too.
+        let lsn = Lsn(inner.pipeline.appended().0 + open.capacity() as u64);
+        let bookmark = Bookmark { shard, term, lsn };
+        open.expire(rt::now_ns(), |lane, first, count, wish| {
+            telemetry.counters.timed_out += u64::from(count);
+            let wanted = wish.need.replicas;
+            lanes.complete(lane, first, count, &Outcome::TimedOut { bookmark, durable_here: false, acks: 0, wanted });
+        });
     }
 
     /// A newer term was seen: this primary can finish no commit any more.

@@ -257,7 +257,8 @@ impl Shard {
 
     /// Whether somebody waits for a commit.
     pub(crate) fn has_waiters(&self) -> bool {
-        matches!(&self.inner.borrow().role, Role::Primary(p) if p.gate.waiting() > 0)
+        let inner = self.inner.borrow();
+        inner.open.is_some() || matches!(&inner.role, Role::Primary(p) if p.gate.waiting() > 0)
     }
 
     /// Whether everything that was appended is on the device, and nobody waits.

@@ -36,6 +36,7 @@ pub(crate) async fn serve(shard: Rc<Shard>, conn: Rc<Conn>, node: Arc<NodeShared
         replies: RefCell::default(),
         pending: RefCell::default(),
         window: Cell::new(0),
+        blocked_since: Cell::new(None),
         changed: Changed::default(),
         over: Cell::new(false),
     });
@@ -61,6 +62,8 @@ struct Session {
     pending: RefCell<Pending>,
     /// Bytes of appends without an outcome.
     window: Cell<usize>,
+    /// Since when nothing could be admitted.
+    blocked_since: Cell<Option<u64>>,
     changed: Changed,
     over: Cell<bool>,
 }
@@ -241,12 +244,23 @@ impl Session {
             };
             match self.admit(lane, key, wish, Payload::Encoded(body, head.record_count)) {
                 Ok(first_seq) => {
+                    self.blocked_since.set(None);
                     self.window.set(self.window.get() + body.len());
                     self.pending.borrow_mut().requests.push_back(Some(request(first_seq)));
                     return Ok(());
                 }
-                Err(AppendError::WouldBlock) => self.shard.room.since(room).await,
-                Err(AppendError::DiskFull) => self.shard.room.since(room).await,
+                Err(AppendError::WouldBlock | AppendError::DiskFull) => {
+                    let now = rt::now_ns();
+                    let since = self.blocked_since.get().unwrap_or(now);
+                    self.blocked_since.set(Some(since));
+                    let left = wish.deadline.saturating_sub(Duration::from_nanos(now - since));
+                    if left.is_zero() {
+                        // A full disk: nothing of it was written, but "timed out" promises less.
+                        refuse(CommitStatus::TimedOut, wish.need.replicas);
+                        return Ok(());
+                    }
+                    let _ = rt::timeout(left, self.shard.room.since(room)).await;
+                }
                 Err(AppendError::TooFewReplicas { .. }) => {
                     refuse(CommitStatus::TooFewReplicas, wish.need.replicas);
                     return Ok(());

@@ -187,7 +187,7 @@ pub enum OpenError {
         needed: u64,
     },
     /// The disk is full.
-    #[error("the disk of {path} is full: free some space and start again")]
+    #[error("the disk of {path} is full: free some space")]
     DiskFull {
         /// The file.
         path: PathBuf,

@@ -3,11 +3,11 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use towline_wire::{Lsn, ShardId};
 
 use super::error::OpenError;
+use crate::limits;
 
 /// Holds the folder for this process until it is dropped.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(crate) struct FolderLock(#[allow(dead_code, reason = "held for its drop")] F
 /// Makes the folder if needed and locks it.
 ///
 /// A killed process's `io_uring` operations keep its files open for a moment, so the lock is tried
-/// for a quarter of a second before it counts as held by somebody (as `TigerBeetle` does).
+/// for a second before it counts as held by somebody (as `TigerBeetle` does).
 pub(crate) fn lock(data: &Path) -> Result<FolderLock, OpenError> {
     fs::create_dir_all(data).map_err(OpenError::io("making the folder", data))?;
     let path = data.join("towline.lock");
@@ -30,7 +30,7 @@ pub(crate) fn lock(data: &Path) -> Result<FolderLock, OpenError> {
     for attempt in 0.. {
         match file.try_lock() {
             Ok(()) => break,
-            Err(TryLockError::WouldBlock) if attempt < 5 => std::thread::sleep(Duration::from_millis(50)),
+            Err(TryLockError::WouldBlock) if attempt < limits::RELEASE_ATTEMPTS => std::thread::sleep(limits::RELEASE_PAUSE),
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
                 let _ = file.read_to_string(&mut pid);

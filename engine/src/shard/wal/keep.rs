@@ -74,11 +74,16 @@ impl Keeper {
                 return;
             }
             let round = self.round(prefill_end).await;
-            self.shard.disk_full.set(matches!(round, Err(OpenError::DiskFull { .. })));
+            let was_full = self.shard.disk_full.replace(matches!(round, Err(OpenError::DiskFull { .. })));
+            if was_full && round.is_ok() {
+                tracing::info!(shard = self.shard.id.0, "there is space on the disk again");
+            }
             if let Err(e @ OpenError::DiskFull { .. }) = &round {
                 // Nothing that was acknowledged is in danger: appends are refused until there is
                 // space again.
-                tracing::error!(shard = self.shard.id.0, "{e}");
+                if !was_full {
+                    tracing::error!(shard = self.shard.id.0, "{e}: appends are refused until there is space");
+                }
                 self.shard.room.notify();
                 rt::sleep(limits::DISK_FULL_RETRY).await;
                 continue;
