@@ -102,7 +102,11 @@ impl Primary {
     }
 
     /// Lets go of a shard's log below `to`; see [`LocalShard::trim`].
+    ///
+    /// # Panics
+    /// If there is no such shard.
     pub fn trim(&self, shard: ShardId, to: Lsn) {
+        assert!(shard.0 < self.running.shared.shard_count, "there is no shard {shard}");
         self.running.shared.core_of(shard).send(Command::Trim(shard, to));
     }
 

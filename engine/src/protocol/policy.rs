@@ -72,12 +72,14 @@ impl CommitPolicy {
     /// What this policy means with `configured` replicas.
     ///
     /// # Errors
-    /// [`PolicyError::TooMany`] if it can never hold.
+    /// [`PolicyError::TooMany`] if it can never hold; [`PolicyError::Number`] for `ack_n` of none,
+    /// which would be `local` under a name that promises more.
     pub fn requirement(self, configured: usize) -> Result<Requirement, PolicyError> {
         let (wanted, level) = match self {
             Self::Local => (0, AckLevel::Flushed),
+            Self::AckN { n: 0, .. } => return Err(PolicyError::Number(self.to_string())),
             Self::AckN { n, level } => (usize::from(n), level),
-            // All of none would be `local` under a name that promises more.
+            // All of none would be `local` too.
             Self::All { level } => (configured.max(1), level),
             Self::Majority { level } => (configured / 2 + 1, level),
         };
@@ -204,6 +206,7 @@ mod tests {
     fn more_replicas_than_configured_are_refused() {
         let flushed = AckLevel::Flushed;
         assert!(CommitPolicy::AckN { n: 3, level: flushed }.requirement(2).is_err());
+        assert!(CommitPolicy::AckN { n: 0, level: flushed }.requirement(2).is_err());
         assert!(CommitPolicy::All { level: flushed }.requirement(0).is_err());
         assert!(CommitPolicy::Majority { level: flushed }.requirement(0).is_err());
         let wanted = |configured| CommitPolicy::Majority { level: flushed }.requirement(configured).unwrap().replicas;
