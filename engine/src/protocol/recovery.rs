@@ -18,7 +18,7 @@ use std::io;
 use std::ops::ControlFlow;
 
 use thiserror::Error;
-use towline_wire::{BLOCK, BatchError, BatchHeader, BatchView, Chain, Lsn, Seq, ShardId, SystemId, Term, batch};
+use towline_wire::{BLOCK, BatchError, BatchHeader, BatchView, Lsn, ShardId, SystemId, Term, batch};
 
 use super::replica::LogEnd;
 
@@ -254,12 +254,6 @@ fn judge(
         probe = Lsn(probe.0 + BLOCK as u64);
     }
     Ok((until > at).then_some(Tear { at, until, reason }))
-}
-
-/// The chain and sequence that a whole batch's header at `lsn` says precede it.
-#[must_use]
-pub fn position_before(h: &BatchHeader) -> (Chain, Seq) {
-    (h.prev_chain(), h.first_seq())
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use towline_wire::Seq;
 
 /// The most bytes that the writer of these logs had in flight.
 const WINDOW: u64 = 6 * BLOCK as u64;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::protocol::builder::BatchBuilder;
-use towline_wire::BatchFields;
+use towline_wire::{BatchFields, Seq};
 
 struct Memory(Vec<u8>);
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use towline_wire::batch::BatchFields;
-use towline_wire::{BLOCK, Seq, record};
+use towline_wire::{Seq, record};
 
 use super::wal::ring::Batch;
 use super::{Inner, Role, Shard};
@@ -240,19 +240,18 @@ impl Shard {
             if self.is_stopped() {
                 return;
             }
+            let now = rt::now_ns();
             while self.try_close(&mut self.inner.borrow_mut(), false) {}
-            let lingering = {
-                let inner = self.inner.borrow();
-                let may_write = inner.pipeline.may_write(BLOCK as u64);
-                inner.open.as_ref().filter(|_| may_write && !self.config.max_linger.is_zero()).map(|o| o.opened_ns)
-            };
-            match lingering {
-                None => self.work.since(seen).await,
-                Some(opened_ns) => {
-                    let age = Duration::from_nanos(rt::now_ns() - opened_ns);
-                    let rest = self.config.max_linger.saturating_sub(age);
-                    let _ = rt::timeout(rest, self.work.since(seen)).await;
-                }
+            // A batch that has lingered for long enough and is still open waits for something else
+            // than time: whoever makes room for it says so.
+            let rest = self.inner.borrow().open.as_ref().map_or(Duration::ZERO, |open| {
+                let age = Duration::from_nanos(now.saturating_sub(open.opened_ns));
+                self.config.max_linger.saturating_sub(age)
+            });
+            if rest.is_zero() {
+                self.work.since(seen).await;
+            } else {
+                let _ = rt::timeout(rest, self.work.since(seen)).await;
             }
         }
     }
