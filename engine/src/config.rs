@@ -138,7 +138,7 @@ pub struct PrimaryConfig {
     pub replicas: Vec<String>,
     /// What a commit waits for unless it says otherwise. Default `local`.
     pub commit: CommitPolicy,
-    /// How long a commit waits unless it says otherwise, from when its batch is closed. Default 10 s.
+    /// How long a commit waits unless it says otherwise, from the append. Default 10 s.
     pub deadline: Duration,
     /// What to do while too few replicas are connected. Default: wait.
     pub too_few: TooFewReplicas,

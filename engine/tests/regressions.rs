@@ -2,8 +2,10 @@
 
 mod cluster;
 
-use cluster::{ONE, Place, commit};
-use towline::{AckLevel, AppendError, AppendOptions, CommitPolicy, Lsn, Primary, ShardId};
+use std::time::Duration;
+
+use cluster::{ONE, Place, commit, of};
+use towline::{AckLevel, AppendError, AppendOptions, CommitPolicy, Lsn, Outcome, Primary, ShardId};
 
 #[test]
 fn to_trim_a_shard_that_is_not_there_does_not_end_the_core() {
@@ -26,4 +28,25 @@ fn ack_n_of_no_replicas_is_refused_and_not_taken_for_local() {
     let mut config = place.primary("other", &["r1"]);
     config.commit = none;
     assert!(Primary::open(config).is_err());
+}
+
+#[test]
+fn the_deadline_counts_from_the_append_and_not_from_the_close_of_its_batch() {
+    let place = Place::new();
+    let mut config = place.primary("p", &[]);
+    // Nothing closes the batch.
+    config.node.max_linger = Duration::from_secs(3600);
+    config.deadline = Duration::from_millis(20);
+    let primary = Primary::open(config).unwrap();
+    let handle = primary.handle();
+    let late = handle.append(ONE, b"x").unwrap().wait();
+    assert!(matches!(late, Ok(Outcome::TimedOut { durable_here: false, .. })), "{late:?}");
+    assert_eq!(of(&primary).telemetry.counters.timed_out, 1);
+    // A full batch is closed, and what timed out in it is written all the same.
+    let long = AppendOptions { deadline: Some(cluster::LIMIT), ..AppendOptions::default() };
+    let tickets: Vec<_> = (0..20).map(|_| handle.append_with(ONE, &[1; 1000], long).unwrap()).collect();
+    let first = tickets.into_iter().next().unwrap().wait();
+    assert!(matches!(first, Ok(Outcome::Committed { .. })), "{first:?}");
+    primary.stop();
+    assert_eq!(cluster::on_disk(&place.path("p"))[0], b"x");
 }

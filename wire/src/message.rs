@@ -293,6 +293,9 @@ pub enum CommitStatus {
     PolicyImpossible = 6,
     /// It was refused before anything was written: a record is larger than the configured limit.
     RecordTooLarge = 7,
+    /// It was refused before anything was written: until its deadline there was no room for it,
+    /// because the disk is full or the device does not keep up.
+    NoRoom = 8,
 }
 
 impl CommitStatus {
@@ -305,6 +308,7 @@ impl CommitStatus {
             5 => Some(Self::TooFewReplicas),
             6 => Some(Self::PolicyImpossible),
             7 => Some(Self::RecordTooLarge),
+            8 => Some(Self::NoRoom),
             _ => None,
         }
     }

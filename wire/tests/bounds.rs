@@ -266,18 +266,18 @@ fn every_policy_is_four_fixed_bytes() {
 fn a_commit_reply_outside_its_bounds_is_refused_by_name() {
     let cases: &[(usize, &[u8], _)] = &[
         (36, &[0], "status"),
-        (36, &[8], "status"),
+        (36, &[9], "status"),
         (39, &[2], "reserved"),
         (40, &[1], "reserved"),
         (47, &[1], "reserved"),
     ];
     refused(FrameKind::Committed, &samples::committed().to_bytes(), Committed::check, cases);
-    for number in 1..=7 {
+    for number in 1..=8 {
         let bytes = patched(&samples::committed().to_bytes(), 36, &[number]);
         let committed = Committed::check(&bytes).unwrap();
         assert_eq!((committed.status as u8, committed.to_bytes().to_vec()), (number, bytes));
     }
-    assert_eq!(CommitStatus::RecordTooLarge as u8, 7);
+    assert_eq!(CommitStatus::NoRoom as u8, 8);
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn verdict() -> impl Strategy<Value = Verdict> {
     ]
 }
 
-const STATUSES: [CommitStatus; 7] = [
+const STATUSES: [CommitStatus; 8] = [
     CommitStatus::Committed,
     CommitStatus::TimedOut,
     CommitStatus::Fenced,
@@ -61,6 +61,7 @@ const STATUSES: [CommitStatus; 7] = [
     CommitStatus::TooFewReplicas,
     CommitStatus::PolicyImpossible,
     CommitStatus::RecordTooLarge,
+    CommitStatus::NoRoom,
 ];
 
 proptest! {

@@ -11,6 +11,7 @@ use towline_wire::{Seq, record};
 use super::wal::ring::Batch;
 use super::{Inner, Role, Shard};
 use crate::config::TooFewReplicas;
+use crate::limits;
 use crate::outcome::AppendError;
 use crate::protocol::builder::{BatchBuilder, buffer_for_encoded};
 use crate::protocol::gate::Waiter;
@@ -27,6 +28,8 @@ pub(crate) struct OpenBatch {
     runs: Vec<Run>,
     first_seq: Seq,
     opened_ns: u64,
+    /// How often deadlines were looked at since it was opened.
+    ticks: u64,
 }
 
 /// Consecutive appends of one lane with the same wishes.
@@ -37,6 +40,22 @@ struct Run {
     count: u32,
     wish: Wish,
     since_ns: u64,
+    tick: u64,
+}
+
+impl Run {
+    /// Whether an append is near enough to the run's first for one deadline. The clock is not read
+    /// for every record.
+    fn is_near(&self, since_ns: Option<u64>, tick: u64) -> bool {
+        match since_ns {
+            Some(since) => since.saturating_sub(self.since_ns) < limits::DEADLINE_TICK.as_nanos() as u64,
+            None => self.tick == tick,
+        }
+    }
+
+    fn deadline_ns(&self) -> u64 {
+        self.since_ns.saturating_add(u64::try_from(self.wish.deadline.as_nanos()).unwrap_or(u64::MAX))
+    }
 }
 
 /// What an append waits for, and how long.
@@ -60,13 +79,19 @@ impl OpenBatch {
     /// Takes out the runs whose deadline has passed although the batch could not even be closed: the
     /// disk is full, or very slow. Their records stay where they are.
     pub(crate) fn expire(&mut self, now: u64, mut each: impl FnMut(u32, u64, u32, Wish)) {
+        self.ticks += 1;
         self.runs.retain(|run| {
-            let late = u128::from(now - run.since_ns) > run.wish.deadline.as_nanos();
+            let late = run.deadline_ns() <= now;
             if late {
                 each(run.lane, run.first, run.count, run.wish);
             }
             !late
         });
+    }
+
+    /// Whether it is open for so long that something keeps it from being closed.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.ticks > 1
     }
 
     /// Each run's lane, first number and count.
@@ -92,13 +117,21 @@ impl Shard {
         Ok(Wish { need, deadline: deadline.unwrap_or(self.config.deadline) })
     }
 
+    /// Whether an append that was asked for at `since_ns` has waited for room as long as it may.
+    pub(crate) fn is_late(&self, deadline: Option<Duration>, since_ns: u64) -> bool {
+        let age = Duration::from_nanos(rt::now_ns().saturating_sub(since_ns));
+        age >= deadline.unwrap_or(self.config.deadline)
+    }
+
     /// Puts records into the open batch, or says why not. `key` is the lane's own number for the
-    /// append. Returns the number of the first record.
+    /// append; `since_ns` is when it was asked for, if that is not now. Returns the number of the
+    /// first record.
     pub(crate) fn try_append(
         self: &Rc<Self>,
         (lane, key): (u32, u64),
         wish: Wish,
         payload: Payload<'_>,
+        since_ns: Option<u64>,
     ) -> Result<Seq, AppendError> {
         let inner = &mut *self.inner.borrow_mut();
         inner.check_open()?;
@@ -126,6 +159,7 @@ impl Shard {
                 runs: Vec::with_capacity(16),
                 first_seq: inner.next_seq,
                 opened_ns: rt::now_ns(),
+                ticks: 0,
             });
             self.work.notify();
         }
@@ -135,10 +169,18 @@ impl Shard {
             Payload::Encoded(bytes, count) => open.builder.push_encoded(bytes, count),
         }
         match open.runs.last_mut() {
-            Some(run) if run.lane == lane && run.first + u64::from(run.count) == key && run.wish == wish => {
+            Some(run)
+                if run.lane == lane
+                    && run.first + u64::from(run.count) == key
+                    && run.wish == wish
+                    && run.is_near(since_ns, open.ticks) =>
+            {
                 run.count += 1;
             }
-            _ => open.runs.push(Run { lane, first: key, count: 1, wish, since_ns: rt::now_ns() }),
+            _ => {
+                let since_ns = since_ns.unwrap_or_else(rt::now_ns);
+                open.runs.push(Run { lane, first: key, count: 1, wish, since_ns, tick: open.ticks });
+            }
         }
         let seq = inner.next_seq;
         inner.next_seq = Seq(seq.0 + u64::from(count));
@@ -196,14 +238,13 @@ impl Shard {
         primary.history.begin(primary.term, start);
         inner.chain = sealed.chain;
         for run in &open.runs {
-            let deadline_ns = now.saturating_add(u64::try_from(run.wish.deadline.as_nanos()).unwrap_or(u64::MAX));
             let waiter = Waiter {
                 end: batch.end,
                 lane: run.lane,
                 first: run.first,
                 count: run.count,
                 since_ns: run.since_ns,
-                deadline_ns,
+                deadline_ns: run.deadline_ns(),
             };
             primary.gate.wait(run.wish.need, waiter);
         }

@@ -100,17 +100,25 @@ impl Shard {
         }
     }
 
-    /// Gives up on commits whose deadline has passed.
+    /// Gives up on commits whose deadline has passed, those of the open batch too.
     pub(crate) fn expire(&self) {
+        if self.expire_all() {
+            // Who waits for room has a deadline too.
+            self.room.notify();
+        }
+    }
+
+    /// Says whether something keeps the open batch from being closed.
+    fn expire_all(&self) -> bool {
         let inner = &mut *self.inner.borrow_mut();
-        let Role::Primary(primary) = &mut inner.role else { return };
+        let Role::Primary(primary) = &mut inner.role else { return false };
         let (shard, term, lanes) = (self.id, primary.term, &inner.lanes);
         let mut telemetry = self.telemetry.borrow_mut();
         primary.gate.expire(rt::now_ns(), |waiter, verdict| {
             telemetry.counters.timed_out += u64::from(waiter.count);
             lanes.complete(waiter.lane, waiter.first, waiter.count, &outcome(shard, term, waiter, verdict));
         });
-        let Some(open) = &mut inner.open else { return };
+        let Some(open) = &mut inner.open else { return false };
         // Where it may end at most: what is committed up to there, these records are too.
         let lsn = Lsn(inner.pipeline.appended().0 + open.capacity() as u64);
         let bookmark = Bookmark { shard, term, lsn };
@@ -119,6 +127,7 @@ impl Shard {
             let wanted = wish.need.replicas;
             lanes.complete(lane, first, count, &Outcome::TimedOut { bookmark, durable_here: false, acks: 0, wanted });
         });
+        open.is_stuck()
     }
 
     /// A newer term was seen: this primary can finish no commit any more.

@@ -21,7 +21,7 @@ use crate::notify::Changed;
 use crate::outcome::{AppendError, Outcome};
 use crate::protocol::policy::CommitPolicy;
 use crate::rt;
-use crate::shard::append::{Payload, Wish};
+use crate::shard::append::Payload;
 use crate::shard::lanes::Lane;
 use crate::shard::wal::cursor::{Cursor, CursorError, chain_at};
 use crate::shard::{Role, Shard};
@@ -190,6 +190,7 @@ impl Session {
 
     /// Admits one request, or answers why not.
     async fn append(&self, lane: u32, key: u64, payload: &[u8]) -> Result<(), LinkError> {
+        let arrived = rt::now_ns();
         let (head, records) = AppendHead::check(payload)?;
         let body = &payload[message::APPEND_HEAD..];
         let refuse = |status, wanted| {
@@ -242,7 +243,8 @@ impl Session {
                 wanted: wish.need.replicas,
                 bytes: body.len(),
             };
-            match self.admit(lane, key, wish, Payload::Encoded(body, head.record_count)) {
+            let encoded = Payload::Encoded(body, head.record_count);
+            match self.shard.try_append((lane, key), wish, encoded, Some(arrived)) {
                 Ok(first_seq) => {
                     self.blocked_since.set(None);
                     self.window.set(self.window.get() + body.len());
@@ -251,12 +253,13 @@ impl Session {
                 }
                 Err(AppendError::WouldBlock | AppendError::DiskFull) => {
                     let now = rt::now_ns();
-                    let since = self.blocked_since.get().unwrap_or(now);
+                    // Requests behind this one wait unread: their time counts from here too, or
+                    // each would wait for those before it.
+                    let since = self.blocked_since.get().unwrap_or(arrived);
                     self.blocked_since.set(Some(since));
                     let left = wish.deadline.saturating_sub(Duration::from_nanos(now - since));
                     if left.is_zero() {
-                        // A full disk: nothing of it was written, but "timed out" promises less.
-                        refuse(CommitStatus::TimedOut, wish.need.replicas);
+                        refuse(CommitStatus::NoRoom, wish.need.replicas);
                         return Ok(());
                     }
                     let _ = rt::timeout(left, self.shard.room.since(room)).await;
@@ -276,10 +279,6 @@ impl Session {
                 Err(e) => return Err(LinkError::Rejected(e.to_string())),
             }
         }
-    }
-
-    fn admit(&self, lane: u32, key: u64, wish: Wish, payload: Payload<'_>) -> Result<Seq, AppendError> {
-        self.shard.try_append((lane, key), wish, payload)
     }
 
     async fn write_replies(self: Rc<Self>) {

@@ -188,29 +188,30 @@ fn take(shard: &Rc<Shard>, producer: &mut Taken) -> Result<usize, Blocked> {
     let mut took = 0;
     while took < limits::INBOX_REQUESTS {
         let Ok(request) = intake.requests.peek() else { break };
-        let len = request.len as usize;
+        let (len, since) = (request.len as usize, Some(request.at_ns));
         let result = match (producer.lane, shard.wish(request.policy, request.deadline)) {
             (_, Err(e)) => Err(e),
             (None, Ok(_)) => Err(AppendError::TooManyLanes),
             (Some(lane), Ok(wish)) => {
                 let key = (lane, u64::from(request.slot));
                 if let Some(large) = &request.large {
-                    shard.try_append(key, wish, Payload::One(large))
+                    shard.try_append(key, wish, Payload::One(large), since)
                 } else {
                     let chunk = intake.bytes.read_chunk(len).expect("the bytes are pushed before the request");
                     let (a, b) = chunk.as_slices();
                     if b.is_empty() {
-                        shard.try_append(key, wish, Payload::One(a))
+                        shard.try_append(key, wish, Payload::One(a), since)
                     } else {
                         producer.record.clear();
                         producer.record.extend_from_slice(a);
                         producer.record.extend_from_slice(b);
-                        shard.try_append(key, wish, Payload::One(&producer.record))
+                        shard.try_append(key, wish, Payload::One(&producer.record), since)
                     }
                 }
             }
         };
-        if let Err(AppendError::WouldBlock) = result {
+        // Nothing of it was written: past its deadline it is refused.
+        if result == Err(AppendError::WouldBlock) && !shard.is_late(request.deadline, request.at_ns) {
             return Err(Blocked);
         }
         let request = intake.requests.pop().expect("it was peeked at above");

@@ -141,22 +141,38 @@ impl LocalLane {
     /// Why not. Nothing was written then.
     #[inline]
     pub fn try_append(&self, record: &[u8], options: &AppendOptions) -> Result<Appended, AppendError> {
+        self.append_since(record, options, None)
+    }
+
+    #[inline]
+    fn append_since(
+        &self,
+        record: &[u8],
+        options: &AppendOptions,
+        since_ns: Option<u64>,
+    ) -> Result<Appended, AppendError> {
         let wish = self.shard.wish(options.policy, options.deadline)?;
         let index = self.next.get();
-        let seq = self.shard.try_append((self.number, index), wish, Payload::One(record))?;
+        let seq = self.shard.try_append((self.number, index), wish, Payload::One(record), since_ns)?;
         self.next.set(index + 1);
         Ok(Appended { index, seq })
     }
 
-    /// Appends a record, and waits for room.
+    /// Appends a record, and waits for room until the deadline.
     ///
     /// # Errors
-    /// As [`LocalLane::try_append`], except [`AppendError::WouldBlock`].
+    /// As [`LocalLane::try_append`]; [`AppendError::WouldBlock`] once the deadline has passed.
     pub async fn append(&self, record: &[u8], options: &AppendOptions) -> Result<Appended, AppendError> {
+        let mut since = None;
         loop {
             let room = self.shard.room.seen();
-            match self.try_append(record, options) {
-                Err(AppendError::WouldBlock) => self.shard.room.since(room).await,
+            match self.append_since(record, options, since) {
+                Err(AppendError::WouldBlock) => {
+                    if self.shard.is_late(options.deadline, *since.get_or_insert_with(rt::now_ns)) {
+                        return Err(AppendError::WouldBlock);
+                    }
+                    self.shard.room.since(room).await;
+                }
                 other => return other,
             }
         }

@@ -173,8 +173,7 @@ impl Ticket {
         Some(outcome)
     }
 
-    /// Waits on this thread for the outcome. A commit has a deadline, which counts from when its
-    /// batch is closed: while a full disk or a stuck device keeps that from happening, this waits.
+    /// Waits on this thread for the outcome. Ends: every append has a deadline.
     ///
     /// # Errors
     /// Why the append was not accepted. Nothing was written then.

@@ -69,6 +69,7 @@ const fn name(status: CommitStatus) -> &'static str {
         CommitStatus::TooFewReplicas => "too_few_replicas",
         CommitStatus::PolicyImpossible => "policy_impossible",
         CommitStatus::RecordTooLarge => "record_too_large",
+        CommitStatus::NoRoom => "no_room",
     }
 }
 
@@ -116,6 +117,10 @@ impl fmt::Display for Run {
             CommitStatus::RecordTooLarge => {
                 write!(f, "refused {records} records, nothing was written: one of them is larger than the node accepts")
             }
+            CommitStatus::NoRoom => write!(
+                f,
+                "refused {records} records, nothing was written: the node had no room for them until the deadline; its disk is full, or does not keep up"
+            ),
         }
     }
 }
