@@ -159,6 +159,31 @@ fn status_verify_and_dump_tell_of_the_same_log() {
     run(&["verify", "/nonexistent"], b"").expect(1, "/nonexistent");
 }
 
+/// Nothing that a writer does while its folder is read looks like damage: not its log's end, not
+/// segments that it lets go of and uses again.
+#[test]
+fn verify_finds_a_node_that_is_writing_whole() {
+    let dir = folder();
+    let data = dir.path().join("p");
+    let options = ["--segment-size", "64KiB", "--retain", "512KiB", "--batch-size", "16KiB", "--record-max", "16KiB"];
+    let primary = Node::primary(&data, "127.0.0.1:0", &options);
+    let args = ["append", "--to", &primary.addr(), "--shard", "0", "--chunk", "900"];
+    let mut child = towline().args(args).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let feeding = std::thread::spawn(move || while stdin.write_all(&[b'x'; 9000]).is_ok() {});
+    let (mut looks, mut recycled) = (0, false);
+    while looks < 60 || !recycled {
+        let said = run(&["verify", data.to_str().unwrap(), "--json"], b"");
+        assert_eq!(said.code, Some(0), "{said:?}");
+        recycled |= said.json()["shards"][0]["oldest_lsn"].as_u64().unwrap() > 0;
+        looks += 1;
+        assert!(looks < 5000);
+    }
+    signal(&child, libc::SIGKILL);
+    end_of(&mut child);
+    feeding.join().unwrap();
+}
+
 #[test]
 fn verify_and_dump_name_file_and_offset_of_a_flipped_bit() {
     let dir = folder();

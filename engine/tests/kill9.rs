@@ -45,15 +45,17 @@ fn fixed_address() -> String {
 struct Cluster {
     folders: [PathBuf; 3],
     options: Vec<&'static str>,
+    segment: &'static str,
     listen: String,
     nodes: [Option<Node>; 3],
 }
 
 impl Cluster {
-    fn start(dir: &Path, options: &[&'static str]) -> Self {
+    fn start(dir: &Path, segment: &'static str, options: &[&'static str]) -> Self {
         let mut cluster = Self {
             folders: ["p", "r1", "r2"].map(|name| dir.join(name)),
             options: options.into(),
+            segment,
             listen: fixed_address(),
             nodes: [None, None, None],
         };
@@ -63,7 +65,7 @@ impl Cluster {
 
     fn start_missing(&mut self) {
         if self.nodes[0].is_none() {
-            let mut args = vec!["--replicas", "r1,r2", "--commit", "ack_n=2", "--segment-size", "64KiB"];
+            let mut args = vec!["--replicas", "r1,r2", "--commit", "ack_n=2", "--segment-size", self.segment];
             args.extend(&self.options);
             self.nodes[0] = Some(Node::primary(&self.folders[0], &self.listen, &args));
         }
@@ -168,12 +170,14 @@ fn record(round: u64, n: u64, bytes: u64) -> String {
 
 /// One campaign: `rounds` times a load, a kill of some nodes, their restart and a look at every record
 /// that was ever acknowledged.
-fn campaign(rounds: u64, seed: u64, record_bytes: u64, options: &[&'static str]) {
+fn campaign(rounds: u64, seed: u64, segment: &'static str, more: &[&'static str]) {
+    let record_bytes = 700;
+    let options = [&["--batch-size", "16KiB", "--record-max", "64KiB"], more].concat();
     println!("seed {seed:#x}");
     let began = Instant::now();
     let dir = folder();
     let mut random = Random(seed);
-    let mut cluster = Cluster::start(dir.path(), options);
+    let mut cluster = Cluster::start(dir.path(), segment, &options);
     // Each acknowledged run: round, its log's length when the round began, first number, count.
     let mut acknowledged: Vec<(u64, u64, u64, u64)> = Vec::new();
     let mut total = 0;
@@ -265,10 +269,10 @@ fn seed() -> u64 {
 
 #[test]
 fn no_acknowledged_record_is_lost_by_kill_9() {
-    campaign(50, seed(), 700, &["--batch-size", "16KiB", "--record-max", "64KiB"]);
+    campaign(50, seed(), "256KiB", &[]);
 }
 
 #[test]
 fn segments_that_are_used_again_are_as_safe() {
-    campaign(12, seed() ^ 1, 700, &["--batch-size", "16KiB", "--record-max", "64KiB", "--retain", "192KiB"]);
+    campaign(12, seed() ^ 1, "64KiB", &["--retain", "192KiB"]);
 }

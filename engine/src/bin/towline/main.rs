@@ -32,7 +32,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::Args),
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     Append(append::Args),
     Tail(tail::Args),
     Status(status::Args),
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     match command {
         None => ExitCode::from(exit::FAILED),
         Some(Command::Demo(args)) => told(demo::run(args)),
-        Some(Command::Serve(args)) => told(serve::run(args)),
+        Some(Command::Serve(args)) => told(serve::run(*args)),
         Some(Command::Append(args)) => told(append::run(args)),
         Some(Command::Tail(args)) => told(tail::run(args)),
         Some(Command::Status(args)) => told(status::run(args)),

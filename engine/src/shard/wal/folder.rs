@@ -30,7 +30,9 @@ pub(crate) fn lock(data: &Path) -> Result<FolderLock, OpenError> {
     for attempt in 0.. {
         match file.try_lock() {
             Ok(()) => break,
-            Err(TryLockError::WouldBlock) if attempt < limits::RELEASE_ATTEMPTS => std::thread::sleep(limits::RELEASE_PAUSE),
+            Err(TryLockError::WouldBlock) if attempt < limits::RELEASE_ATTEMPTS => {
+                std::thread::sleep(limits::RELEASE_PAUSE)
+            }
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
                 let _ = file.read_to_string(&mut pid);
