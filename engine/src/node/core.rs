@@ -193,7 +193,7 @@ async fn stop(local: &BTreeMap<ShardId, Local>) {
         let failed = l.shard.is_stopped();
         let (floor, commit, history) = l.shard.floor();
         l.shard.stop("the node was stopped");
-        if failed {
+        if failed || l.shard.cutting.get() {
             continue;
         }
         let persisted = l.superblock.persist(|s| {

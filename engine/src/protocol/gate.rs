@@ -87,6 +87,8 @@ pub struct CommitGate {
     queues: Vec<Queue>,
     /// No waiter's deadline is earlier than this.
     earliest_ns: u64,
+    /// A newer primary reigns: nothing becomes committed here any more.
+    frozen: bool,
 }
 
 impl CommitGate {
@@ -104,6 +106,7 @@ impl CommitGate {
             slots: vec![SlotPositions::default(); slots],
             queues: Vec::new(),
             earliest_ns: u64::MAX,
+            frozen: false,
         };
         gate.move_commit();
         gate
@@ -195,7 +198,15 @@ impl CommitGate {
         (*nth).min(self.durable)
     }
 
+    /// A newer primary reigns: the commit LSN stays where it is, and no waiter is completed.
+    pub fn freeze(&mut self) {
+        self.frozen = true;
+    }
+
     fn move_commit(&mut self) {
+        if self.frozen {
+            return;
+        }
         let need = Requirement { level: self.default.level.min(AckLevel::Flushed), ..self.default };
         self.commit = self.commit.max(self.holds_to(need));
         assert!(self.commit <= self.durable, "commit is above durable");
@@ -203,6 +214,9 @@ impl CommitGate {
 
     /// Completes every waiter whose requirement holds, in LSN order within each requirement.
     pub fn complete(&mut self, mut done: impl FnMut(&Waiter, Verdict)) {
+        if self.frozen {
+            return;
+        }
         for q in 0..self.queues.len() {
             let need = self.queues[q].need;
             if self.queues[q].waiters.is_empty() {

@@ -148,6 +148,7 @@ impl Primary {
         }
         if hello.term > self.term {
             self.deposed = true;
+            self.gate.freeze();
             return HelloAnswer::Deposed;
         }
         if self.deposed {
@@ -314,6 +315,12 @@ mod tests {
         let newer = Hello { term: Term(5), ..hello(4, 40960, 77) };
         assert_eq!(p.answer(&newer, log()), HelloAnswer::Deposed);
         assert!(p.is_deposed());
+        // Acks of links that are still open move nothing any more.
+        let committed = p.gate.commit();
+        p.attach(1, 1, Lsn(40960));
+        p.gate.on_durable(Lsn(45056));
+        p.gate.complete(|_, _| panic!("a deposed primary finishes no commit"));
+        assert_eq!(p.gate.commit(), committed);
         assert_eq!(p.answer(&hello(4, 40960, 77), log()), refused(Refusal::StalePrimary));
     }
 

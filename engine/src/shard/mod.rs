@@ -108,6 +108,11 @@ pub(crate) struct Shard {
     pub(crate) failed: Cell<bool>,
     /// There was no space for the next segment.
     pub(crate) disk_full: Cell<bool>,
+    /// The log is being cut: the superblock says already that it may end early, and must not say
+    /// otherwise before it is done.
+    pub(crate) cutting: Cell<bool>,
+    /// How often the log was cut: what was read before may be gone.
+    pub(crate) cuts: Cell<u64>,
     /// Bytes of a batch that comes in and waits for segments.
     pub(crate) arriving: Cell<u64>,
     /// The commit LSN where other cores read it.
@@ -183,6 +188,8 @@ impl Shard {
             soon: Cell::new(false),
             failed: Cell::new(false),
             disk_full: Cell::new(false),
+            cutting: Cell::new(false),
+            cuts: Cell::new(0),
             arriving: Cell::new(0),
             watermark,
             next_link: Cell::new(1),

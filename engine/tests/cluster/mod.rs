@@ -152,9 +152,27 @@ pub fn copy(from: &Path, to: &Path) {
         if path.is_dir() {
             copy(&path, &target);
         } else {
-            fs::copy(&path, &target).unwrap();
+            match fs::copy(&path, &target) {
+                // It was given its final name meanwhile, or taken for another segment.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                copied => drop(copied.unwrap()),
+            }
         }
     }
+}
+
+/// Copies a running node's folder as a crash at one instant would leave its first shard. `false`, and
+/// nothing is left, if the superblock changed meanwhile: then the files are of different instants.
+pub fn crash(from: &Path, to: &Path) -> bool {
+    let superblock = from.join("shard-0000/superblock");
+    let before = fs::read(&superblock).unwrap();
+    copy(from, to);
+    fs::write(to.join("shard-0000/superblock"), &before).unwrap();
+    let same = fs::read(&superblock).unwrap() == before;
+    if !same {
+        fs::remove_dir_all(to).unwrap();
+    }
+    same
 }
 
 /// The file that holds an LSN of the first shard, and the offset in it.

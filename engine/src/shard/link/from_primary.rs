@@ -140,6 +140,7 @@ impl Follower {
         }
         let end = self.shard.durable();
         // The floor goes down first: a crash in between must find a log that may end early.
+        self.shard.cutting.set(true);
         let lowered = self.superblock.persist(|s| s.floor_lsn = s.oldest_lsn).await;
         self.must(lowered)?;
         let superblock = self.superblock.current();
@@ -153,6 +154,9 @@ impl Follower {
             inner.ring.clear();
             (inner.chain, inner.next_seq) = (new_end.chain, new_end.next_seq);
         }
+        self.shard.cutting.set(false);
+        self.shard.cuts.set(self.shard.cuts.get() + 1);
+        self.shard.keep.notify();
         tracing::warn!(
             shard = self.shard.id.0,
             from = new_end.lsn.0,

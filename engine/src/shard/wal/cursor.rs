@@ -31,6 +31,8 @@ pub(crate) struct Cursor {
     reader: usize,
     next: Lsn,
     chunk: Option<(Lsn, ReadBuf)>,
+    /// Cuts of the log before the chunk was read.
+    cuts: u64,
     on_disk: bool,
 }
 
@@ -46,7 +48,7 @@ impl Cursor {
             readers[free] = Some(next);
             free
         };
-        Self { shard: shard.clone(), reader, next, chunk: None, on_disk: false }
+        Self { shard: shard.clone(), reader, next, chunk: None, cuts: 0, on_disk: false }
     }
 
     /// Where the next batch starts.
@@ -111,6 +113,10 @@ impl Cursor {
     }
 
     async fn read(&mut self, at: Lsn, durable: Lsn) -> Result<Batch, CursorError> {
+        if self.cuts != self.shard.cuts.get() {
+            // What was cut may be in it, whole and of the same LSN.
+            self.chunk = None;
+        }
         if self.in_chunk(at).len() < BLOCK {
             self.fetch(at, limits::READ_CHUNK_BYTES.min(durable.since(at) as usize)).await?;
         }
@@ -133,7 +139,7 @@ impl Cursor {
     }
 
     async fn fetch(&mut self, at: Lsn, len: usize) -> Result<(), CursorError> {
-        self.chunk = None;
+        (self.chunk, self.cuts) = (None, self.shard.cuts.get());
         let read = self.shard.segments.read(at, len).await.map_err(|source| CursorError::Io { at, source })?;
         self.shard.count(|c| c.device_reads += 1);
         self.chunk = Some((at, read));

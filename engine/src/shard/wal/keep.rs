@@ -99,6 +99,9 @@ impl Keeper {
 
     /// Moves the floor up to what is durable.
     async fn persist_floor(&self) -> Result<(), OpenError> {
+        if self.shard.cutting.get() {
+            return Ok(());
+        }
         let (floor, commit, history) = self.shard.floor();
         let now = self.superblock.current();
         if now.floor_lsn == floor && now.commit_lsn == commit {
@@ -157,6 +160,9 @@ impl Keeper {
     /// Lets go of segments that nobody needs: durable first in the superblock, then as spare files.
     async fn trim(&mut self) -> Result<(), OpenError> {
         let segment_bytes = self.shard.config.segment_bytes;
+        if self.shard.cutting.get() {
+            return Ok(());
+        }
         let target = self.trim_target();
         let keep_from = Lsn(target.0 - target.0 % segment_bytes);
         if keep_from <= self.shard.segments.first() {
@@ -171,9 +177,11 @@ impl Keeper {
                 Role::Replica(r) => r.history.trim(boundary),
             }
         }
+        let commit = self.shard.committed();
         self.superblock
             .persist(|s| {
                 s.oldest_lsn = boundary;
+                s.commit_lsn = commit;
                 s.floor_lsn = s.floor_lsn.max(boundary);
             })
             .await?;
@@ -201,7 +209,9 @@ impl Keeper {
                 }
                 target = target.min(p.gate.commit());
             }
-            Role::Replica(r) => target = target.min(r.applied()),
+            // Down to what is committed it may still be cut, and one batch before that must be left
+            // to go on from.
+            Role::Replica(r) => target = target.min(r.applied()).min(Lsn(r.committed().0.saturating_sub(1))),
         }
         target.min(inner.pipeline.last_durable())
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use towline_wire::handshake::NodeName;
-use towline_wire::{Lsn, ShardId, SystemId, Term};
+use towline_wire::{BLOCK, Lsn, ShardId, SystemId, Term};
 
 use super::direct;
 use super::error::OpenError;
@@ -104,10 +104,10 @@ pub(crate) fn open(data: &std::path::Path, new: &NewSlice, in_flight_bytes_max: 
     };
     let recovered = read_all(&mut source, &facts)?;
     let mut history = History::from_entries(superblock.history.clone());
+    // What was read counts: after a cut the superblock may still name terms whose batches are gone.
+    history.cut(floor.max(oldest));
     for (term, first) in &recovered.terms {
-        if history.entries().last().is_none_or(|last| last.0 < *term) {
-            history.begin(*term, *first);
-        }
+        history.begin(*term, *first);
     }
     // A term that was begun and lost its tail is not part of this history.
     history.cut(recovered.end.lsn);
@@ -195,12 +195,16 @@ pub(crate) fn cut(
     };
     let mut source = SegmentSource::open(segments_folder, superblock.segment_bytes, facts.oldest, end, false)?;
     let (mut new_end, mut last_batch) = (LogEnd::default(), facts.oldest);
-    if facts.oldest > Lsn::ZERO {
-        new_end.lsn = facts.oldest;
-    }
+    let mut gone = Vec::new();
     let kept = recover(&mut source, &facts, |view| {
         let h = view.header();
-        if h.end_lsn() <= to {
+        if h.lsn() == facts.oldest {
+            let (chain, next_seq) = (h.prev_chain(), h.first_seq());
+            new_end = LogEnd { lsn: facts.oldest, chain, next_seq, last_term: Term::ZERO };
+        }
+        if h.end_lsn() > to {
+            gone.push(h.lsn());
+        } else {
             last_batch = h.lsn();
             new_end = LogEnd { lsn: h.end_lsn(), chain: h.chain(), next_seq: h.end_seq(), last_term: h.term() };
         }
@@ -222,6 +226,11 @@ pub(crate) fn cut(
         direct::sync_folder(side.parent().expect("it has one"))
     };
     save().map_err(OpenError::io("saving the cut tail to", &side))?;
+    // From the back, header by header: whenever a crash comes, what is left is a whole log that ends
+    // earlier, and no batch lies behind a hole.
+    for start in gone.into_iter().rev() {
+        zero(&source, start, Lsn(start.0 + BLOCK as u64))?;
+    }
     zero(&source, new_end.lsn, end)?;
     Ok((new_end, last_batch, side))
 }
