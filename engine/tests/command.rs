@@ -370,3 +370,18 @@ fn logs_go_where_they_are_told_to() {
     run_with(command.args(["--data", "unused"]), b"").expect(1, "TOWLINE_LOG=loud=very=much: ");
     assert!(!Path::new("unused").exists());
 }
+
+#[test]
+fn a_node_whose_shard_has_stopped_ends_and_says_why() {
+    let dir = folder();
+    let data = dir.path().join("p");
+    let mut primary = Node::primary(&data, "127.0.0.1:0", &["--segment-size", "64KiB"]);
+    append(&primary, &["--shard", "0"], b"before\n").expect(0, "");
+    // The next segment cannot be made: an error that no retry heals.
+    fs::remove_dir_all(data.join("shard-0000/wal")).unwrap();
+    let code = append(&primary, &["--shard", "0", "--chunk", "8KiB"], &[b'x'; 1 << 20]).code;
+    assert!(matches!(code, Some(3..=5)), "{code:?}");
+    assert_eq!(end_of(&mut primary.child).code(), Some(7));
+    let logged = primary.logged();
+    assert!(logged.contains("towline: shard 0 has stopped: making segment "), "{logged}");
+}
