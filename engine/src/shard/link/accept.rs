@@ -70,7 +70,7 @@ async fn handshake(fd: OwnedFd, node: &Arc<NodeShared>) -> Result<(), LinkError>
     let hello = match rt::timeout(limits::HANDSHAKE_TIMEOUT, read_hello(&conn)).await.unwrap_or(Err(LinkError::Idle)) {
         Ok(hello) => hello,
         Err(e) => {
-            e.tell(&conn).await;
+            e.end(&conn).await;
             return Err(e);
         }
     };
@@ -88,7 +88,11 @@ async fn handshake(fd: OwnedFd, node: &Arc<NodeShared>) -> Result<(), LinkError>
         None
     };
     if let Some(cause) = refusal {
-        return refuse(&conn, node, cause).await;
+        let refused = refuse(&conn, node, cause).await;
+        if let Err(e) = &refused {
+            e.end(&conn).await;
+        }
+        return refused;
     }
     node.connections.fetch_add(1, Ordering::Relaxed);
     let core = node.core_of(hello.shard);

@@ -38,13 +38,14 @@ pub(crate) async fn serve(shard: Rc<Shard>, conn: Rc<Conn>, node: Arc<NodeShared
         window: Cell::new(0),
         blocked_since: Cell::new(None),
         changed: Changed::default(),
+        replied: Cell::new(false),
+        written: Cell::new(false),
         over: Cell::new(false),
     });
     if let Err(e) = session.clone().run(node).await {
         tracing::debug!(shard = shard.id.0, "client's connection ended: {e}");
-        e.tell(&conn).await;
-        // What the client has sent meanwhile must not make the kernel reset the connection, which
-        // would take the error frame with it.
+        e.end(&conn).await;
+    } else {
         conn.drain().await;
     }
     session.over.set(true);
@@ -65,6 +66,10 @@ struct Session {
     /// Since when nothing could be admitted.
     blocked_since: Cell<Option<u64>>,
     changed: Changed,
+    /// No reply is to come any more.
+    replied: Cell<bool>,
+    /// Every reply was sent, or none can be.
+    written: Cell<bool>,
     over: Cell<bool>,
 }
 
@@ -147,6 +152,13 @@ impl Session {
             self.changed.since(seen).await;
         }
         self.shard.inner.borrow_mut().lanes.remove(lane);
+        // The last replies are sent before the connection ends.
+        self.replied.set(true);
+        self.changed.notify();
+        while !self.written.get() {
+            let seen = self.changed.seen();
+            self.changed.since(seen).await;
+        }
         drop(writer);
         read
     }
@@ -283,27 +295,31 @@ impl Session {
 
     async fn write_replies(self: Rc<Self>) {
         let mut sending = Vec::new();
-        while !self.over.get() {
+        loop {
             let seen = self.changed.seen();
             std::mem::swap(&mut sending, &mut *self.replies.borrow_mut());
             if sending.is_empty() {
+                if self.replied.get() {
+                    break;
+                }
                 self.changed.since(seen).await;
                 continue;
             }
             if self.conn.send(&[&sending]).await.is_err() {
                 self.conn.close();
-                return;
+                break;
             }
             sending.clear();
         }
+        self.written.set(true);
+        self.changed.notify();
     }
 
     /// Streams the log to the client.
     async fn tail(self: Rc<Self>, request: TailRequest) {
         let result = self.stream_tail(&request).await;
         if let Err(e) = result {
-            e.tell(&self.conn).await;
-            self.conn.close();
+            e.end(&self.conn).await;
         }
     }
 

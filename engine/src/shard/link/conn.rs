@@ -1,13 +1,15 @@
 //! A socket on the core that owns it: sends pieces, receives into slices, both without blocking the
 //! core, with a limit on how long the peer may make no progress.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use crate::limits;
+use crate::notify::Changed;
 use crate::rt::{self, Pollable};
 use crate::sys;
 
@@ -15,7 +17,12 @@ use crate::sys;
 #[derive(Debug)]
 pub(crate) struct Conn {
     socket: Pollable,
+    turns: Turns,
+    /// A send was given up half way: what follows would be taken for the rest of its frame.
+    torn: Cell<bool>,
     heard_ns: Cell<u64>,
+    /// Since when somebody waits to read, or 0 while nobody does.
+    waiting_ns: Cell<u64>,
     said_ns: Cell<u64>,
     /// The last receive got less than it had room for: there is nothing more for now.
     drained: Cell<bool>,
@@ -33,7 +40,10 @@ impl Conn {
         let now = rt::now_ns();
         Ok(Self {
             socket: Pollable::new(fd)?,
+            turns: Turns::default(),
+            torn: Cell::new(false),
             heard_ns: Cell::new(now),
+            waiting_ns: Cell::new(0),
             said_ns: Cell::new(now),
             drained: Cell::new(false),
             low_water: Cell::new(1),
@@ -72,9 +82,13 @@ impl Conn {
         let _ = rt::timeout(limits::DRAIN_TIMEOUT, all).await;
     }
 
-    /// How long ago the peer was heard last.
+    /// For how long this end has waited to hear from the peer. What it does not read, because its
+    /// own device is behind, is not the peer's silence.
     pub(crate) fn silent_for(&self) -> Duration {
-        Duration::from_nanos(rt::now_ns() - self.heard_ns.get())
+        match self.waiting_ns.get() {
+            0 => Duration::ZERO,
+            since => Duration::from_nanos(rt::now_ns().saturating_sub(since.max(self.heard_ns.get()))),
+        }
     }
 
     /// How long ago something was sent last.
@@ -82,9 +96,20 @@ impl Conn {
         Duration::from_nanos(rt::now_ns() - self.said_ns.get())
     }
 
-    /// Sends all pieces in order. The bytes behind them must stay where they are until this
+    /// Sends all pieces in order, whole: tasks that send on the same connection take turns, in the
+    /// order in which they came. The bytes behind the pieces must stay where they are until this
     /// returns: the caller holds them.
     pub(crate) async fn send(&self, pieces: &[&[u8]]) -> io::Result<()> {
+        let _turn = self.turns.take().await;
+        if self.torn.replace(true) {
+            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "a send before was not finished"));
+        }
+        self.send_now(pieces).await?;
+        self.torn.set(false);
+        Ok(())
+    }
+
+    async fn send_now(&self, pieces: &[&[u8]]) -> io::Result<()> {
         let mut vectors: [libc::iovec; PIECES_MAX] = [sys::piece(&[]); PIECES_MAX];
         assert!(pieces.len() <= PIECES_MAX);
         let mut total = 0;
@@ -176,7 +201,10 @@ impl Conn {
             sys::set_receive_low_water(self.socket.as_raw_fd(), low_water)?;
             self.low_water.set(low_water);
         }
-        self.socket.readable().await
+        self.waiting_ns.set(rt::now_ns());
+        let readable = self.socket.readable().await;
+        self.waiting_ns.set(0);
+        readable
     }
 
     /// Receives until both slices are full. `UnexpectedEof` if the peer closes before.
@@ -199,5 +227,74 @@ impl Conn {
     }
 }
 
+/// Turns, in the order in which they were asked for.
+#[derive(Debug, Default)]
+struct Turns {
+    /// Who has the turn, then who waits for it.
+    queue: RefCell<VecDeque<u64>>,
+    next: Cell<u64>,
+    over: Changed,
+}
+
+/// A turn, or a wait for one: dropping it is the end of it.
+struct Turn<'a> {
+    turns: &'a Turns,
+    number: u64,
+}
+
+impl Turns {
+    async fn take(&self) -> Turn<'_> {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        self.queue.borrow_mut().push_back(number);
+        let turn = Turn { turns: self, number };
+        loop {
+            let seen = self.over.seen();
+            if self.queue.borrow().front() == Some(&number) {
+                return turn;
+            }
+            self.over.since(seen).await;
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.turns.queue.borrow_mut();
+        queue.retain(|n| *n != self.number);
+        let others = !queue.is_empty();
+        drop(queue);
+        if others {
+            self.turns.over.notify();
+        }
+    }
+}
+
 /// Most pieces of one send: a header and a batch each, and one frame more.
 pub(crate) const PIECES_MAX: usize = 2 * limits::SEND_BATCHES_MAX + 2;
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    #[test]
+    fn turns_are_taken_in_order_and_one_that_is_given_up_holds_nobody_up() {
+        let turns = Turns::default();
+        let cx = &mut Context::from_waker(Waker::noop());
+        let (mut first, mut second) = (pin!(turns.take()), Box::pin(turns.take()));
+        let (mut third, mut fourth) = (pin!(turns.take()), pin!(turns.take()));
+        let Poll::Ready(turn) = first.as_mut().poll(cx) else { panic!("nobody else has it") };
+        assert!(second.as_mut().poll(cx).is_pending());
+        assert!(third.as_mut().poll(cx).is_pending());
+        assert!(fourth.as_mut().poll(cx).is_pending());
+        drop(second);
+        assert!(third.as_mut().poll(cx).is_pending());
+        drop(turn);
+        assert!(fourth.as_mut().poll(cx).is_pending());
+        assert!(third.as_mut().poll(cx).is_ready());
+    }
+}

@@ -117,7 +117,7 @@ pub(crate) async fn send_error(conn: &Conn, code: ErrorCode, arg: u64, text: &st
 
 impl LinkError {
     /// What the peer is told, if it should be told anything.
-    pub(crate) async fn tell(&self, conn: &Conn) {
+    async fn tell(&self, conn: &Conn) {
         let code = match self {
             Self::Closed | Self::Io(_) | Self::Refused(_) => return,
             Self::Idle => ErrorCode::Idle,
@@ -127,5 +127,17 @@ impl LinkError {
             Self::Rejected(_) => ErrorCode::Refused,
         };
         send_error(conn, code, 0, &self.to_string()).await;
+    }
+
+    /// Ends the connection: tells the peer why, where it should be told, and gives it a moment to
+    /// read that.
+    pub(crate) async fn end(&self, conn: &Conn) {
+        if !matches!(self, Self::Closed | Self::Io(_)) {
+            self.tell(conn).await;
+            // What the peer has sent meanwhile must not make the kernel reset the connection, which
+            // would take the last frames with it.
+            conn.drain().await;
+        }
+        conn.close();
     }
 }

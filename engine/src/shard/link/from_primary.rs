@@ -181,7 +181,9 @@ impl Follower {
             async move {
                 let e = acker.run().await;
                 tracing::debug!(shard = acker.shard.id.0, "acks ended: {e}");
-                acker.conn.close();
+                if !acker.over.get() {
+                    acker.conn.close();
+                }
             }
         });
         let watching = rt::spawn_scoped(watch_idle(conn.clone()));
@@ -190,9 +192,10 @@ impl Follower {
             Err(e) => e,
         };
         acker.over.set(true);
-        drop((sending, watching));
-        e.tell(&conn).await;
-        conn.close();
+        drop(watching);
+        // An ack that is being sent is finished first.
+        e.end(&conn).await;
+        drop(sending);
         self.shard.inner.borrow_mut().replica().on_link_lost();
         self.settle().await;
         e
@@ -400,6 +403,9 @@ impl Acker {
             let now = self.now.take();
             let ack = self.shard.inner.borrow_mut().replica().ack(now.unwrap_or(0));
             let late = self.conn.mute_for() >= limits::PIGGYBACK;
+            // So that the primary hears of this node although, while its device is behind, it does
+            // not read what would ask it to answer.
+            let now = now.or_else(|| (self.conn.mute_for() >= limits::HEARTBEAT).then_some(0));
             let due = now.is_some() || ack.flushed != said.0 || (ack.applied != said.1 && (self.prompt.get() || late));
             if !due {
                 if ack.applied != said.1 {

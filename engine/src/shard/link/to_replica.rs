@@ -95,8 +95,7 @@ pub(crate) const fn refusal_text(cause: Refusal) -> &'static str {
 pub(crate) async fn serve(shard: Rc<Shard>, conn: Rc<Conn>, hello: Hello) {
     let Err(e) = run(&shard, &conn, &hello).await else { return };
     tracing::info!(shard = shard.id.0, replica = %hello.name, "link ended: {e}");
-    e.tell(&conn).await;
-    conn.close();
+    e.end(&conn).await;
 }
 
 async fn run(shard: &Rc<Shard>, conn: &Rc<Conn>, hello: &Hello) -> Result<(), LinkError> {
@@ -132,13 +131,14 @@ async fn run(shard: &Rc<Shard>, conn: &Rc<Conn>, hello: &Hello) -> Result<(), Li
     rt::spawn(async move {
         if let Err(e) = sender.send_all(cursor).await {
             tracing::info!(shard = sender.shard.id.0, slot = sender.slot, "sending ended: {e}");
-            e.tell(&sender.conn).await;
+            if sender.detach() {
+                e.end(&sender.conn).await;
+            }
         }
-        sender.end();
     });
     let read = link.read_acks().await;
-    link.end();
-    read
+    // If the other task was first, it ends the connection.
+    if link.detach() { read } else { Ok(()) }
 }
 
 /// Decides about a hello; reads the chain inside the log if the decision needs it.
@@ -166,18 +166,21 @@ async fn decide(shard: &Rc<Shard>, hello: &Hello) -> Result<Verdict, LinkError> 
 }
 
 impl Link {
-    fn end(&self) {
-        if !self.closed.replace(true) {
-            self.conn.close();
-            self.shard.inner.borrow_mut().primary().detach(self.slot, self.number);
-        }
+    /// The link serves its slot no more. Says whether it did until now: then the connection is the
+    /// caller's to end.
+    fn detach(&self) -> bool {
         self.add_counts();
+        if self.closed.replace(true) {
+            return false;
+        }
+        self.shard.inner.borrow_mut().primary().detach(self.slot, self.number);
         // The other task of this link, and who watches for lost replicas.
         self.shard.moved.notify();
+        true
     }
 
     fn is_current(&self) -> bool {
-        !self.closed.get() && self.shard.inner.borrow_mut().primary().slots()[self.slot].link == Some(self.number)
+        self.shard.inner.borrow_mut().primary().slots()[self.slot].link == Some(self.number)
     }
 
     fn add_counts(&self) {
@@ -199,9 +202,12 @@ impl Link {
                 let _ = frames::send(&self.conn, FrameKind::Goodbye, 0, Goodbye::Stopping as u64, &[]).await;
                 return Err(LinkError::Stopped(why));
             }
+            if self.closed.get() {
+                return Err(LinkError::Closed);
+            }
             if !self.is_current() {
                 let _ = frames::send(&self.conn, FrameKind::Goodbye, 0, Goodbye::Replaced as u64, &[]).await;
-                return Err(LinkError::Closed);
+                return Err(LinkError::Refused("a newer link serves the replica".into()));
             }
             if self.conn.silent_for() > 3 * limits::HEARTBEAT {
                 return Err(LinkError::Idle);
@@ -316,8 +322,9 @@ impl Link {
                     other => return Err(LinkError::OutOfPlace(other)),
                 }
             };
-            // Only the newest of the acks that came together matters.
-            if reader.has_next() {
+            // Only the newest of the acks that came together matters, and none once the other task
+            // ends the connection.
+            if reader.has_next() || self.closed.get() {
                 continue;
             }
             self.time_ack(&ack);
