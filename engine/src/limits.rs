@@ -33,6 +33,8 @@ pub const INBOX_REQUESTS: usize = 16 << 10;
 pub const INBOX_INLINE_MAX: usize = 64 << 10;
 /// Tickets of one handle and shard that may be open at once.
 pub const TICKETS_MAX: usize = 32 << 10;
+/// How long an append waits for a ticket that nobody takes the outcome of.
+pub const TICKETS_PATIENCE: Duration = Duration::from_millis(100);
 /// Bytes of appends of one remote client that may be in memory at once, beside one largest record.
 pub const CLIENT_WINDOW_BYTES: usize = 16 << 20;
 /// How long a new connection may take for its handshake.

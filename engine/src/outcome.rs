@@ -3,7 +3,7 @@
 use thiserror::Error;
 use towline_wire::{Lsn, Seq, ShardId, Term};
 
-use crate::limits::LANES_MAX;
+use crate::limits::{LANES_MAX, TICKETS_MAX};
 use crate::protocol::policy::PolicyError;
 
 /// A position to come back to: read-your-writes waits until a node has it.
@@ -93,6 +93,11 @@ pub enum AppendError {
     /// As many handles, lanes and connections append to the shard as may at one time.
     #[error("the shard has {LANES_MAX} handles, lanes and connections, there cannot be more: share them, or drop some")]
     TooManyLanes,
+    /// As many tickets of the handle and shard are open as may be at one time.
+    #[error(
+        "{TICKETS_MAX} tickets of this handle and shard are open, there cannot be more: take their outcomes, drop them, or clone the handle"
+    )]
+    TooManyTickets,
     /// There is no such shard.
     #[error("there is no shard {0}")]
     NoSuchShard(ShardId),

@@ -40,8 +40,6 @@ stages! {
     AckFlushed = "ack_flushed";
     /// From the news that lets a commit through until its waiters are completed.
     Gate = "gate";
-    /// From completion until another thread's ticket was woken. Not recorded yet.
-    Wake = "wake";
     /// From the first append of a run until the run is committed.
     Commit = "commit";
     /// On a replica: the time that the handler took for a batch.

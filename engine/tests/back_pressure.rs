@@ -73,14 +73,15 @@ fn a_policy_that_no_replica_fulfils_bounds_what_waits() {
     let refused = loop {
         match handle.try_append(ONE, b"x", AppendOptions::default()) {
             Ok(ticket) => open.push(ticket),
-            Err(AppendError::WouldBlock) if open.len() >= towline::limits::TICKETS_MAX => break true,
+            Err(AppendError::TooManyTickets) => break open.len() == towline::limits::TICKETS_MAX,
             Err(AppendError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
             Err(e) => panic!("{e}"),
         }
         assert!(began.elapsed() < cluster::LIMIT && open.len() <= towline::limits::TICKETS_MAX);
     };
     assert!(refused);
-    let timed_out = |o| matches!(o, Ok(Outcome::TimedOut { acks: 0, wanted: 1, .. }));
+    // Those that found no room in time, on a slow machine, are refused.
+    let timed_out = |o| matches!(o, Ok(Outcome::TimedOut { acks: 0, wanted: 1, .. }) | Err(AppendError::WouldBlock));
     assert!(open.into_iter().all(|t| timed_out(t.wait())));
     assert!(timed_out(handle.append(ONE, b"y").unwrap().wait()));
 }

@@ -50,3 +50,16 @@ fn the_deadline_counts_from_the_append_and_not_from_the_close_of_its_batch() {
     primary.stop();
     assert_eq!(cluster::on_disk(&place.path("p"))[0], b"x");
 }
+
+#[test]
+fn a_thread_that_keeps_every_ticket_is_told_and_does_not_wait_for_itself() {
+    let place = Place::new();
+    let primary = Primary::open(place.primary("p", &[])).unwrap();
+    let handle = primary.handle();
+    let mut kept: Vec<_> =
+        (0..towline::limits::TICKETS_MAX).map(|n| handle.append(ONE, &n.to_le_bytes()).unwrap()).collect();
+    let told = handle.append(ONE, b"one too many").map(drop);
+    assert_eq!(told, Err(AppendError::TooManyTickets));
+    assert!(matches!(kept.pop().unwrap().wait(), Ok(Outcome::Committed { .. })));
+    commit(&handle, b"there is a ticket again");
+}

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use towline_wire::ShardId;
 
@@ -72,33 +72,49 @@ impl Handle {
         self.append_with(shard, record, AppendOptions::default())
     }
 
-    /// Appends a record, and waits on this thread for room if the shard's buffers are full, or as
-    /// long as [`limits::TICKETS_MAX`] tickets of this handle and shard are open. A ticket is open
-    /// until its outcome was taken or it was dropped, so a thread that keeps all of them waits for
-    /// itself.
+    /// Appends a record, and waits on this thread for room if the shard's buffers are full, or if
+    /// [`limits::TICKETS_MAX`] tickets of this handle and shard are open. A ticket is open until its
+    /// outcome was taken or it was dropped.
     ///
     /// # Errors
-    /// As [`Handle::try_append`], except [`AppendError::WouldBlock`].
+    /// As [`Handle::try_append`], except [`AppendError::WouldBlock`]; and
+    /// [`AppendError::TooManyTickets`] only once every open ticket has its outcome and, for
+    /// [`limits::TICKETS_PATIENCE`], nobody has taken one: a thread that keeps all of them would wait
+    /// for itself.
     pub fn append_with(&self, shard: ShardId, record: &[u8], options: AppendOptions) -> Result<Ticket, AppendError> {
         let mut pause = Duration::from_micros(20);
+        let mut kept_since = None;
         loop {
-            match self.try_append(shard, record, options) {
-                Err(AppendError::WouldBlock) => {
-                    // The ring empties at the speed of the disk: some hundred microseconds.
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(1));
+            let result = self.try_append(shard, record, options);
+            match &result {
+                Err(AppendError::WouldBlock) => kept_since = None,
+                Err(AppendError::TooManyTickets) if self.may_free(shard) => kept_since = None,
+                Err(AppendError::TooManyTickets) => {
+                    if kept_since.get_or_insert_with(Instant::now).elapsed() > limits::TICKETS_PATIENCE {
+                        return result;
+                    }
                 }
-                other => return other,
+                _ => return result,
             }
+            // The ring empties at the speed of the disk: some hundred microseconds.
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(1));
         }
+    }
+
+    /// Whether a ticket of this handle and shard may be free without anybody taking an outcome.
+    fn may_free(&self, shard: ShardId) -> bool {
+        let lane = self.lanes[shard.0 as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        lane.as_ref().is_none_or(|lane| lane.slots.may_free())
     }
 
     /// Appends a record if there is room now.
     ///
     /// # Errors
     /// What is known at once: no such shard, a record above the limit, a shard that has stopped, or
-    /// [`AppendError::WouldBlock`] if the rings are full or too many tickets are open. What the
-    /// shard finds out later, the ticket says. Nothing was written where an error is returned.
+    /// [`AppendError::WouldBlock`] if the rings are full, or [`AppendError::TooManyTickets`] if
+    /// [`limits::TICKETS_MAX`] are open. What the shard finds out later, the ticket says. Nothing was
+    /// written where an error is returned.
     pub fn try_append(&self, shard: ShardId, record: &[u8], options: AppendOptions) -> Result<Ticket, AppendError> {
         let Some(lane) = self.lanes.get(shard.0 as usize) else { return Err(AppendError::NoSuchShard(shard)) };
         let max = self.node.record_bytes_max;
@@ -123,7 +139,7 @@ impl Handle {
         if lane.outlet.requests.is_full() || (inline && lane.outlet.bytes.slots() < record.len()) {
             return Err(AppendError::WouldBlock);
         }
-        let Some(slot) = lane.slots.take() else { return Err(AppendError::WouldBlock) };
+        let Some(slot) = lane.slots.take() else { return Err(AppendError::TooManyTickets) };
         if inline {
             let mut chunk = lane.outlet.bytes.write_chunk(record.len()).expect("room was checked above");
             let (a, b) = chunk.as_mut_slices();

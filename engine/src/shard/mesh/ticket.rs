@@ -1,6 +1,7 @@
 //! Tickets: what an append from another thread returns. A ticket is a future for any executor, and
 //! can be waited on by a thread.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -13,7 +14,6 @@ use towline_wire::{Lsn, ShardId, Term};
 
 use crate::limits;
 use crate::outcome::{AppendError, Bookmark, Outcome};
-use crate::rt;
 
 const FREE: u32 = 0;
 const WAITING: u32 = 1;
@@ -33,7 +33,6 @@ struct Slot {
     detail: AtomicU32,
     lsn: AtomicU64,
     term: AtomicU64,
-    resolved_ns: AtomicU64,
     waker: AtomicWaker,
 }
 
@@ -42,8 +41,9 @@ struct Slot {
 pub(crate) struct TicketSlots {
     shard: ShardId,
     slots: Box<[Slot]>,
-    /// Slots that are free.
-    free: Mutex<Vec<u32>>,
+    /// Slots that are free. The one that is free for longest is taken first, so that appends in a
+    /// row have slots in a row and are one run.
+    free: Mutex<VecDeque<u32>>,
     refusals: Mutex<Vec<(u32, AppendError)>>,
 }
 
@@ -52,14 +52,14 @@ impl TicketSlots {
         Arc::new(Self {
             shard,
             slots: (0..limits::TICKETS_MAX).map(|_| Slot::default()).collect(),
-            free: Mutex::new((0..limits::TICKETS_MAX as u32).rev().collect()),
+            free: Mutex::new((0..limits::TICKETS_MAX as u32).collect()),
             refusals: Mutex::default(),
         })
     }
 
     /// Takes a free slot.
     pub(crate) fn take(&self) -> Option<u32> {
-        let slot = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+        let slot = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop_front()?;
         self.slots[slot as usize].state.store(WAITING, Ordering::Relaxed);
         Some(slot)
     }
@@ -67,7 +67,12 @@ impl TicketSlots {
     /// Gives a slot back.
     pub(crate) fn give_back(&self, slot: u32) {
         self.slots[slot as usize].state.store(FREE, Ordering::Relaxed);
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(slot);
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push_back(slot);
+    }
+
+    /// Whether a slot is free, or may become so without anybody taking an outcome that is there.
+    pub(crate) fn may_free(&self) -> bool {
+        self.slots.iter().any(|s| matches!(s.state.load(Ordering::Relaxed), FREE | WAITING | ABANDONED))
     }
 
     /// Whether no ticket is open or waits for an outcome.
@@ -100,7 +105,6 @@ impl TicketSlots {
                 REFUSED
             }
         };
-        slot.resolved_ns.store(rt::now_ns(), Ordering::Relaxed);
         if slot.state.compare_exchange(WAITING, state, Ordering::Release, Ordering::Relaxed).is_ok() {
             slot.waker.wake();
         } else if slot.state.load(Ordering::Acquire) == ABANDONED {
