@@ -6,39 +6,111 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use atomic_waker::AtomicWaker;
+use thiserror::Error;
 
 #[derive(Debug)]
 struct Slot<T> {
-    value: Mutex<Option<T>>,
+    state: Mutex<State<T>>,
     waker: AtomicWaker,
+}
+
+#[derive(Debug)]
+enum State<T> {
+    Empty,
+    Value(T),
+    /// Nobody is there to send any more.
+    Gone,
+}
+
+impl<T> Slot<T> {
+    fn put(&self, value: State<T>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*state, State::Empty) {
+            *state = value;
+        }
+        drop(state);
+        self.waker.wake();
+    }
 }
 
 /// The sending end.
 #[derive(Debug)]
 pub(crate) struct Sender<T>(Arc<Slot<T>>);
 
-/// The receiving end: resolves to the value. If the sender is dropped it never does.
+/// The receiving end: resolves to the value, or to [`Gone`] if the sender was dropped.
 #[derive(Debug)]
 pub(crate) struct Receiver<T>(Arc<Slot<T>>);
 
+/// Whoever was to answer is gone: its thread has ended, after a panic if the node was not stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a thread of the node ended before it answered: if the node was not stopped, its panic is on standard error")]
+pub(crate) struct Gone;
+
+/// Tells the receiver when it is dropped, for a sender that may be forgotten instead of dropped.
+pub(crate) struct Guard<T>(Arc<Slot<T>>);
+
 pub(crate) fn channel<T>() -> (Sender<T>, Receiver<T>) {
-    let slot = Arc::new(Slot { value: Mutex::new(None), waker: AtomicWaker::new() });
+    let slot = Arc::new(Slot { state: Mutex::new(State::Empty), waker: AtomicWaker::new() });
     (Sender(slot.clone()), Receiver(slot))
 }
 
 impl<T> Sender<T> {
     pub(crate) fn send(self, value: T) {
-        *self.0.value.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
-        self.0.waker.wake();
+        self.0.put(State::Value(value));
+    }
+
+    pub(crate) fn guard(&self) -> Guard<T> {
+        Guard(self.0.clone())
+    }
+}
+
+impl<T> Drop for Sender<T> {
+    fn drop(&mut self) {
+        self.0.put(State::Gone);
+    }
+}
+
+impl<T> Drop for Guard<T> {
+    fn drop(&mut self) {
+        self.0.put(State::Gone);
     }
 }
 
 impl<T> Future for Receiver<T> {
-    type Output = T;
+    type Output = Result<T, Gone>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, Gone>> {
         self.0.waker.register(cx.waker());
-        let value = self.0.value.lock().unwrap_or_else(PoisonError::into_inner).take();
-        value.map_or(Poll::Pending, Poll::Ready)
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *state, State::Gone) {
+            State::Value(value) => Poll::Ready(Ok(value)),
+            State::Gone => Poll::Ready(Err(Gone)),
+            State::Empty => {
+                *state = State::Empty;
+                Poll::Pending
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::mesh::ticket::block_on;
+
+    #[test]
+    fn a_value_arrives_and_a_sender_that_is_gone_is_told_from_one_that_is_slow() {
+        let (sender, receiver) = channel();
+        sender.send(7);
+        assert_eq!(block_on(receiver), Ok(7));
+        let (sender, receiver) = channel::<u8>();
+        let thread = std::thread::spawn(move || drop(sender));
+        assert_eq!(block_on(receiver), Err(Gone));
+        thread.join().unwrap();
+        let (sender, receiver) = channel::<u8>();
+        let guard = sender.guard();
+        std::mem::forget(sender);
+        drop(guard);
+        assert_eq!(block_on(receiver), Err(Gone));
     }
 }

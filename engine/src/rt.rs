@@ -3,6 +3,7 @@
 //! It offers executors pinned to cores, local tasks and timers, direct files, buffers for them, and
 //! readiness of sockets. Nothing here knows what a batch is.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
@@ -31,6 +32,16 @@ where
 {
     let placement = cpu.map_or(Placement::Unbound, Placement::Fixed);
     LocalExecutorBuilder::new(placement).name(name).io_memory(io_memory).spawn(main).map_err(io::Error::from)
+}
+
+thread_local! {
+    static AT_END: RefCell<Vec<Box<dyn Any>>> = RefCell::default();
+}
+
+/// Keeps `what` until this thread ends, and drops it then, however it ends: after a panic the
+/// runtime forgets its tasks with all that they hold.
+pub(crate) fn keep_until_thread_ends(what: impl Any) {
+    AT_END.with_borrow_mut(|kept| kept.push(Box::new(what)));
 }
 
 /// What is known of a task that was started.

@@ -63,3 +63,20 @@ fn a_thread_that_keeps_every_ticket_is_told_and_does_not_wait_for_itself() {
     assert!(matches!(kept.pop().unwrap().wait(), Ok(Outcome::Committed { .. })));
     commit(&handle, b"there is a ticket again");
 }
+
+#[test]
+fn nobody_waits_for_a_core_that_has_died() {
+    let place = Place::new();
+    let mut config = place.primary("p", &["r1"]);
+    config.shards = 2;
+    config.node.cpus = vec![0, 1 % std::thread::available_parallelism().map_or(1, usize::from)];
+    let primary = Primary::open(config).unwrap();
+    let handle = primary.handle();
+    let waiting = handle.append(ONE, b"no replica has it").unwrap();
+    primary.spawn_on(ONE, |_| async { panic!("this test's own panic: the core dies of it") });
+    assert_eq!(waiting.wait(), Ok(Outcome::Stopped));
+    assert!(matches!(handle.append(ONE, b"late"), Err(AppendError::Stopped(_))));
+    let others: Vec<_> = primary.status().iter().map(|s| s.shard).collect();
+    assert_eq!(others, [ShardId(1)]);
+    primary.stop();
+}

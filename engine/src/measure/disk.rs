@@ -92,7 +92,7 @@ fn run(
     }
     let (mut bytes_per_s, mut latency_ns) = (0.0, histogram());
     for wait in waits {
-        let (bytes, seconds, latency) = block_on(wait)?;
+        let (bytes, seconds, latency) = block_on(wait).map_err(io::Error::other)??;
         bytes_per_s += bytes as f64 / seconds;
         latency_ns.add(&latency).map_err(io::Error::other)?;
     }
@@ -150,7 +150,7 @@ async fn overwrite(
         });
     }
     for wait in waits {
-        wait.await;
+        wait.await.map_err(io::Error::other)?;
     }
     if let Some(e) = failed.borrow_mut().take() {
         return Err(e);

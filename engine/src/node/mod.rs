@@ -55,22 +55,40 @@ pub(crate) enum Command {
 }
 
 /// A core's mailbox.
-#[derive(Default)]
 pub(crate) struct CoreMailbox {
-    queue: Mutex<VecDeque<Command>>,
+    /// `None` once the core has ended.
+    queue: Mutex<Option<VecDeque<Command>>>,
     waker: AtomicWaker,
+}
+
+impl Default for CoreMailbox {
+    fn default() -> Self {
+        Self { queue: Mutex::new(Some(VecDeque::new())), waker: AtomicWaker::new() }
+    }
 }
 
 impl CoreMailbox {
     pub(crate) fn send(&self, command: Command) {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(command);
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *queue {
+            Some(queue) => queue.push_back(command),
+            // Dropping it tells whoever waits for its answer.
+            None => return drop((queue, command)),
+        }
+        drop(queue);
         self.waker.wake();
+    }
+
+    /// The core has ended: who waits for an answer is told.
+    fn close(&self) {
+        let left = self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(left);
     }
 
     pub(crate) fn next(&self) -> impl Future<Output = Command> + '_ {
         std::future::poll_fn(|cx| {
             self.waker.register(cx.waker());
-            let next = self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let next = self.queue.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(VecDeque::pop_front);
             next.map_or(Poll::Pending, Poll::Ready)
         })
     }
@@ -89,6 +107,21 @@ impl Watermark {
 
     pub(crate) fn read(&self) -> Lsn {
         Lsn(self.0.load(Ordering::Acquire))
+    }
+}
+
+/// Tells everybody who waits for a core, once its thread has ended.
+struct CoreGuard {
+    node: Arc<NodeShared>,
+    number: usize,
+}
+
+impl Drop for CoreGuard {
+    fn drop(&mut self) {
+        self.node.cores[self.number].close();
+        for inbox in self.node.inboxes.iter().skip(self.number).step_by(self.node.cores.len()) {
+            inbox.abandon();
+        }
     }
 }
 
@@ -130,7 +163,10 @@ impl NodeShared {
         for core in &self.cores {
             let (reply, status) = oneshot::channel();
             core.send(Command::Status(reply));
-            all.extend(status.await);
+            match status.await {
+                Ok(shards) => all.extend(shards),
+                Err(gone) => tracing::error!("a core's shards are missing in the status: {gone}"),
+            }
         }
         all.sort_by_key(|s| s.shard);
         all
@@ -224,17 +260,20 @@ impl Running {
                 keeper: keeper.clone(),
                 filler: filler.clone(),
             };
-            let executor =
-                rt::start_executor(&format!("towline-{number}"), cpus[number], io_memory, move || async move {
+            let executor = rt::start_executor(&format!("towline-{number}"), cpus[number], io_memory, move || {
+                rt::keep_until_thread_ends(CoreGuard { node: setup.node.clone(), number });
+                rt::keep_until_thread_ends(ready.guard());
+                async move {
                     core::run(setup, ready).await;
                     rt::end_all().await;
-                });
+                }
+            });
             running.executors.push(executor.map_err(|source| OpenError::IoUring { source })?);
             starting.push(started);
         }
         drop((keeper, filler));
         for started in starting {
-            block_on(started)?;
+            block_on(started)??;
         }
         Ok(running)
     }

@@ -146,6 +146,7 @@ impl Follower {
         let superblock = self.superblock.current();
         let folder = self.shard.segments.folder().to_path_buf();
         let done = self.filler.call(move || open::cut(&folder, &superblock, to, end)).await;
+        let done = done.unwrap_or_else(|gone| Err(gone.into()));
         let (new_end, last_batch, side) = self.must(done)?;
         {
             let inner = &mut *self.shard.inner.borrow_mut();

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -63,11 +63,17 @@ pub(crate) struct Inbox {
     waker: AtomicWaker,
     /// The shard takes nothing any more.
     closed: AtomicBool,
+    /// The tickets of every handle that is still there.
+    tickets: Mutex<Vec<Weak<TicketSlots>>>,
 }
 
 impl Inbox {
     /// Adds a producer.
     pub(crate) fn add(&self, intake: Intake) {
+        let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        tickets.retain(|t| t.strong_count() > 0);
+        tickets.push(Arc::downgrade(&intake.slots));
+        drop(tickets);
         self.new.lock().unwrap_or_else(PoisonError::into_inner).push(intake);
         self.wake();
     }
@@ -79,6 +85,17 @@ impl Inbox {
         fence(Ordering::SeqCst);
         if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::AcqRel) {
             self.waker.wake();
+        }
+    }
+
+    /// The shard's core has ended. If it was not stopped but died, nobody else tells those who
+    /// wait for outcomes.
+    pub(crate) fn abandon(&self) {
+        self.closed.store(true, Ordering::Release);
+        for tickets in self.tickets.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            if let Some(tickets) = tickets.upgrade() {
+                tickets.resolve_all();
+            }
         }
     }
 

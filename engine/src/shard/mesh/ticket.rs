@@ -119,6 +119,15 @@ impl TicketSlots {
         self.resolve(n, Ok(Outcome::Stopped));
     }
 
+    /// For a shard whose core has died: nothing of it resolves any ticket.
+    pub(crate) fn resolve_all(&self) {
+        for (n, slot) in self.slots.iter().enumerate() {
+            if slot.state.load(Ordering::Acquire) == WAITING {
+                self.resolve(n as u32, Ok(Outcome::Stopped));
+            }
+        }
+    }
+
     fn take_refusal(&self, n: u32) -> Option<AppendError> {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         let at = refusals.iter().position(|r| r.0 == n)?;

@@ -26,11 +26,10 @@ impl Background {
         Ok((Self { jobs }, thread))
     }
 
-    /// Runs `job` on the thread; resolves to what it returns.
+    /// Runs `job` on the thread; resolves to what it returns, or to `Gone` if the thread has ended.
     pub(crate) fn call<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> oneshot::Receiver<T> {
         let (reply, value) = oneshot::channel();
-        // A thread that has ended takes no more: whoever asks then is being stopped too, and
-        // waits for nothing.
+        // A thread that has ended drops the job, and with it the sender.
         let _ = self.jobs.send(Some(Box::new(move || reply.send(job()))));
         value
     }

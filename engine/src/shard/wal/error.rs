@@ -186,6 +186,9 @@ pub enum OpenError {
         /// What is needed.
         needed: u64,
     },
+    /// A thread of the node has ended, after a panic unless the node was stopped.
+    #[error("{0}. Start the node again, and report the panic: it is a fault of this program")]
+    ThreadEnded(String),
     /// The disk is full.
     #[error("the disk of {path} is full: free some space")]
     DiskFull {
@@ -221,5 +224,11 @@ impl OpenError {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::Permission { action, path },
             _ => Self::Io { action, path, source },
         }
+    }
+}
+
+impl From<crate::oneshot::Gone> for OpenError {
+    fn from(gone: crate::oneshot::Gone) -> Self {
+        Self::ThreadEnded(gone.to_string())
     }
 }

@@ -47,7 +47,7 @@ impl LiveSuperblock {
             current.clone()
         };
         let file = self.file.clone();
-        self.background.call(move || file.lock().unwrap_or_else(PoisonError::into_inner).write(&mut next)).await
+        self.background.call(move || file.lock().unwrap_or_else(PoisonError::into_inner).write(&mut next)).await?
     }
 }
 
@@ -147,7 +147,7 @@ impl Keeper {
         let spare = self.spare.pop();
         let recycled = spare.is_some();
         let target = path.clone();
-        let made = self.filler.call(move || make_segment(&folder, &target, spare, bytes)).await;
+        let made = self.filler.call(move || make_segment(&folder, &target, spare, bytes)).await?;
         made.map_err(OpenError::io("making segment", &path))?;
         segments.push().await.map_err(OpenError::io("opening segment", &path))?;
         self.shard.count(|c| if recycled { c.segments_recycled += 1 } else { c.segments_zeroed += 1 });
