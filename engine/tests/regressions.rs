@@ -80,3 +80,16 @@ fn nobody_waits_for_a_core_that_has_died() {
     assert_eq!(others, [ShardId(1)]);
     primary.stop();
 }
+
+#[test]
+fn a_start_that_the_machine_refuses_begins_no_term() {
+    let place = Place::new();
+    let primary = Primary::open(place.primary("p", &[])).unwrap();
+    let term = of(&primary).term;
+    primary.stop();
+    let taken = std::net::TcpListener::bind(place.addr).unwrap();
+    assert!(Primary::open(place.primary("p", &[])).is_err());
+    drop(taken);
+    let primary = Primary::open(place.primary("p", &[])).unwrap();
+    assert_eq!(of(&primary).term.0, term.0 + 1);
+}

@@ -197,6 +197,28 @@ pub(crate) struct Description {
     pub(crate) replicas: Vec<String>,
 }
 
+/// What a node needs of its machine. Taken before anything in its folder changes: a start that is
+/// refused leaves no term behind.
+pub(crate) struct Machine {
+    cpus: Vec<Option<usize>>,
+    cores: usize,
+    io_memory: usize,
+    listener: Option<TcpListener>,
+}
+
+impl Machine {
+    pub(crate) fn take(config: &NodeConfig, shards: u32, listen: Option<SocketAddr>) -> Result<Self, OpenError> {
+        let cpus = cpus(config);
+        let cores = cpus.len().min(shards as usize).max(1);
+        let io_memory = prepare::check_machine(config, cores)?;
+        let listener = match listen {
+            None => None,
+            Some(addr) => Some(bind(addr).map_err(OpenError::io("listening on", addr.to_string()))?),
+        };
+        Ok(Self { cpus, cores, io_memory, listener })
+    }
+}
+
 impl Running {
     /// Starts the listener, the background threads and an executor for each core, and waits until
     /// every shard takes appends.
@@ -204,16 +226,10 @@ impl Running {
         config: &NodeConfig,
         description: Description,
         setups: Vec<ShardSetup>,
-        listen: Option<SocketAddr>,
+        machine: Machine,
         lock: FolderLock,
     ) -> Result<Self, OpenError> {
-        let cpus = cpus(config);
-        let cores = cpus.len().min(setups.len()).max(1);
-        let io_memory = prepare::check_machine(config, cores)?;
-        let listener = match listen {
-            None => None,
-            Some(addr) => Some(bind(addr).map_err(OpenError::io("listening on", addr.to_string()))?),
-        };
+        let Machine { cpus, cores, io_memory, listener } = machine;
         let listening = listener.as_ref().and_then(|l| l.local_addr().ok());
         let shard_count = setups.len() as u32;
         let segment_bytes = setups.first().map_or(config.segment_bytes, |s| s.config.segment_bytes);

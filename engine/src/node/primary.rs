@@ -9,7 +9,7 @@ use towline_wire::{Lsn, ShardId, SystemId};
 
 use super::core::ShardSetup;
 use super::status::ShardStatus;
-use super::{Command, Running, prepare};
+use super::{Command, Machine, Running, prepare};
 use crate::config::PrimaryConfig;
 use crate::protocol::gate::CommitGate;
 use crate::protocol::primary::Primary as PrimaryState;
@@ -53,6 +53,7 @@ impl Primary {
             }
             Some(s) => (s.system, s.segment_bytes),
         };
+        let machine = Machine::take(&config.node, config.shards, config.listen)?;
         let mut slices = prepare::open_shards(&config.node, (system, config.shards, segment_bytes), NodeName::NONE)?;
         for slice in &mut slices {
             begin_reign(slice)?;
@@ -74,7 +75,7 @@ impl Primary {
             policy: config.commit.to_string(),
             replicas: config.replicas.clone(),
         };
-        let running = Running::start(&config.node, description, setups.collect(), config.listen, lock)?;
+        let running = Running::start(&config.node, description, setups.collect(), machine, lock)?;
         Ok(Self { running })
     }
 

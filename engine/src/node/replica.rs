@@ -9,7 +9,7 @@ use towline_wire::{Lsn, ShardId, SystemId};
 
 use super::core::{MakeHandler, ShardSetup};
 use super::status::ShardStatus;
-use super::{Running, prepare};
+use super::{Machine, Running, prepare};
 use crate::apply::{Apply, LogApply};
 use crate::client::{AppendOptions, Appender, ConnectOptions};
 use crate::config::ReplicaConfig;
@@ -65,6 +65,7 @@ impl Replica {
             }
             Some(s) => (s.system, s.shard_count, s.segment_bytes),
         };
+        let machine = Machine::take(&config.node, shards, config.listen)?;
         let mut slices = prepare::open_shards(&config.node, (system, shards, segment_bytes), name)?;
         for slice in &mut slices {
             // A former primary's folder becomes a replica's.
@@ -91,7 +92,7 @@ impl Replica {
             policy: String::new(),
             replicas: Vec::new(),
         };
-        let running = Running::start(&config.node, description, setups.collect(), config.listen, lock)?;
+        let running = Running::start(&config.node, description, setups.collect(), machine, lock)?;
         Ok(Self { running })
     }
 
