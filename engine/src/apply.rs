@@ -83,6 +83,12 @@ pub trait Apply {
         Lsn::ZERO
     }
 
+    /// Whether it does not mind to begin later than where it stands, at the oldest batch that is
+    /// kept. A handler with state must not: it would miss records in silence.
+    fn takes_gaps(&self) -> bool {
+        false
+    }
+
     /// What it wants to be given. Called once, when the shard starts.
     fn deliver(&self) -> Deliver {
         Deliver::Committed
@@ -133,6 +139,10 @@ where
 pub struct LogApply;
 
 impl Apply for LogApply {
+    fn takes_gaps(&self) -> bool {
+        true
+    }
+
     fn apply(&mut self, batch: &AppliedBatch<'_>) -> Result<(), ApplyError> {
         tracing::debug!(shard = batch.shard().0, lsn = batch.lsn().0, records = batch.record_count(), "applied");
         Ok(())

@@ -86,6 +86,7 @@ pub(crate) async fn run(setup: CoreSetup, ready: oneshot::Sender<Result<(), Open
             },
             Command::Run(shard, task) => task(LocalShard::new(local[&shard].shard.clone())),
             Command::Trim(shard, to) => LocalShard::new(local[&shard].shard.clone()).trim(to),
+            Command::Fence => local.values().for_each(|l| l.shard.fence()),
             Command::Status(reply) => {
                 reply.send(local.values().map(|l| status::of(&l.shard)).collect());
             }
@@ -138,15 +139,16 @@ async fn start(
 }
 
 fn serve(local: &BTreeMap<ShardId, Local>, node: &Arc<NodeShared>, conn: Conn, hello: Hello) {
-    let shard = local[&hello.shard].shard.clone();
+    let Local { shard, superblock } = &local[&hello.shard];
+    let (shard, superblock) = (shard.clone(), superblock.clone());
     let (node, conn) = (node.clone(), Rc::new(conn));
     rt::spawn(async move {
         match hello.role {
-            PeerRole::Replica => to_replica::serve(shard.clone(), conn, hello).await,
+            PeerRole::Replica => to_replica::serve(shard.clone(), superblock, conn, hello).await,
             PeerRole::Client => client::serve(shard.clone(), conn, node.clone()).await,
         }
         if shard.is_deposed() {
-            node.fenced.store(true, Ordering::Relaxed);
+            node.fence();
         }
         node.connections.fetch_sub(1, Ordering::Relaxed);
     });

@@ -48,6 +48,8 @@ pub(crate) enum Command {
     Run(ShardId, Box<dyn FnOnce(LocalShard) + Send>),
     /// Let go of the log below an LSN.
     Trim(ShardId, Lsn),
+    /// A newer primary reigns: finish no commit any more.
+    Fence,
     /// How do your shards stand?
     Status(oneshot::Sender<Vec<ShardStatus>>),
     /// Come to rest.
@@ -151,6 +153,13 @@ impl NodeShared {
 
     pub(crate) fn inbox_of(&self, shard: ShardId) -> &Inbox {
         &self.inboxes[shard.0 as usize]
+    }
+
+    /// One shard has seen a newer term: a newer primary reigns, over every shard.
+    pub(crate) fn fence(&self) {
+        if !self.fenced.swap(true, Ordering::Relaxed) {
+            self.cores.iter().for_each(|core| core.send(Command::Fence));
+        }
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

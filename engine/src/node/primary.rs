@@ -20,6 +20,7 @@ use crate::shard::wal::error::OpenError;
 use crate::shard::wal::folder;
 use crate::shard::wal::open::OpenedSlice;
 use crate::shard::{Role, ShardConfig};
+use crate::sys;
 use towline_wire::Term;
 
 /// A running primary. Dropping it stops it.
@@ -55,8 +56,16 @@ impl Primary {
         };
         let machine = Machine::take(&config.node, config.shards, config.listen)?;
         let mut slices = prepare::open_shards(&config.node, (system, config.shards, segment_bytes), NodeName::NONE)?;
+        for slice in &slices {
+            let (own, by) = (slice.superblock.own_term, slice.superblock.term);
+            if own < by && slice.superblock.name == NodeName::NONE && !config.promote {
+                return Err(OpenError::Deposed { path: data, own, by });
+            }
+        }
+        let newest = slices.iter().map(|s| s.superblock.term).max().unwrap_or(Term::ZERO);
+        let term = if config.promote { promoted_after(newest, &data)? } else { Term(newest.0 + 1) };
         for slice in &mut slices {
-            begin_reign(slice)?;
+            begin_reign(slice, term)?;
         }
         let setups = slices.into_iter().map(|slice| {
             let mut shard = ShardConfig::new(&config.node, config.shards, segment_bytes);
@@ -148,13 +157,37 @@ impl Primary {
     }
 }
 
-/// A new reign: the term goes up by one, durably, before anything is served.
-fn begin_reign(slice: &mut OpenedSlice) -> Result<(), OpenError> {
-    let term = Term(slice.superblock.term.0 + 1);
+/// A new reign: the term goes up, durably, before anything is served.
+fn begin_reign(slice: &mut OpenedSlice, term: Term) -> Result<(), OpenError> {
     slice.superblock.term = term;
     slice.superblock.own_term = term;
     slice.superblock.name = NodeName::NONE;
     // Into both copies: if one goes bad, the other must not lead to the same term again.
     slice.superblock_file.write(&mut slice.superblock)?;
     slice.superblock_file.write(&mut slice.superblock)
+}
+
+/// The term of a promoted node. It cannot know every start of the primary before it, nor of another
+/// node that is promoted at the same time, and no two reigns may share a term: so it goes up by
+/// 2^32, which no primary reaches by being started again, and ends in random bits.
+fn promoted_after(newest: Term, data: &std::path::Path) -> Result<Term, OpenError> {
+    let mut random = [0; 4];
+    sys::random(&mut random).map_err(OpenError::io("making a term for", data))?;
+    // The upper half of the low bits stays free for starts.
+    let low = u64::from(u32::from_le_bytes(random) >> 1);
+    Ok(Term((((newest.0 >> 32) + 1) << 32) | low))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_promoted_nodes_term_is_above_every_start_and_its_own() {
+        let path = std::path::Path::new("unused");
+        let (a, b) = (promoted_after(Term(7), path).unwrap(), promoted_after(Term(7), path).unwrap());
+        assert!(a > Term(7 + (1 << 31)) && b > Term(7 + (1 << 31)));
+        assert_ne!(a, b);
+        assert!(promoted_after(a, path).unwrap() > Term(a.0 + (1 << 31)));
+    }
 }

@@ -94,6 +94,7 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
     let inner = shard.inner.borrow();
     let (tail, durable) = (inner.pipeline.appended(), inner.pipeline.durable());
     let mut slots = Vec::new();
+    let deposed = matches!(&inner.role, Role::Primary(p) if p.is_deposed());
     let (term, applied_lsn) = match &inner.role {
         Role::Replica(r) => (r.term, r.applied()),
         Role::Primary(p) => {
@@ -123,7 +124,7 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
     };
     ShardStatus {
         shard: shard.id,
-        stopped: inner.stopped.clone(),
+        stopped: inner.stopped.clone().or_else(|| deposed.then(|| "deposed: a newer primary reigns".into())),
         term,
         oldest_lsn: inner.oldest,
         appended_lsn: tail,

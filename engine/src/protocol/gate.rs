@@ -336,6 +336,18 @@ mod tests {
     }
 
     #[test]
+    fn a_deposed_primarys_gate_moves_no_more() {
+        let mut gate = CommitGate::new(TWO_FLUSHED, 2, Lsn(0), Lsn(0));
+        gate.wait(TWO_FLUSHED, waiter(100, 1));
+        gate.freeze();
+        gate.on_durable(Lsn(100));
+        gate.on_ack(0, ack(100, 100, 0));
+        gate.on_ack(1, ack(100, 100, 0));
+        assert_eq!(gate.commit(), Lsn(0));
+        assert_eq!(completed(&mut gate), [0; 0]);
+    }
+
+    #[test]
     fn a_deadline_says_what_is_known_and_frees_the_waiter() {
         let mut gate = CommitGate::new(TWO_FLUSHED, 2, Lsn(0), Lsn(0));
         gate.wait(TWO_FLUSHED, Waiter { deadline_ns: 10, ..waiter(100, 1) });

@@ -113,6 +113,13 @@ impl Primary {
         self.deposed
     }
 
+    /// A newer term was seen: no commit is finished any more, and no link is served.
+    pub fn depose(&mut self) {
+        self.deposed = true;
+        self.gate.freeze();
+        self.slots.iter_mut().for_each(|s| s.link = None);
+    }
+
     /// Replicas with a link.
     #[must_use]
     pub fn connected(&self) -> usize {
@@ -147,8 +154,7 @@ impl Primary {
             return refuse(Refusal::UnknownReplica);
         }
         if hello.term > self.term {
-            self.deposed = true;
-            self.gate.freeze();
+            self.depose();
             return HelloAnswer::Deposed;
         }
         if self.deposed {
@@ -315,6 +321,7 @@ mod tests {
         let newer = Hello { term: Term(5), ..hello(4, 40960, 77) };
         assert_eq!(p.answer(&newer, log()), HelloAnswer::Deposed);
         assert!(p.is_deposed());
+        assert_eq!(p.connected(), 0);
         // Acks of links that are still open move nothing any more.
         let committed = p.gate.commit();
         p.attach(1, 1, Lsn(40960));

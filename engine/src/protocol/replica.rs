@@ -233,6 +233,10 @@ impl Replica {
     pub fn follow(&mut self, w: &Welcome) {
         assert!(w.term >= self.term);
         (self.system, self.shard_count, self.segment_bytes) = (w.system, w.shard_count, w.segment_bytes);
+        if w.term > self.term {
+            // What an older primary announced and this node never got is not this history's.
+            self.commit = self.commit.min(self.flushed);
+        }
         self.term = w.term;
         self.primary_tail = w.tail.max(self.received);
         // What another primary said of bytes that are not here says nothing about this one's.

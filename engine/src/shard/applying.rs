@@ -5,7 +5,7 @@ use std::rc::Rc;
 use towline_wire::{BatchView, Lsn, Seq};
 
 use super::Shard;
-use super::wal::cursor::{Cursor, CursorError};
+use super::wal::cursor::Cursor;
 use crate::apply::{AppliedBatch, Apply, ApplyError, Deliver};
 use crate::rt;
 use crate::telemetry::Stage;
@@ -28,7 +28,7 @@ async fn apply_all(shard: &Rc<Shard>, handler: &mut dyn Apply) -> Result<(), App
     if resume > end {
         return Err(ApplyError(format!("the handler stands at LSN {resume}, the log ends at {end}")));
     }
-    if resume < oldest && resume > Lsn::ZERO {
+    if resume < oldest && !handler.takes_gaps() {
         return Err(ApplyError(format!("the handler stands at LSN {resume}, the oldest kept is {oldest}")));
     }
     let mut cursor = Cursor::new(shard, resume.max(oldest));
@@ -50,12 +50,14 @@ async fn apply_all(shard: &Rc<Shard>, handler: &mut dyn Apply) -> Result<(), App
             handler.cut(shard.id, applied)?;
             cursor = Cursor::new(shard, applied);
         }
-        let next = match cursor.next_batch(limit).await {
-            Ok(next) => next,
-            Err(e @ (CursorError::NoBatch { .. } | CursorError::TooOld { .. } | CursorError::Io { .. })) => {
-                return Err(ApplyError(e.to_string()));
-            }
-        };
+        let cuts = shard.cuts.get();
+        let next = cursor.next_batch(limit).await;
+        if shard.cuts.get() != cuts {
+            // What was read may be what was cut.
+            cursor = Cursor::new(shard, cursor.next().min(applied));
+            continue;
+        }
+        let next = next.map_err(|e| ApplyError(e.to_string()))?;
         let Some(batch) = next else {
             shard.moved.since(seen).await;
             continue;

@@ -132,7 +132,12 @@ impl Shard {
 
     /// A newer term was seen: this primary can finish no commit any more.
     pub(crate) fn fence(&self) {
-        self.inner.borrow_mut().fail_waiters(Outcome::Fenced);
+        {
+            let inner = &mut *self.inner.borrow_mut();
+            let Role::Primary(primary) = &mut inner.role else { return };
+            primary.depose();
+            inner.fail_waiters(Outcome::Fenced);
+        }
         self.room.notify();
         self.moved.notify();
     }

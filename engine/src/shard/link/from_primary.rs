@@ -130,6 +130,13 @@ impl Follower {
 
     /// Cuts a tail that only this node has, after it is saved to a side file.
     async fn cut(&self, to: Lsn) -> Result<(), LinkError> {
+        self.shard.cutting.set(true);
+        let cut = self.cut_at_rest(to).await;
+        self.shard.cutting.set(false);
+        cut
+    }
+
+    async fn cut_at_rest(&self, to: Lsn) -> Result<(), LinkError> {
         // What is in flight first comes to rest.
         while self.shard.inner.borrow().pipeline.in_flight() > 0 {
             let seen = self.shard.moved.seen();
@@ -140,9 +147,11 @@ impl Follower {
         }
         let end = self.shard.durable();
         // The floor goes down first: a crash in between must find a log that may end early.
-        self.shard.cutting.set(true);
-        let lowered = self.superblock.persist(|s| s.floor_lsn = s.oldest_lsn).await;
-        self.must(lowered)?;
+        let lowered = self.superblock.persist(|s| {
+            s.floor_lsn = s.oldest_lsn;
+            s.history.retain(|(_, first)| *first < to);
+        });
+        self.must(lowered.await)?;
         let superblock = self.superblock.current();
         let folder = self.shard.segments.folder().to_path_buf();
         let done = self.filler.call(move || open::cut(&folder, &superblock, to, end)).await;
@@ -154,10 +163,12 @@ impl Follower {
             inner.pipeline.cut(new_end.lsn, last_batch);
             inner.ring.clear();
             (inner.chain, inner.next_seq) = (new_end.chain, new_end.next_seq);
+            self.shard.cuts.set(self.shard.cuts.get() + 1);
         }
-        self.shard.cutting.set(false);
-        self.shard.cuts.set(self.shard.cuts.get() + 1);
         self.shard.keep.notify();
+        let (_, _, history) = self.shard.floor();
+        let remembered = self.superblock.persist(|s| s.history = history).await;
+        self.must(remembered)?;
         tracing::warn!(
             shard = self.shard.id.0,
             from = new_end.lsn.0,

@@ -17,6 +17,7 @@ use crate::protocol::primary::{HelloAnswer, LogEnds};
 use crate::rt;
 use crate::shard::Shard;
 use crate::shard::wal::cursor::{Cursor, CursorError, chain_at};
+use crate::shard::wal::keep::LiveSuperblock;
 use crate::shard::wal::ring::Batch;
 use crate::sys;
 use crate::telemetry::Stage;
@@ -92,8 +93,15 @@ pub(crate) const fn refusal_text(cause: Refusal) -> &'static str {
 }
 
 /// Serves a replica from its hello to the end of its link.
-pub(crate) async fn serve(shard: Rc<Shard>, conn: Rc<Conn>, hello: Hello) {
-    let Err(e) = run(&shard, &conn, &hello).await else { return };
+pub(crate) async fn serve(shard: Rc<Shard>, superblock: Rc<LiveSuperblock>, conn: Rc<Conn>, hello: Hello) {
+    let served = run(&shard, &conn, &hello).await;
+    if shard.is_deposed() && superblock.current().term < hello.term {
+        // Remembered, so that this node does not reign again by being started again.
+        if let Err(e) = superblock.persist(|s| s.term = s.term.max(hello.term)).await {
+            shard.stop(&e.to_string());
+        }
+    }
+    let Err(e) = served else { return };
     tracing::info!(shard = shard.id.0, replica = %hello.name, "link ended: {e}");
     e.end(&conn).await;
 }

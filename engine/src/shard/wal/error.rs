@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 use towline_wire::superblock::SuperblockError;
-use towline_wire::{BLOCK, FORMAT_VERSION, Lsn, SystemId};
+use towline_wire::{BLOCK, FORMAT_VERSION, Lsn, SystemId, Term};
 
 use crate::config::ConfigError;
 
@@ -71,6 +71,18 @@ pub enum OpenError {
         path: PathBuf,
         /// The replica's name.
         name: String,
+    },
+    /// The folder is a primary's that was deposed.
+    #[error(
+        "{path} is the folder of a primary of term {own} that was deposed by term {by}: start it with --role replica, or, if the newer primary is gone for good, with --promote"
+    )]
+    Deposed {
+        /// The folder.
+        path: PathBuf,
+        /// The last term in which it reigned.
+        own: Term,
+        /// The newer term that it has seen.
+        by: Term,
     },
     /// The folder belongs to a replica of another name.
     #[error("{path} is the folder of replica {on_disk}, not of {configured}")]

@@ -14,6 +14,7 @@ use super::error::OpenError;
 use super::folder;
 use super::source::SegmentSource;
 use super::superblock_file::{self, OwnedSuperblock, SuperblockFile};
+use crate::limits;
 use crate::protocol::history::History;
 use crate::protocol::recovery::{Facts, Recovered, RecoveryError, recover};
 use crate::protocol::replica::LogEnd;
@@ -159,17 +160,19 @@ fn read_all(source: &mut SegmentSource, facts: &Facts) -> Result<Recovered, Open
     })
 }
 
-/// Overwrites a torn range with zeros, so that nothing in it is ever taken for live.
+/// Overwrites a torn or cut range with zeros, so that nothing in it is ever taken for live.
+///
+/// From its end downwards: after a crash halfway the log simply ends further on, and no batch lies
+/// behind a hole.
 fn zero(source: &SegmentSource, from: Lsn, until: Lsn) -> Result<(), OpenError> {
-    let mut at = from;
-    let until = until.min(source.end());
-    while at < until {
-        let (path, offset) = source.locate(at);
+    let mut until = until.min(source.end());
+    while until > from {
+        let (path, offset) = source.locate(Lsn(until.0 - BLOCK as u64));
         let file = direct::open(&path, false, true).map_err(OpenError::io("opening", &path))?;
-        let size = file.metadata().map_err(OpenError::io("reading the size of", &path))?.len();
-        let len = until.since(at).min(size - offset);
-        direct::write_zeros(&file, offset, len).map_err(OpenError::io("writing", &path))?;
-        at = Lsn(at.0 + len);
+        let end = offset + BLOCK as u64;
+        let len = until.since(from).min(end).min(limits::READ_CHUNK_BYTES as u64);
+        direct::write_zeros(&file, end - len, len).map_err(OpenError::io("writing", &path))?;
+        until = Lsn(until.0 - len);
     }
     Ok(())
 }
@@ -210,6 +213,11 @@ pub(crate) fn cut(
         }
     });
     kept.map_err(|e| OpenError::io("reading the log to cut in", segments_folder)(std::io::Error::other(e)))?;
+    if facts.oldest > Lsn::ZERO && new_end.lsn == facts.oldest {
+        // Without a single batch nothing would say what came before.
+        let e = std::io::Error::other("the whole log that is kept would go: start this replica anew from a copy");
+        return Err(OpenError::io("cutting the log in", segments_folder)(e));
+    }
     let name = format!("cut-{:016x}-{:016x}.wal", new_end.lsn.0, end.0);
     let side = segments_folder.with_file_name(name);
     let mut save = || -> std::io::Result<()> {
@@ -217,7 +225,7 @@ pub(crate) fn cut(
         let file = fs::File::create(&side)?;
         let mut at = new_end.lsn;
         while at < end {
-            let len = (end.since(at) as usize).min(crate::limits::READ_CHUNK_BYTES);
+            let len = (end.since(at) as usize).min(limits::READ_CHUNK_BYTES);
             let bytes = source.bytes(at, len)?;
             file.write_all_at(&bytes[..len], at.since(new_end.lsn))?;
             at = Lsn(at.0 + len as u64);
