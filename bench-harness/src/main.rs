@@ -6,6 +6,7 @@
 mod allocations;
 mod cluster;
 mod limit;
+mod pipe;
 mod remote;
 mod report;
 mod workload;
@@ -36,6 +37,8 @@ enum Command {
     /// What this machine can do: durable overwrites, round trips, streams; beside fio if it is
     /// installed
     Limit(limit::Args),
+    /// A pipe of real files through the real commands: appended, replicated, read back, compared
+    Pipe(pipe::Args),
     /// A replica in a process of its own: started by the workload
     #[command(hide = true)]
     Replica(remote::Args),
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Some(Command::Limit(args)) => limit::run(&args),
+        Some(Command::Pipe(args)) => pipe::run(&args),
         Some(Command::Replica(args)) => remote::run(&args),
         None => workload::run(&cli.workload),
     };
