@@ -128,7 +128,8 @@ fn a_folder_that_is_not_what_is_configured() {
     primary.stop();
     // An operator who knows that the primary is gone.
     let promoted = serve(&r, &["--shards", "3", "--promote"]).unwrap();
-    assert_eq!(promoted.word("term"), "3");
+    // Above every term that the old primary can reach by being started again.
+    assert!(promoted.word("term").parse::<u64>().unwrap() >= 1 << 32);
     promoted.stop();
     fs::remove_dir_all(data.join("shard-0001")).unwrap();
     refused(&data, &["--shards", "3"], "shard-0001 is missing although the node has 3 shards");
