@@ -19,6 +19,12 @@ pub const WAITERS_RESERVED: usize = 1024;
 pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 /// Largest segment.
 pub const SEGMENT_BYTES_MAX: u64 = 16 << 30;
+/// Spare segment files that are kept beside those for the segments ahead; more are removed.
+pub const SPARE_SEGMENTS: usize = 2;
+/// Segments of one shard whose files are kept open; others are opened when they are read.
+pub const SEGMENTS_OPEN_MAX: usize = 64;
+/// The newest segments, which are among them.
+pub const SEGMENTS_OPEN_NEWEST: usize = 8;
 /// Most writes in flight to one shard's device.
 pub const WRITE_DEPTH_MAX: usize = 64;
 /// Bytes read at once from segments for catch-up, tails and recovery.

@@ -57,6 +57,20 @@ pub(crate) fn memlock_limit() -> io::Result<Option<u64>> {
     Ok((limit.rlim_cur != libc::RLIM_INFINITY && !root).then_some(limit.rlim_cur))
 }
 
+/// Lets this process have as many files open as it may ever have: each segment that is read, and
+/// each connection, is one. Returns the limit.
+pub(crate) fn raise_descriptor_limit() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` outlives the call.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    if limit.rlim_cur < limit.rlim_max {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: `limit` outlives the call.
+        check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
+    }
+    Ok(limit.rlim_cur)
+}
+
 /// Cores that the machine may have, online or not; at least one.
 pub(crate) fn cpus() -> usize {
     // SAFETY: no preconditions.

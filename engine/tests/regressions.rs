@@ -5,7 +5,7 @@ mod cluster;
 use std::time::Duration;
 
 use cluster::{ONE, Place, commit, of};
-use towline::{AckLevel, AppendError, AppendOptions, CommitPolicy, Lsn, Outcome, Primary, ShardId};
+use towline::{AckLevel, AppendError, AppendOptions, CommitPolicy, Lsn, Outcome, Primary, Replica, ShardId};
 
 #[test]
 fn to_trim_a_shard_that_is_not_there_does_not_end_the_core() {
@@ -92,4 +92,43 @@ fn a_start_that_the_machine_refuses_begins_no_term() {
     drop(taken);
     let primary = Primary::open(place.primary("p", &[])).unwrap();
     assert_eq!(of(&primary).term.0, term.0 + 1);
+}
+
+/// Segment files of the first shard, spare ones too.
+fn segment_files(place: &Place) -> usize {
+    std::fs::read_dir(place.path("p").join("shard-0000/wal")).unwrap().count()
+}
+
+fn open_segments(place: &Place) -> usize {
+    let folder = std::fs::canonicalize(place.path("p").join("shard-0000/wal")).unwrap();
+    let files = std::fs::read_dir("/proc/self/fd").unwrap();
+    files.filter_map(|f| std::fs::read_link(f.unwrap().path()).ok()).filter(|f| f.starts_with(&folder)).count()
+}
+
+#[test]
+fn a_long_log_has_few_files_open_and_one_that_is_let_go_leaves_few_behind() {
+    let place = Place::new();
+    let primary = Primary::open(place.primary("p", &["r1"])).unwrap();
+    let local = AppendOptions { policy: Some(CommitPolicy::Local), ..AppendOptions::default() };
+    let handle = primary.handle();
+    let records = cluster::records(600, 0);
+    let records: Vec<_> = records.into_iter().map(|r| [r, vec![7; 10_000]].concat()).collect();
+    let tickets: Vec<_> = records.iter().map(|r| handle.append_with(ONE, r, local).unwrap()).collect();
+    assert!(tickets.into_iter().all(|t| matches!(t.wait(), Ok(Outcome::Committed { .. }))));
+    let most = towline::limits::SEGMENTS_OPEN_MAX;
+    assert!(segment_files(&place) > most + 20, "the test is too small");
+    assert!(open_segments(&place) <= most + 8, "{} are open", open_segments(&place));
+    // A replica reads the closed ones from disk, and after a restart most were never open.
+    primary.stop();
+    let primary = Primary::open(place.primary("p", &["r1"])).unwrap();
+    assert!(open_segments(&place) < 16);
+    let replica = Replica::open(place.replica("r1")).unwrap();
+    cluster::until_same(&primary, &replica);
+    cluster::until("the replica's place is known", || of(&primary).commit_lsn == of(&primary).appended_lsn);
+    primary.trim(ONE, of(&primary).commit_lsn);
+    cluster::until("what was let go is removed", || segment_files(&place) < 16);
+    commit(&primary.handle(), b"on recycled files");
+    drop(replica);
+    primary.stop();
+    assert_eq!(cluster::on_disk(&place.path("p")).last().unwrap(), b"on recycled files");
 }

@@ -36,6 +36,7 @@ use crate::shard::mesh::ticket::block_on;
 use crate::shard::wal::background::Background;
 use crate::shard::wal::error::OpenError;
 use crate::shard::wal::folder::FolderLock;
+use crate::sys;
 pub use primary::Primary;
 pub use replica::Replica;
 pub use status::{ShardStatus, SlotState, SlotStatus};
@@ -219,6 +220,9 @@ impl Machine {
     pub(crate) fn take(config: &NodeConfig, shards: u32, listen: Option<SocketAddr>) -> Result<Self, OpenError> {
         let cpus = cpus(config);
         let cores = cpus.len().min(shards as usize).max(1);
+        if let Err(e) = sys::raise_descriptor_limit() {
+            tracing::warn!("raising the limit of open files: {e}");
+        }
         let io_memory = prepare::check_machine(config, cores)?;
         let listener = match listen {
             None => None,

@@ -198,6 +198,16 @@ pub enum OpenError {
         /// What is needed.
         needed: u64,
     },
+    /// The process has too many files open.
+    #[error(
+        "{action} {path}: too many files are open. Raise the limit (ulimit -n, LimitNOFILE= in systemd, --ulimit nofile in containers): a shard has up to 64 segments open, and each connection is one more"
+    )]
+    TooManyFiles {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+    },
     /// A thread of the node has ended, after a panic unless the node was stopped.
     #[error("{0}. Start the node again, and report the panic: it is a fault of this program")]
     ThreadEnded(String),
@@ -232,6 +242,7 @@ impl OpenError {
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| match source.kind() {
+            _ if is_out_of_descriptors(&source) => Self::TooManyFiles { action, path },
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { path },
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::Permission { action, path },
             _ => Self::Io { action, path, source },
@@ -242,5 +253,27 @@ impl OpenError {
 impl From<crate::oneshot::Gone> for OpenError {
     fn from(gone: crate::oneshot::Gone) -> Self {
         Self::ThreadEnded(gone.to_string())
+    }
+}
+
+/// The runtime wraps some errors, and keeps only their text.
+fn is_out_of_descriptors(e: &io::Error) -> bool {
+    match e.raw_os_error() {
+        Some(code) => code == libc::EMFILE || code == libc::ENFILE,
+        None => e.to_string().contains(&io::Error::from_raw_os_error(libc::EMFILE).to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_of_open_files_says_what_to_raise_however_it_is_wrapped() {
+        let plain = || io::Error::from_raw_os_error(libc::EMFILE);
+        for e in [plain(), io::Error::other(format!("opening: {}", plain()))] {
+            let said = OpenError::io("opening segment", "x.wal")(e).to_string();
+            assert!(said.contains("ulimit -n"), "{said}");
+        }
     }
 }

@@ -136,7 +136,31 @@ impl Keeper {
             }
             self.add_segment().await?;
         }
-        self.trim().await
+        self.trim().await?;
+        self.remove_spares().await
+    }
+
+    /// Gives back the space of spare files beyond those that the next segments are made of.
+    async fn remove_spares(&mut self) -> Result<(), OpenError> {
+        let keep = self.shard.config.segments_ahead as usize + limits::SPARE_SEGMENTS;
+        if self.spare.len() <= keep {
+            return Ok(());
+        }
+        let extra: Vec<_> = self.spare.drain(keep..).collect();
+        let folder = self.shard.segments.folder().to_path_buf();
+        let removed = self.filler.call({
+            let folder = folder.clone();
+            move || {
+                for path in extra {
+                    match fs::remove_file(path) {
+                        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                        _ => {}
+                    }
+                }
+                direct::sync_folder(&folder)
+            }
+        });
+        removed.await?.map_err(OpenError::io("removing spare segments of", folder))
     }
 
     /// Makes the segment that follows the last one, from a spare file if there is one.

@@ -10,27 +10,35 @@ use towline_wire::{BLOCK, Lsn};
 
 use super::folder;
 use super::ring::Batch;
+use crate::limits;
 use crate::rt::{DirectFile, DmaBuf, ReadBuf, SharedBuf};
 
 /// The segments of a slice, in order and without gaps, written with zeros or used before.
+///
+/// A log may have more segments than a process may have files open, so a bounded number of files is
+/// kept open: the newest, and those that were opened last.
 #[derive(Debug)]
 pub(crate) struct LiveSegments {
     folder: PathBuf,
     segment_bytes: u64,
     first: Cell<Lsn>,
-    files: RefCell<VecDeque<Rc<DirectFile>>>,
+    files: RefCell<VecDeque<Option<Rc<DirectFile>>>>,
+    /// The starts of those that are open, in the order in which they were opened.
+    opened: RefCell<VecDeque<Lsn>>,
 }
 
 impl LiveSegments {
-    /// Opens the segments from `first` to `end`.
+    /// The segments from `first` to `end`.
     pub(crate) async fn open(folder: &Path, segment_bytes: u64, first: Lsn, end: Lsn) -> io::Result<Self> {
-        let mut files = VecDeque::new();
-        let mut at = first;
-        while at < end {
-            files.push_back(Rc::new(DirectFile::open(&folder::segment_path(folder, at)).await?));
-            at = Lsn(at.0 + segment_bytes);
+        let files = (0..end.since(first) / segment_bytes).map(|_| None).collect();
+        let (files, opened) = (RefCell::new(files), RefCell::default());
+        let segments = Self { folder: folder.into(), segment_bytes, first: Cell::new(first), files, opened };
+        // What is written next need not be opened on the way, and what cannot be opened shows here.
+        let newest = segments.files.borrow().len().min(limits::SEGMENTS_OPEN_NEWEST) as u64;
+        for back in (1..=newest).rev() {
+            segments.open_file(Lsn(end.0 - back * segment_bytes)).await?;
         }
-        Ok(Self { folder: folder.into(), segment_bytes, first: Cell::new(first), files: RefCell::new(files) })
+        Ok(segments)
     }
 
     /// The folder.
@@ -50,25 +58,71 @@ impl LiveSegments {
 
     /// Adds the segment that starts at the end.
     pub(crate) async fn push(&self) -> io::Result<()> {
-        let file = DirectFile::open(&folder::segment_path(&self.folder, self.end())).await?;
-        self.files.borrow_mut().push_back(Rc::new(file));
+        let start = self.end();
+        let file = DirectFile::open(&folder::segment_path(&self.folder, start)).await?;
+        self.files.borrow_mut().push_back(None);
+        self.keep_open(start, Rc::new(file));
         Ok(())
     }
 
     /// Takes the first segment out; its file may be used again once this returns.
     pub(crate) async fn pop(&self) {
-        let file = self.files.borrow_mut().pop_front();
-        self.first.set(Lsn(self.first.get().0 + self.segment_bytes));
+        let first = self.first.get();
+        let file = self.files.borrow_mut().pop_front().flatten();
+        self.opened.borrow_mut().retain(|start| *start != first);
+        self.first.set(Lsn(first.0 + self.segment_bytes));
         // A reader may still hold it: then it closes when that reader is done.
         if let Some(Ok(file)) = file.map(Rc::try_unwrap) {
             file.close().await;
         }
     }
 
-    fn locate(&self, lsn: Lsn) -> Option<(Rc<DirectFile>, u64)> {
-        let at = lsn.0.checked_sub(self.first.get().0)?;
-        let file = self.files.borrow().get((at / self.segment_bytes) as usize)?.clone();
-        Some((file, at % self.segment_bytes))
+    fn index(&self, start: Lsn) -> Option<usize> {
+        let at = start.0.checked_sub(self.first.get().0)? / self.segment_bytes;
+        Some(at as usize).filter(|at| *at < self.files.borrow().len())
+    }
+
+    /// The file that holds an LSN, and the position in it.
+    async fn locate(&self, lsn: Lsn) -> io::Result<(Rc<DirectFile>, u64)> {
+        let offset = lsn.0 % self.segment_bytes;
+        let start = Lsn(lsn.0 - offset);
+        let index = self.index(start).ok_or_else(|| io::Error::other(format!("no segment holds LSN {lsn}")))?;
+        let open = self.files.borrow()[index].clone();
+        let file = match open {
+            Some(file) => file,
+            None => self.open_file(start).await?,
+        };
+        Ok((file, offset))
+    }
+
+    async fn open_file(&self, start: Lsn) -> io::Result<Rc<DirectFile>> {
+        let file = Rc::new(DirectFile::open(&folder::segment_path(&self.folder, start)).await?);
+        self.keep_open(start, file.clone());
+        Ok(file)
+    }
+
+    /// Keeps a file open, and lets go of the one that was opened first if there are too many. Who
+    /// reads or writes there holds it until that is done.
+    fn keep_open(&self, start: Lsn, file: Rc<DirectFile>) {
+        // It may have been let go of while it was opened.
+        let Some(index) = self.index(start) else { return };
+        let mut opened = self.opened.borrow_mut();
+        if self.files.borrow_mut()[index].replace(file).is_none() {
+            opened.push_back(start);
+        }
+        for _ in 0..opened.len() {
+            if opened.len() <= limits::SEGMENTS_OPEN_MAX {
+                break;
+            }
+            let Some(oldest) = opened.pop_front() else { break };
+            let Some(index) = self.index(oldest) else { continue };
+            let mut files = self.files.borrow_mut();
+            if index + limits::SEGMENTS_OPEN_NEWEST >= files.len() {
+                opened.push_back(oldest);
+            } else {
+                files[index] = None;
+            }
+        }
     }
 
     /// Writes a batch at its LSN; it is on the device when this returns. Returns the number of
@@ -82,8 +136,7 @@ impl LiveSegments {
         let mut writes = 0;
         while done < buf.len() {
             let at = Lsn(batch.lsn.0 + done as u64);
-            let (file, offset) =
-                self.locate(at).ok_or_else(|| io::Error::other(format!("no segment holds LSN {at}")))?;
+            let (file, offset) = self.locate(at).await?;
             let part = (buf.len() - done).min((self.segment_bytes - offset) as usize);
             let piece = if part == buf.len() { buf.clone() } else { copy(&buf[done..done + part]) };
             let written = file.write(piece, offset).await?;
@@ -101,7 +154,7 @@ impl LiveSegments {
 
     /// Reads up to `len` bytes at a block boundary, at most to the segment's end.
     pub(crate) async fn read(&self, lsn: Lsn, len: usize) -> io::Result<ReadBuf> {
-        let (file, offset) = self.locate(lsn).ok_or_else(|| io::Error::other(format!("no segment holds LSN {lsn}")))?;
+        let (file, offset) = self.locate(lsn).await?;
         let len = len.next_multiple_of(BLOCK).min((self.segment_bytes - offset) as usize);
         file.read(offset, len).await
     }

@@ -1,6 +1,5 @@
 //! Reading a slice with blocking direct reads, by LSN: for recovery, verification and dumps.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -21,7 +20,9 @@ pub(crate) struct SegmentSource {
     segment_bytes: u64,
     /// First LSN of the first segment.
     first: Lsn,
-    files: VecDeque<File>,
+    count: usize,
+    /// The file that was read last, and which it is: not all can be open at once.
+    current: Option<(usize, File)>,
     window: AlignedBuf,
     window_at: Lsn,
     window_len: usize,
@@ -39,18 +40,13 @@ impl SegmentSource {
     ) -> Result<Self, OpenError> {
         let first = Lsn(oldest.0 - oldest.0 % segment_bytes);
         let mut next = first;
-        let mut files = VecDeque::new();
+        let mut count = 0;
         for start in folder::list_segments(folder)?.into_iter().filter(|s| *s >= first) {
             let path = folder::segment_path(folder, start);
             if start != next {
                 return Err(OpenError::MissingSegment { path: folder::segment_path(folder, next), lsn: next });
             }
-            let file = match direct::open_to_read(&path) {
-                // A copy on a file system without direct I/O can still be read.
-                Err(e) if !sync && e.kind() == io::ErrorKind::InvalidInput => File::open(&path),
-                other => other,
-            };
-            let file = file.map_err(OpenError::io("opening", &path))?;
+            let file = open_to_read(&path).map_err(OpenError::io("opening", &path))?;
             let bytes = file.metadata().map_err(OpenError::io("reading the size of", &path))?.len();
             if bytes != segment_bytes {
                 return Err(OpenError::SegmentSize { path, bytes, expected: segment_bytes });
@@ -58,7 +54,7 @@ impl SegmentSource {
             if sync {
                 file.sync_all().map_err(OpenError::io("flushing", &path))?;
             }
-            files.push_back(file);
+            count += 1;
             next = Lsn(next.0 + segment_bytes);
         }
         if next < needed {
@@ -71,7 +67,8 @@ impl SegmentSource {
             folder: folder.into(),
             segment_bytes,
             first,
-            files,
+            count,
+            current: None,
             window: AlignedBuf::zeroed(limits::READ_CHUNK_BYTES),
             window_at: Lsn::ZERO,
             window_len: 0,
@@ -79,8 +76,8 @@ impl SegmentSource {
     }
 
     /// Segments there are.
-    pub(crate) fn count(&self) -> usize {
-        self.files.len()
+    pub(crate) const fn count(&self) -> usize {
+        self.count
     }
 
     /// Forgets what was read: what is asked for next comes from the files.
@@ -94,14 +91,22 @@ impl SegmentSource {
     }
 
     /// The end of the last segment.
-    pub(crate) fn end(&self) -> Lsn {
-        Lsn(self.first.0 + self.files.len() as u64 * self.segment_bytes)
+    pub(crate) const fn end(&self) -> Lsn {
+        Lsn(self.first.0 + self.count as u64 * self.segment_bytes)
     }
 
     /// The file that holds an LSN, and the position in it.
     pub(crate) fn locate(&self, lsn: Lsn) -> (PathBuf, u64) {
         let offset = lsn.0 % self.segment_bytes;
         (folder::segment_path(&self.folder, Lsn(lsn.0 - offset)), offset)
+    }
+}
+
+fn open_to_read(path: &Path) -> io::Result<File> {
+    match direct::open_to_read(path) {
+        // A copy on a file system without direct I/O can still be read.
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => File::open(path),
+        other => other,
     }
 }
 
@@ -121,8 +126,14 @@ impl LogSource for SegmentSource {
                 let at = lsn.0 + self.window_len as u64 - self.first.0;
                 let (segment, offset) = ((at / self.segment_bytes) as usize, at % self.segment_bytes);
                 let part = (want - self.window_len).min((self.segment_bytes - offset) as usize);
+                let file = match self.current.take() {
+                    Some((number, file)) if number == segment => file,
+                    _ => open_to_read(&self.locate(Lsn(at + self.first.0)).0)?,
+                };
                 let out = &mut self.window.as_mut()[self.window_len..self.window_len + part];
-                self.files[segment].read_exact_at(out, offset)?;
+                let read = file.read_exact_at(out, offset);
+                self.current = Some((segment, file));
+                read?;
                 self.window_len += part;
             }
             return Ok(&self.window.as_ref()[..len]);
