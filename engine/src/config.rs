@@ -260,6 +260,11 @@ pub enum ConfigError {
         /// Cores of the machine, at least one.
         there: usize,
     },
+    /// A core that is there, but not for this process.
+    #[error(
+        "core {0} is configured, this process may not run on it: it is offline, or outside of the process's cpuset (taskset, AllowedCPUs=, --cpuset-cpus)"
+    )]
+    CpuNotAllowed(usize),
     /// A name that is not one.
     #[error("{0:?} is no replica name: use 1 to 63 of a-z, 0-9, _ and -")]
     Name(String),

@@ -26,7 +26,7 @@ use towline_wire::handshake::Hello;
 use towline_wire::{Lsn, ShardId, SystemId};
 
 use self::core::{CoreSetup, ShardSetup};
-use crate::config::NodeConfig;
+use crate::config::{ConfigError, NodeConfig};
 use crate::limits;
 use crate::oneshot;
 use crate::rt::{self, ExecutorHandle};
@@ -223,6 +223,9 @@ impl Machine {
         if let Err(e) = sys::raise_descriptor_limit() {
             tracing::warn!("raising the limit of open files: {e}");
         }
+        if let Some(cpu) = config.cpus.iter().find(|cpu| !may_run_on(**cpu)) {
+            return Err(ConfigError::CpuNotAllowed(*cpu).into());
+        }
         let io_memory = prepare::check_machine(config, cores)?;
         let listener = match listen {
             None => None,
@@ -349,6 +352,12 @@ fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
+/// Whether this process may run on a core: tried by a thread that ends then.
+fn may_run_on(id: usize) -> bool {
+    let thread = std::thread::spawn(move || core_affinity::set_for_current(core_affinity::CoreId { id }));
+    thread.join().unwrap_or(false)
+}
+
 /// The cores to run on: those configured, else every one of the machine; `None` where they cannot
 /// be told.
 fn cpus(config: &NodeConfig) -> Vec<Option<usize>> {
@@ -362,5 +371,16 @@ fn cpus(config: &NodeConfig) -> Vec<Option<usize>> {
 impl Drop for Running {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_core_that_is_there_is_told_from_one_that_is_not() {
+        assert!(core_affinity::get_core_ids().unwrap().iter().all(|core| may_run_on(core.id)));
+        assert!(!may_run_on(1023) || sys::cpus() > 1023);
     }
 }
