@@ -93,7 +93,7 @@ pub(crate) async fn run(setup: CoreSetup, ready: oneshot::Sender<Result<(), Open
             Command::Stop(done) => {
                 // Closes the listener.
                 drop(accepting);
-                stop(&local).await;
+                stop(&local, &node).await;
                 done.send(());
                 return;
             }
@@ -176,17 +176,20 @@ async fn tick(shards: Vec<Rc<Shard>>, node: Arc<NodeShared>) {
 }
 
 /// Comes to rest: what was appended is written and, for a moment, may still be acknowledged.
-async fn stop(local: &BTreeMap<ShardId, Local>) {
+async fn stop(local: &BTreeMap<ShardId, Local>, node: &NodeShared) {
     const GRACE: Duration = Duration::from_millis(500);
     for l in local.values() {
         let shard = l.shard.clone();
-        let at_rest = async move {
+        // Appends of other threads that are on their way count as appended.
+        let is_taken = || !node.is_primary || node.inbox_of(shard.id).is_taken();
+        let at_rest = async {
             loop {
                 let seen = shard.moved.seen();
-                if shard.is_stopped() || shard.is_at_rest() {
+                if shard.is_stopped() || (is_taken() && shard.is_at_rest()) {
                     return;
                 }
-                shard.moved.since(seen).await;
+                // The inbox falls asleep without a word.
+                let _ = rt::timeout(Duration::from_millis(1), shard.moved.since(seen)).await;
             }
         };
         let _ = rt::timeout(GRACE, at_rest).await;

@@ -203,3 +203,44 @@ fn terms_are_found_where_they_began() {
     let r = run(&mut disk(&all, 0), &facts_of_crash()).unwrap();
     assert_eq!(r.terms, [(Term(1), Lsn(0)), (Term(2), Lsn(4096)), (Term(3), Lsn(12288))]);
 }
+
+#[test]
+fn a_whole_batch_of_another_history_at_the_same_place_is_not_this_logs() {
+    let all = written(&[(10, 0, false), (20, 0, false), (30, 0, false)]);
+    let end = |m: &mut Memory| run(m, &facts_of_crash()).map(|r| (r.end, r.tear));
+    // As a fork with the same sizes would have it: same LSN, same sequence, same term, other bytes before.
+    let fork = written(&[(11, 0, false), (20, 0, false), (30, 0, false)]);
+    let mut m = disk(&all, 0);
+    m.0[start(&all, 2)..all[2].end.lsn.0 as usize].copy_from_slice(&fork[2].bytes);
+    let (found, tear) = end(&mut m).unwrap();
+    assert_eq!(found, all[1].end);
+    let tear = tear.unwrap();
+    assert!(tear.reason.contains("chain") && tear.until == all[2].end.lsn, "{tear:?}");
+    // The same chain and place, but a sequence or a term that does not go on.
+    for (field, change) in [
+        ("first sequence", (|f| f.first_seq = Seq(7)) as fn(&mut BatchFields)),
+        ("term", |f| f.term = Term(4)),
+        ("term", |f| f.term = Term(0)),
+    ] {
+        let mut fields = BatchFields {
+            system: SYSTEM,
+            shard: ShardId(0),
+            term: Term(1),
+            lsn: all[1].end.lsn,
+            first_seq: Seq(2),
+            record_count: 0,
+            timestamp_us: 0,
+            prev_chain: all[1].end.chain,
+            durable_lsn: Lsn(0),
+            commit_lsn: Lsn(0),
+        };
+        change(&mut fields);
+        let mut b = BatchBuilder::new(vec![0; BLOCK]);
+        b.push(&[1; 30]);
+        let mut m = disk(&all, 0);
+        m.0[start(&all, 2)..all[2].end.lsn.0 as usize].copy_from_slice(&b.close(fields).buf);
+        let (found, tear) = end(&mut m).unwrap();
+        assert_eq!(found, all[1].end, "{field}");
+        assert!(tear.is_none_or(|t| t.reason.contains(field)), "{field}");
+    }
+}

@@ -99,6 +99,11 @@ impl Inbox {
         }
     }
 
+    /// Whether the shard has taken everything that was pushed before this call.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.sleeping.load(Ordering::Acquire)
+    }
+
     /// Whether the shard takes nothing any more.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
