@@ -2,9 +2,15 @@
 
 mod cluster;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use cluster::{ONE, Place, commit, of};
+use towline::wire::BatchView;
+use towline::wire::frame::{self, FrameHead, FrameKind, PREAMBLE};
+use towline::wire::handshake::Hello;
+use towline::wire::message::{AppendHead, CommitStatus, Committed, TailRequest, TailStart, WirePolicy};
 use towline::{AckLevel, AppendError, AppendOptions, CommitPolicy, Lsn, Outcome, Primary, Replica, ShardId};
 
 #[test]
@@ -131,4 +137,58 @@ fn a_long_log_has_few_files_open_and_one_that_is_let_go_leaves_few_behind() {
     drop(replica);
     primary.stop();
     assert_eq!(cluster::on_disk(&place.path("p")).last().unwrap(), b"on recycled files");
+}
+
+#[test]
+fn what_several_tasks_send_on_one_connection_stays_whole_and_the_last_replies_arrive() {
+    const REQUESTS: u64 = 200;
+    let place = Place::new();
+    let primary = Primary::open(place.primary("p", &[])).unwrap();
+    // More than a socket takes at once, so that sends are cut into pieces.
+    cluster::commit_all(&primary.handle(), &vec![vec![9; 50_000]; 300]);
+    let mut peer = TcpStream::connect(place.addr).unwrap();
+    peer.set_read_timeout(Some(cluster::LIMIT)).unwrap();
+    let framed = |kind, payload: &[u8]| [&frame::header(kind, 0, 0, payload)[..], payload].concat();
+    let tail = TailRequest { start: TailStart::Oldest, flushed: false, until_end: false };
+    let mut said = [&PREAMBLE[..], &framed(FrameKind::Hello, &Hello::client(ONE).to_bytes())].concat();
+    said.extend(framed(FrameKind::Tail, &tail.to_bytes()));
+    peer.write_all(&said).unwrap();
+    said.clear();
+    for request in 0..REQUESTS {
+        let head = AppendHead { request, deadline_us: 0, record_count: 1, policy: WirePolicy::Default };
+        let mut record = vec![0; towline::wire::record::encoded_len(1)];
+        towline::wire::record::encode(b"x", &mut record);
+        said.extend(framed(FrameKind::Append, &[&head.to_bytes()[..], &record].concat()));
+        if request % 10 == 0 {
+            said.extend(framed(FrameKind::StatusRequest, &[]));
+        }
+    }
+    said.extend(framed(FrameKind::Goodbye, &[]));
+    let (mut committed, mut statuses, mut batches) = (0, 0, 0);
+    let mut header = [0; frame::HEADER];
+    while peer.read_exact(&mut header).is_ok() {
+        let head = FrameHead::check(&header).unwrap();
+        let mut payload = vec![0; head.len];
+        peer.read_exact(&mut payload).unwrap();
+        match head.kind {
+            FrameKind::Batch => drop(BatchView::check(&payload).unwrap()),
+            _ => head.check_payload(&payload).unwrap(),
+        }
+        match head.kind {
+            FrameKind::Committed => {
+                assert_eq!(Committed::check(&payload).unwrap().status, CommitStatus::Committed);
+                committed += 1;
+            }
+            FrameKind::Status => statuses += 1,
+            FrameKind::Batch => {
+                batches += 1;
+                // While the log is being streamed.
+                peer.write_all(&std::mem::take(&mut said)).unwrap();
+            }
+            FrameKind::Welcome | FrameKind::Heartbeat => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((committed, statuses), (REQUESTS, REQUESTS / 10));
+    assert!(batches > 1);
 }

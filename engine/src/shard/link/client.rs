@@ -38,6 +38,8 @@ pub(crate) async fn serve(shard: Rc<Shard>, conn: Rc<Conn>, node: Arc<NodeShared
         window: Cell::new(0),
         blocked_since: Cell::new(None),
         changed: Changed::default(),
+        tailing: Cell::new(false),
+        ending: Cell::new(false),
         replied: Cell::new(false),
         written: Cell::new(false),
         over: Cell::new(false),
@@ -66,6 +68,10 @@ struct Session {
     /// Since when nothing could be admitted.
     blocked_since: Cell<Option<u64>>,
     changed: Changed,
+    /// The log is being streamed.
+    tailing: Cell<bool>,
+    /// Nothing is read any more, and the log is streamed no further.
+    ending: Cell<bool>,
     /// No reply is to come any more.
     replied: Cell<bool>,
     /// Every reply was sent, or none can be.
@@ -145,7 +151,16 @@ impl Session {
         let lane = self.shard.inner.borrow_mut().lanes.add(self.clone());
         let Some(lane) = lane else { return Err(LinkError::Rejected("too many lanes".into())) };
         let writer = rt::spawn_scoped(self.clone().write_replies());
-        let read = self.clone().read(lane, node).await;
+        let mut tail = None;
+        let read = self.clone().read(lane, node, &mut tail).await;
+        // A batch that is being sent is finished: replies follow it.
+        self.ending.set(true);
+        self.shard.moved.notify();
+        while self.tailing.get() {
+            let seen = self.changed.seen();
+            self.changed.since(seen).await;
+        }
+        drop(tail);
         // Late outcomes find an empty list of requests; the number is free once nothing waits.
         while !self.pending.borrow().requests.is_empty() && !self.shard.is_stopped() {
             let seen = self.changed.seen();
@@ -163,10 +178,14 @@ impl Session {
         read
     }
 
-    async fn read(self: Rc<Self>, lane: u32, node: Arc<NodeShared>) -> Result<(), LinkError> {
+    async fn read(
+        self: Rc<Self>,
+        lane: u32,
+        node: Arc<NodeShared>,
+        tail: &mut Option<rt::Task>,
+    ) -> Result<(), LinkError> {
         let largest = message::APPEND_HEAD + towline_wire::record::encoded_len(self.shard.config.record_bytes_max);
         let mut reader = FrameReader::new(self.conn.clone(), largest.max(limits::CLIENT_WINDOW_BYTES));
-        let mut tail = None;
         let mut key = 0;
         while let Some((head, payload)) = reader.next().await? {
             match head.kind {
@@ -176,7 +195,8 @@ impl Session {
                 }
                 FrameKind::Tail if tail.is_none() => {
                     let request = TailRequest::check(payload)?;
-                    tail = Some(rt::spawn_scoped(self.clone().tail(request)));
+                    self.tailing.set(true);
+                    *tail = Some(rt::spawn_scoped(self.clone().tail(request)));
                 }
                 FrameKind::StatusRequest => {
                     let status = node.status().await;
@@ -321,6 +341,8 @@ impl Session {
         if let Err(e) = result {
             e.end(&self.conn).await;
         }
+        self.tailing.set(false);
+        self.changed.notify();
     }
 
     fn limit(&self, request: &TailRequest) -> Lsn {
@@ -354,7 +376,7 @@ impl Session {
         let until = request.until_end.then_some(end);
         loop {
             let seen = self.shard.moved.seen();
-            if self.over.get() {
+            if self.ending.get() {
                 return Ok(());
             }
             if self.shard.is_stopped() {
