@@ -42,6 +42,8 @@ stages! {
     Gate = "gate";
     /// From the first append of a run until the run is committed.
     Commit = "commit";
+    /// From an outcome until another thread has taken it from its ticket.
+    Wake = "wake";
     /// On a replica: the time that the handler took for a batch.
     Apply = "apply";
 }
@@ -122,9 +124,16 @@ pub struct Telemetry {
 /// The longest time that a histogram tells apart, in nanoseconds: one minute.
 const HIGHEST_NS: u64 = 60_000_000_000;
 
+/// A histogram of one replica's acks, in nanoseconds.
+pub(crate) type SlotHistogram = Histogram<u64>;
+
+/// An empty histogram of nanoseconds.
+pub(crate) fn histogram() -> SlotHistogram {
+    Histogram::new_with_bounds(1, HIGHEST_NS, 2).expect("the bounds are valid")
+}
+
 impl Default for Telemetry {
     fn default() -> Self {
-        let histogram = || Histogram::new_with_bounds(1, HIGHEST_NS, 2).expect("the bounds are valid");
         Self { stages: Stage::ALL.iter().map(|_| histogram()).collect(), counters: Counters::default() }
     }
 }

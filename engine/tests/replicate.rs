@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use towline::telemetry::Stage;
 use towline::{AckLevel, CommitPolicy, Outcome, Primary, PrimaryConfig, Replica, ReplicaConfig, ShardId};
 
 fn primary_config(data: &std::path::Path, shards: u32) -> PrimaryConfig {
@@ -51,7 +52,12 @@ fn a_commit_under_ack_n_is_on_every_replicas_device_and_the_logs_are_identical()
             }
         }
     }
-    println!("{}", primary.status_json());
+    // Each stage was measured, and each replica's acks for themselves.
+    let status = &primary.status()[0];
+    assert!(status.slots.iter().all(|s| s.ack_flushed.count > 0 && s.ack_received.count > 0));
+    for stage in [Stage::Inbox, Stage::Fill, Stage::Write, Stage::Send, Stage::Gate, Stage::Wake, Stage::Commit] {
+        assert!(!status.telemetry.stage(stage).is_empty(), "{}", stage.name());
+    }
     for replica in replicas {
         replica.stop();
     }

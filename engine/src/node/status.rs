@@ -53,6 +53,10 @@ pub struct SlotStatus {
     pub lag_ms: f64,
     /// Links so far.
     pub connects: u64,
+    /// From the send of a live batch until this replica had it in memory.
+    pub ack_received: Percentiles,
+    /// From the send of a live batch until this replica had it on its device.
+    pub ack_flushed: Percentiles,
 }
 
 /// One shard of this node.
@@ -91,6 +95,7 @@ pub struct ShardStatus {
 
 /// How a shard stands, from its core.
 pub(crate) fn of(shard: &Shard) -> ShardStatus {
+    shard.tickets.borrow().iter().for_each(|t| t.wake_times.collect(&mut shard.telemetry.borrow_mut()));
     let inner = shard.inner.borrow();
     let (tail, durable) = (inner.pipeline.appended(), inner.pipeline.durable());
     let mut slots = Vec::new();
@@ -117,6 +122,8 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
                     lag_records: inner.next_seq.0.saturating_sub(slot.applied_seq.0),
                     lag_ms: behind.map_or(0.0, |us| crate::sys::wall_us().saturating_sub(us) as f64 / 1000.0),
                     connects: slot.connects,
+                    ack_received: Percentiles::of(&shard.ack_times.borrow()[n][0]),
+                    ack_flushed: Percentiles::of(&shard.ack_times.borrow()[n][1]),
                 });
             }
             (p.term, p.gate.commit())
@@ -192,7 +199,8 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         let _ = write!(
             out,
             "{comma}{{\"name\":\"{}\",\"state\":\"{}\",\"sent_lsn\":{},\"received_lsn\":{},\"flushed_lsn\":{},\
-             \"applied_lsn\":{},\"lag_bytes\":{},\"lag_records\":{},\"lag_ms\":{:.3},\"connects\":{}}}",
+             \"applied_lsn\":{},\"lag_bytes\":{},\"lag_records\":{},\"lag_ms\":{:.3},\"connects\":{},\
+             \"ack_received\":{},\"ack_flushed\":{}}}",
             slot.name,
             slot.state.name(),
             slot.sent_lsn,
@@ -203,6 +211,8 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
             slot.lag_records,
             slot.lag_ms,
             slot.connects,
+            percentiles_json(&slot.ack_received),
+            percentiles_json(&slot.ack_flushed),
         );
     }
     out.push_str("],\"counters\":{");
@@ -214,19 +224,16 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
     for (n, stage) in Stage::ALL.iter().enumerate() {
         let comma = if n > 0 { "," } else { "" };
         let p = Percentiles::of(s.telemetry.stage(*stage));
-        let _ = write!(
-            out,
-            "{comma}\"{}\":{{\"count\":{},\"p50_us\":{:.1},\"p90_us\":{:.1},\"p99_us\":{:.1},\"p999_us\":{:.1},\"max_us\":{:.1}}}",
-            stage.name(),
-            p.count,
-            p.p50_us,
-            p.p90_us,
-            p.p99_us,
-            p.p999_us,
-            p.max_us,
-        );
+        let _ = write!(out, "{comma}\"{}\":{}", stage.name(), percentiles_json(&p));
     }
     out.push_str("}}");
+}
+
+fn percentiles_json(p: &Percentiles) -> String {
+    format!(
+        "{{\"count\":{},\"p50_us\":{:.1},\"p90_us\":{:.1},\"p99_us\":{:.1},\"p999_us\":{:.1},\"max_us\":{:.1}}}",
+        p.count, p.p50_us, p.p90_us, p.p99_us, p.p999_us, p.max_us,
+    )
 }
 
 fn escape(text: &str) -> String {

@@ -29,9 +29,10 @@ use crate::protocol::policy::{CommitPolicy, Requirement};
 use crate::protocol::primary::Primary;
 use crate::protocol::replica::Replica;
 use crate::rt;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{self, SlotHistogram, Telemetry};
 use append::OpenBatch;
 use lanes::Lanes;
+use mesh::ticket::TicketSlots;
 use wal::live::LiveSegments;
 use wal::ring::Ring;
 
@@ -102,6 +103,11 @@ pub(crate) struct Shard {
     /// Segments or superblock may need attention.
     pub(crate) keep: Changed,
     pub(crate) telemetry: RefCell<Telemetry>,
+    /// The tickets of handles that append here.
+    pub(crate) tickets: RefCell<Vec<Arc<TicketSlots>>>,
+    /// How long each configured replica took, from the send of a batch until it was received, and
+    /// until it was flushed there.
+    pub(crate) ack_times: RefCell<Vec<[SlotHistogram; 2]>>,
     /// A look at what is due later is coming.
     soon: Cell<bool>,
     /// A write failed.
@@ -161,6 +167,11 @@ impl Shard {
             Role::Primary(p) => p.gate.commit(),
             Role::Replica(r) => r.committed(),
         });
+        let slots = match &role {
+            Role::Primary(p) => p.slots().len(),
+            Role::Replica(_) => 0,
+        };
+        let ack_times = (0..slots).map(|_| std::array::from_fn(|_| telemetry::histogram())).collect();
         let pipeline = Pipeline::new(log.end, log.last_batch, config.write_depth, config.in_flight_bytes_max);
         Rc::new(Self {
             id,
@@ -185,6 +196,8 @@ impl Shard {
             moved: Changed::default(),
             keep: Changed::default(),
             telemetry: RefCell::default(),
+            tickets: RefCell::default(),
+            ack_times: RefCell::new(ack_times),
             soon: Cell::new(false),
             failed: Cell::new(false),
             disk_full: Cell::new(false),
@@ -227,7 +240,7 @@ impl Shard {
     }
 
     /// Counts.
-    pub(crate) fn count(&self, counting: impl FnOnce(&mut crate::telemetry::Counters)) {
+    pub(crate) fn count(&self, counting: impl FnOnce(&mut telemetry::Counters)) {
         counting(&mut self.telemetry.borrow_mut().counters);
     }
 

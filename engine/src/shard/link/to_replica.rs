@@ -348,13 +348,16 @@ impl Link {
         let now = rt::now_ns();
         let mut timed = self.timed.borrow_mut();
         let mut telemetry = self.shard.telemetry.borrow_mut();
+        let [of_received, of_flushed] = &mut self.shard.ack_times.borrow_mut()[self.slot];
         for (_, sent_ns, received) in timed.iter_mut().take_while(|t| t.0 <= ack.received) {
             if !std::mem::replace(received, true) {
                 telemetry.record(Stage::AckReceived, now - *sent_ns, 1);
+                of_received.saturating_record(now - *sent_ns);
             }
         }
         while let Some((_, sent_ns, _)) = timed.front().filter(|t| t.0 <= ack.flushed) {
             telemetry.record(Stage::AckFlushed, now - *sent_ns, 1);
+            of_flushed.saturating_record(now - *sent_ns);
             timed.pop_front();
         }
     }

@@ -152,7 +152,7 @@ pub(crate) async fn run(shard: Rc<Shard>, inbox: Arc<Inbox>) {
         if shard.is_stopped() {
             break;
         }
-        take_new(&inbox, &mut producers);
+        take_new(&shard, &inbox, &mut producers);
         let mut blocked = false;
         let mut took = 0;
         for producer in &mut producers {
@@ -165,6 +165,10 @@ pub(crate) async fn run(shard: Rc<Shard>, inbox: Arc<Inbox>) {
             // The producer is gone and everything it left is taken; its lane stays until what it
             // waits for is complete, which dropped tickets do not notice.
             let over = p.is_over();
+            if over {
+                p.intake.slots.wake_times.collect(&mut shard.telemetry.borrow_mut());
+                shard.tickets.borrow_mut().retain(|t| !Arc::ptr_eq(t, &p.intake.slots));
+            }
             if over && let Some(lane) = p.lane {
                 shard.inner.borrow_mut().lanes.remove(lane);
             }
@@ -181,7 +185,7 @@ pub(crate) async fn run(shard: Rc<Shard>, inbox: Arc<Inbox>) {
         }
     }
     inbox.closed.store(true, Ordering::Release);
-    take_new(&inbox, &mut producers);
+    take_new(&shard, &inbox, &mut producers);
     for producer in &mut producers {
         while let Ok(request) = producer.intake.requests.pop() {
             producer.intake.slots.resolve(request.slot, Ok(Outcome::Stopped));
@@ -189,8 +193,9 @@ pub(crate) async fn run(shard: Rc<Shard>, inbox: Arc<Inbox>) {
     }
 }
 
-fn take_new(inbox: &Inbox, producers: &mut Vec<Taken>) {
+fn take_new(shard: &Shard, inbox: &Inbox, producers: &mut Vec<Taken>) {
     for intake in inbox.new.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        shard.tickets.borrow_mut().push(intake.slots.clone());
         producers.push(Taken { intake, lane: None, record: Vec::new() });
     }
 }

@@ -10,3 +10,4 @@ pub(crate) mod handle;
 pub(crate) mod inbox;
 pub(crate) mod local;
 pub(crate) mod ticket;
+pub(crate) mod wake_times;

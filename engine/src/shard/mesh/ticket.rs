@@ -12,8 +12,10 @@ use std::thread::Thread;
 use atomic_waker::AtomicWaker;
 use towline_wire::{Lsn, ShardId, Term};
 
+use super::wake_times::WakeTimes;
 use crate::limits;
 use crate::outcome::{AppendError, Bookmark, Outcome};
+use crate::rt;
 
 const FREE: u32 = 0;
 const WAITING: u32 = 1;
@@ -33,6 +35,7 @@ struct Slot {
     detail: AtomicU32,
     lsn: AtomicU64,
     term: AtomicU64,
+    resolved_ns: AtomicU64,
     waker: AtomicWaker,
 }
 
@@ -45,6 +48,8 @@ pub(crate) struct TicketSlots {
     /// row have slots in a row and are one run.
     free: Mutex<VecDeque<u32>>,
     refusals: Mutex<Vec<(u32, AppendError)>>,
+    /// From an outcome until it is taken.
+    pub(crate) wake_times: WakeTimes,
 }
 
 impl TicketSlots {
@@ -54,6 +59,7 @@ impl TicketSlots {
             slots: (0..limits::TICKETS_MAX).map(|_| Slot::default()).collect(),
             free: Mutex::new((0..limits::TICKETS_MAX as u32).collect()),
             refusals: Mutex::default(),
+            wake_times: WakeTimes::default(),
         })
     }
 
@@ -105,6 +111,7 @@ impl TicketSlots {
                 REFUSED
             }
         };
+        slot.resolved_ns.store(rt::now_ns(), Ordering::Relaxed);
         if slot.state.compare_exchange(WAITING, state, Ordering::Release, Ordering::Relaxed).is_ok() {
             slot.waker.wake();
         } else if slot.state.load(Ordering::Acquire) == ABANDONED {
@@ -182,6 +189,8 @@ impl Ticket {
         assert!(!self.done, "the outcome was taken before");
         let outcome = self.slots.outcome(self.slot)?;
         self.done = true;
+        let resolved_ns = self.slots.slots[self.slot as usize].resolved_ns.load(Ordering::Relaxed);
+        self.slots.wake_times.record(rt::now_ns().saturating_sub(resolved_ns));
         self.slots.give_back(self.slot);
         Some(outcome)
     }
