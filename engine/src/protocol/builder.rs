@@ -155,4 +155,18 @@ mod tests {
             b.push(&vec![1; payload]);
         }
     }
+
+    #[test]
+    fn encoded_records_go_in_as_they_are() {
+        let mut one = BatchBuilder::new(vec![0; BLOCK]);
+        let mut two = BatchBuilder::new(vec![0; BLOCK]);
+        let mut encoded = vec![0; record::encoded_len(3) + record::encoded_len(5)];
+        let at = record::encode(b"abc", &mut encoded);
+        record::encode(b"defgh", &mut encoded[at..]);
+        one.push_encoded(&encoded, 2);
+        two.push(b"abc");
+        two.push(b"defgh");
+        assert_eq!((one.count(), one.disk_len()), (2, BLOCK));
+        assert_eq!(one.buf, two.buf);
+    }
 }

@@ -365,6 +365,21 @@ mod tests {
         assert_eq!(completed(&mut gate), [2]);
     }
 
+    #[test]
+    fn who_is_drained_is_told_once_and_nothing_waits_any_more() {
+        let mut gate = CommitGate::new(TWO_FLUSHED, 2, Lsn(0), Lsn(0));
+        let applied = Requirement { replicas: 1, level: AckLevel::Applied };
+        gate.wait(TWO_FLUSHED, waiter(100, 1));
+        assert!(!gate.wants_applied());
+        gate.wait(applied, waiter(200, 2));
+        assert!(gate.wants_applied());
+        let mut told = Vec::new();
+        gate.drain(|w| told.push(w.first));
+        gate.drain(|w| told.push(w.first));
+        assert_eq!((told, gate.waiting(), gate.wants_applied()), (vec![1, 2], 0, false));
+        assert_eq!(gate.durable(), Lsn(0));
+    }
+
     proptest! {
         /// Against a model that looks at every waiter every time.
         #[test]

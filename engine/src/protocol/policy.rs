@@ -213,4 +213,13 @@ mod tests {
         assert_eq!([1, 2, 3, 4, 5].map(wanted), [1, 2, 2, 3, 3]);
         assert_eq!(CommitPolicy::Local.requirement(0).unwrap().replicas, 0);
     }
+
+    #[test]
+    fn a_policy_crosses_the_network_unchanged() {
+        for text in ["local", "ack_n=1:received", "ack_n=255:applied", "all:flushed", "majority:applied"] {
+            let policy: CommitPolicy = text.parse().unwrap();
+            assert_eq!(CommitPolicy::from_wire(policy.to_wire()), Some(policy));
+        }
+        assert_eq!(CommitPolicy::from_wire(WirePolicy::Default), None, "the shard's own");
+    }
 }

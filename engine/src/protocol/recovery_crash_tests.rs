@@ -244,3 +244,17 @@ fn a_whole_batch_of_another_history_at_the_same_place_is_not_this_logs() {
         assert!(tear.is_none_or(|t| t.reason.contains(field)), "{field}");
     }
 }
+
+#[test]
+fn a_log_whose_first_kept_batch_is_bad_is_damaged_and_one_that_fills_its_files_is_whole() {
+    let all = written(&[(10, 0, false), (20, 0, false), (30, 0, false)]);
+    let oldest = all[0].end.lsn;
+    let mut m = disk(&all, 0);
+    m.0[oldest.0 as usize] ^= 1;
+    let e = run(&mut m, &Facts { oldest, floor: oldest, ..facts_of_crash() }).unwrap_err();
+    assert!(matches!(e, RecoveryError::Damage { at, .. } if at == oldest), "{e}");
+    let mut m = disk(&all, 0);
+    m.0.truncate(all[2].end.lsn.0 as usize);
+    let r = run(&mut m, &facts_of_crash()).unwrap();
+    assert_eq!((r.end, r.tear), (all[2].end, None));
+}
