@@ -6,7 +6,9 @@ mod cluster;
 use std::fs;
 use std::time::Duration;
 
-use cluster::{ONE, Place, commit, commit_all, copy, crash, of, of_replica, on_disk, records, until, until_same};
+use cluster::{
+    ONE, Order, Place, commit, commit_all, copy, crash, of, of_replica, on_disk, records, until, until_same,
+};
 use towline::{AppendError, AppendOptions, CommitPolicy, Outcome, Primary, PrimaryConfig, Replica};
 
 /// What a node saved before it cut its log.
@@ -116,13 +118,13 @@ fn a_cut_log_opens_after_a_crash_at_any_time() {
     // Copies while it cuts and goes on, as crashes at those instants would leave it.
     let mut copies = 0;
     until("it has the new log", || {
-        copies += u32::from(crash(&place.path("old"), &place.path(&format!("crash-{copies}"))));
+        copies += u32::from(crash(Order::OldestFirst, &place.path("old"), &place.path(&format!("crash-{copies}"))));
         let (p, r) = (of(&primary), of_replica(&old));
         r.applied_lsn == p.appended_lsn && r.chain == p.chain
     });
     // At the latest when it has come to rest.
     until("a copy of one instant", || {
-        let copied = crash(&place.path("old"), &place.path(&format!("crash-{copies}")));
+        let copied = crash(Order::OldestFirst, &place.path("old"), &place.path(&format!("crash-{copies}")));
         copies += u32::from(copied);
         copied
     });

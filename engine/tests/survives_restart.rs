@@ -6,7 +6,7 @@ mod cluster;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use cluster::{ONE, Place, commit, commit_all, copy, crash, locate, of, on_disk, overwrite, records};
+use cluster::{ONE, Order, Place, commit, commit_all, copy, crash, locate, of, on_disk, overwrite, records};
 use towline::{Lsn, OpenError, Outcome, Primary};
 
 const SEGMENT: u64 = 64 << 10;
@@ -63,7 +63,7 @@ fn a_crash_at_any_instant_loses_nothing_that_was_acknowledged() {
             let folder = place.path(&format!("crash-{n}"));
             cluster::until("a copy of one instant", || {
                 let known = acknowledged.lock().unwrap().len();
-                let copied = crash(&place.path("p"), &folder);
+                let copied = crash(Order::NewestFirst, &place.path("p"), &folder);
                 if copied {
                     crashes.push((folder.clone(), known));
                 }

@@ -143,30 +143,47 @@ pub fn on_disk(folder: &Path) -> Vec<Vec<u8>> {
     found
 }
 
-/// Copies a folder as a crash would leave it: file by file, while a node may write to it.
+/// Copies a folder, file by file.
 pub fn copy(from: &Path, to: &Path) {
+    copy_in(Order::OldestFirst, from, to);
+}
+
+/// Which segments are copied first.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// While a log is cut from its end downwards, a later segment may not be of an earlier instant.
+    OldestFirst,
+    /// While a log grows, an earlier segment may not be.
+    NewestFirst,
+}
+
+fn copy_in(order: Order, from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
+    let mut paths: Vec<_> = fs::read_dir(from).unwrap().map(|e| e.unwrap().path()).collect();
+    paths.sort();
+    if order == Order::NewestFirst {
+        paths.reverse();
+    }
+    for path in paths {
         let target = to.join(path.file_name().unwrap());
         if path.is_dir() {
-            copy(&path, &target);
-        } else {
-            match fs::copy(&path, &target) {
-                // It was given its final name meanwhile, or taken for another segment.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                copied => drop(copied.unwrap()),
-            }
+            copy_in(order, &path, &target);
+            continue;
+        }
+        match fs::copy(&path, &target) {
+            // It was given its final name meanwhile, or taken for another segment.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            copied => drop(copied.unwrap()),
         }
     }
 }
 
 /// Copies a running node's folder as a crash at one instant would leave its first shard. `false`, and
 /// nothing is left, if the superblock changed meanwhile: then the files are of different instants.
-pub fn crash(from: &Path, to: &Path) -> bool {
+pub fn crash(order: Order, from: &Path, to: &Path) -> bool {
     let superblock = from.join("shard-0000/superblock");
     let before = fs::read(&superblock).unwrap();
-    copy(from, to);
+    copy_in(order, from, to);
     fs::write(to.join("shard-0000/superblock"), &before).unwrap();
     let same = fs::read(&superblock).unwrap() == before;
     if !same {
