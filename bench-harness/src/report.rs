@@ -107,7 +107,7 @@ pub(crate) fn print(args: &Args, run: &Run) {
         shards: args.shards,
         replicas: args.replicas,
         policy: run.policy.to_string(),
-        separate: args.separate,
+        separate: !args.in_process,
     };
     if args.json {
         println!("{}", serde_json::to_string(&json).expect("numbers can be written"));

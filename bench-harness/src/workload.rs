@@ -38,9 +38,10 @@ pub(crate) struct Args {
     /// The replicas' cores [default: the machine's second core]
     #[arg(long, value_delimiter = ',')]
     pub(crate) replica_cpus: Vec<usize>,
-    /// Each replica in a process of its own
+    /// All nodes in one process, instead of each replica in its own. Costs latency: the runtime's
+    /// way to sleep (membarrier) disturbs every core that runs a thread of the same process
     #[arg(long)]
-    pub(crate) separate: bool,
+    pub(crate) in_process: bool,
     /// Seconds of load
     #[arg(long, default_value_t = 5)]
     pub(crate) seconds: u64,
@@ -48,7 +49,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 4)]
     pub(crate) depth: usize,
     /// Bytes of a normal batch
-    #[arg(long, default_value_t = 256 << 10)]
+    #[arg(long, default_value_t = 512 << 10)]
     pub(crate) batch: usize,
     /// Bytes of segments that each shard writes with zeros before the load
     #[arg(long, default_value_t = 512 << 20)]
@@ -86,7 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
         shards: args.shards,
         replicas: args.replicas,
         policy: args.policy.unwrap_or(if args.replicas == 0 { CommitPolicy::Local } else { flushed(args.replicas) }),
-        separate: args.separate,
+        separate: !args.in_process,
         primary: settings(&args.cpus),
         replica: settings(&replica_cpus),
     };

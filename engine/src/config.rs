@@ -41,7 +41,7 @@ pub struct NodeConfig {
     pub prefill_bytes: u64,
     /// Batches in flight to each shard's device. Default 4; 1 to 64.
     pub write_depth: usize,
-    /// Bytes of a normal batch; a larger record gets a batch of its own. Default 256 KiB; 4 KiB to
+    /// Bytes of a normal batch; a larger record gets a batch of its own. Default 512 KiB; 4 KiB to
     /// 16 MiB, whole blocks.
     pub batch_bytes: usize,
     /// Largest record in bytes. Default 64 MiB, which also is the most.
@@ -72,7 +72,7 @@ impl NodeConfig {
             segments_ahead: 2,
             prefill_bytes: 0,
             write_depth: 4,
-            batch_bytes: 256 << 10,
+            batch_bytes: 512 << 10,
             record_bytes_max: RECORD_BYTES_MAX,
             max_linger: Duration::ZERO,
             retain: Retain::All,

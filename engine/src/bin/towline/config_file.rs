@@ -83,7 +83,7 @@ pub(crate) struct Settings {
     pub(crate) write_depth: Option<usize>,
 
     /// Size of a normal batch, 4KiB to 16MiB; a larger record gets a batch of its own [default:
-    /// 256KiB]
+    /// 512KiB]
     #[arg(long, value_name = "SIZE")]
     pub(crate) batch_size: Option<Size>,
 
