@@ -83,8 +83,8 @@ pub trait Apply {
         Lsn::ZERO
     }
 
-    /// Whether it does not mind to begin later than where it stands, at the oldest batch that is
-    /// kept. A handler with state must not: it would miss records in silence.
+    /// Whether it does not mind to begin later than where it stands, at what is committed when the
+    /// shard starts. A handler with state must not: it would miss records in silence.
     fn takes_gaps(&self) -> bool {
         false
     }

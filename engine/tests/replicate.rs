@@ -52,6 +52,12 @@ fn a_commit_under_ack_n_is_on_every_replicas_device_and_the_logs_are_identical()
             }
         }
     }
+    // The replicas say whom they follow, and the primary that nothing lags once it has heard so.
+    assert!(replicas.iter().all(|r| r.status()[0].link == format!("following {addr}")));
+    while primary.status()[0].slots.iter().any(|s| s.lag_records > 0) {
+        assert!(began.elapsed() < Duration::from_secs(20));
+        std::thread::yield_now();
+    }
     // Each stage was measured, and each replica's acks for themselves.
     let status = &primary.status()[0];
     assert!(status.slots.iter().all(|s| s.ack_flushed.count > 0 && s.ack_received.count > 0));
@@ -62,4 +68,36 @@ fn a_commit_under_ack_n_is_on_every_replicas_device_and_the_logs_are_identical()
         replica.stop();
     }
     primary.stop();
+}
+
+#[test]
+fn a_replica_that_resumes_knows_how_many_records_it_has_and_one_that_is_refused_says_why() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut config = primary_config(&dir.path().join("p"), 1);
+    config.commit = "ack_n=1".parse().unwrap();
+    let primary = Primary::open(config).unwrap();
+    let addr = primary.listening().unwrap();
+    let open = || Replica::open(ReplicaConfig::new(dir.path().join("r1"), "r1", addr)).unwrap();
+    let until = |what: &str, holds: &dyn Fn() -> bool| {
+        let began = Instant::now();
+        while !holds() {
+            assert!(began.elapsed() < Duration::from_secs(20), "{what}");
+            std::thread::yield_now();
+        }
+    };
+    let replica = open();
+    let handle = primary.handle();
+    for n in 0..50u8 {
+        assert!(handle.append(ShardId(0), &[n]).unwrap().wait().unwrap().committed().is_some());
+    }
+    let applied = |r: &Replica| r.status()[0].applied_lsn == r.status()[0].durable_lsn;
+    until("all is applied", &|| applied(&replica) && replica.status()[0].tail_seq.0 == 50);
+    replica.stop();
+    // Nothing is appended meanwhile: what it has applied is known from its log alone.
+    let replica = open();
+    until("it says that it has all 50", &|| primary.status()[0].slots[0].lag_records == 0);
+    let stranger = Replica::open(ReplicaConfig::new(dir.path().join("r9"), "r9", addr)).unwrap();
+    until("it says why", &|| stranger.status()[0].link.contains("not configured on the primary"));
+    stranger.stop();
+    replica.stop();
 }

@@ -87,6 +87,8 @@ pub struct ShardStatus {
     pub chain: towline_wire::Chain,
     /// Bytes of recent batches in memory.
     pub memory_bytes: u64,
+    /// On a replica: `following ADDR`, or why it follows nobody now. Empty on a primary.
+    pub link: String,
     /// The replicas, on a primary.
     pub slots: Vec<SlotStatus>,
     /// Histograms and counters.
@@ -142,6 +144,7 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
         tail_seq: inner.next_seq,
         chain: inner.chain,
         memory_bytes: inner.ring.bytes(),
+        link: shard.link.borrow().clone(),
         slots,
         telemetry: shard.telemetry.borrow().clone(),
     }
@@ -181,7 +184,7 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         out,
         "{{\"shard\":{},\"state\":\"{state}\",\"term\":{},\"oldest_lsn\":{},\"appended_lsn\":{},\"written_lsn\":{},\
          \"durable_lsn\":{},\"commit_lsn\":{},\"applied_lsn\":{},\"tail_seq\":{},\"chain\":\"{}\",\"memory_bytes\":{},\
-         \"slots\":[",
+         \"link\":\"{}\",\"slots\":[",
         s.shard,
         s.term,
         s.oldest_lsn,
@@ -193,6 +196,7 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         s.tail_seq,
         s.chain,
         s.memory_bytes,
+        escape(&s.link),
     );
     for (n, slot) in s.slots.iter().enumerate() {
         let comma = if n > 0 { "," } else { "" };

@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 
-use towline_wire::{BatchView, Lsn, Seq};
+use towline_wire::{BatchView, Lsn};
 
 use super::Shard;
-use super::wal::cursor::Cursor;
+use super::wal::cursor::{Cursor, position_at};
 use crate::apply::{AppliedBatch, Apply, ApplyError, Deliver};
 use crate::rt;
 use crate::telemetry::Stage;
@@ -31,9 +31,18 @@ async fn apply_all(shard: &Rc<Shard>, handler: &mut dyn Apply) -> Result<(), App
     if resume < oldest && !handler.takes_gaps() {
         return Err(ApplyError(format!("the handler stands at LSN {resume}, the oldest kept is {oldest}")));
     }
-    let mut cursor = Cursor::new(shard, resume.max(oldest));
-    if cursor.next() > Lsn::ZERO {
-        shard.inner.borrow_mut().replica().on_applied(cursor.next(), Seq(0));
+    // Who keeps nothing need not be given again what was there before.
+    let from = if handler.takes_gaps() { resume.max(shard.committed()).max(oldest) } else { resume };
+    let mut cursor = Cursor::new(shard, from);
+    let next = cursor.next();
+    if next > Lsn::ZERO {
+        let seq = if next == end {
+            Some(shard.inner.borrow_mut().replica().next_seq())
+        } else {
+            position_at(shard, next).await.map_err(|e| ApplyError(e.to_string()))?.map(|(_, seq)| seq)
+        };
+        let seq = seq.ok_or_else(|| ApplyError(format!("the handler stands at LSN {next}, where no batch starts")))?;
+        shard.inner.borrow_mut().replica().on_applied(next, seq);
     }
     loop {
         let seen = shard.moved.seen();

@@ -108,6 +108,8 @@ pub(crate) struct Shard {
     /// How long each configured replica took, from the send of a batch until it was received, and
     /// until it was flushed there.
     pub(crate) ack_times: RefCell<Vec<[SlotHistogram; 2]>>,
+    /// On a replica: whom it follows, or why it follows nobody.
+    pub(crate) link: RefCell<String>,
     /// A look at what is due later is coming.
     soon: Cell<bool>,
     /// A write failed.
@@ -196,6 +198,7 @@ impl Shard {
             moved: Changed::default(),
             keep: Changed::default(),
             telemetry: RefCell::default(),
+            link: RefCell::default(),
             tickets: RefCell::default(),
             ack_times: RefCell::new(ack_times),
             soon: Cell::new(false),

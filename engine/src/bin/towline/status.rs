@@ -188,6 +188,7 @@ fn show(status: &Value) -> String {
             "CONNECTS",
         ],
     );
+    let mut links = Table::new(2, &["SHARD", "LINK TO THE PRIMARY"]);
     let mut stages = Table::new(2, &["SHARD", "STAGE", "COUNT", "P50", "P90", "P99", "P99.9", "MAX"]);
     let mut counters = Table::new(2, &["SHARD", "COUNTER", "VALUE"]);
     for shard in items(&status["shards"]) {
@@ -204,6 +205,9 @@ fn show(status: &Value) -> String {
             text(shard, "applied_lsn"),
             distance(shard, "commit_lsn", "appended_lsn"),
         ]);
+        if shard["link"].as_str().is_some_and(|link| !link.is_empty()) {
+            links.row(vec![number.clone(), text(shard, "link")]);
+        }
         for slot in items(&shard["slots"]) {
             let mut row = vec![number.clone()];
             row.extend(
@@ -226,7 +230,7 @@ fn show(status: &Value) -> String {
             counters.row(vec![number.clone(), clean(name), counter(name, value)]);
         }
     }
-    for table in [shards, slots, stages, counters] {
+    for table in [shards, slots, links, stages, counters] {
         table.write(&mut out);
     }
     out

@@ -23,7 +23,7 @@ use crate::protocol::policy::CommitPolicy;
 use crate::rt;
 use crate::shard::append::Payload;
 use crate::shard::lanes::Lane;
-use crate::shard::wal::cursor::{Cursor, CursorError, chain_at};
+use crate::shard::wal::cursor::{Cursor, CursorError, position_at};
 use crate::shard::{Role, Shard};
 use crate::sys;
 use std::sync::Arc;
@@ -369,7 +369,7 @@ impl Session {
             return refuse(ErrorCode::NoSuchPosition, tail, format!("LSN {start} lies behind the end, {tail}")).await;
         }
         let mut cursor = Cursor::new(&self.shard, start);
-        let boundary = start == tail || matches!(chain_at(&self.shard, start).await, Ok(Some(_)));
+        let boundary = start == tail || matches!(position_at(&self.shard, start).await, Ok(Some(_)));
         if !boundary {
             return refuse(ErrorCode::NoSuchPosition, tail, format!("no batch starts at LSN {start}")).await;
         }

@@ -51,11 +51,13 @@ impl Follower {
                 Ok(Ended::Cut) => continue,
                 Ok(Ended::Streamed(e)) => {
                     tracing::info!(shard = self.shard.id.0, "link to the primary ended: {e}");
+                    *self.shard.link.borrow_mut() = format!("the link ended: {e}");
                     pause = limits::RECONNECT_MIN;
                 }
                 Err(e) => {
                     // The same reason again and again is said once.
                     let text = e.to_string();
+                    self.shard.link.borrow_mut().clone_from(&text);
                     if text != said {
                         tracing::warn!(shard = self.shard.id.0, primary = %self.primary, "no link to the primary: {text}");
                         said = text;
@@ -105,6 +107,7 @@ impl Follower {
                 self.shard.inner.borrow_mut().replica().follow(&welcome);
                 self.shard.publish_commit();
                 self.shard.count(|c| c.connects += 1);
+                *self.shard.link.borrow_mut() = format!("following {}", self.primary);
                 tracing::info!(shard = self.shard.id.0, primary = %self.primary, term = term.0, "following");
                 Ok(Ended::Streamed(self.stream(conn).await))
             }

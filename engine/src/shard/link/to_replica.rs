@@ -16,7 +16,7 @@ use crate::limits;
 use crate::protocol::primary::{HelloAnswer, LogEnds};
 use crate::rt;
 use crate::shard::Shard;
-use crate::shard::wal::cursor::{Cursor, CursorError, chain_at};
+use crate::shard::wal::cursor::{Cursor, CursorError, position_at};
 use crate::shard::wal::keep::LiveSuperblock;
 use crate::shard::wal::ring::Batch;
 use crate::sys;
@@ -167,7 +167,8 @@ async fn decide(shard: &Rc<Shard>, hello: &Hello) -> Result<Verdict, LinkError> 
             Ok(Verdict::Refused(Refusal::StalePrimary))
         }
         HelloAnswer::NeedChain(lsn) => {
-            let chain = chain_at(shard, lsn).await.map_err(|e| LinkError::Refused(e.to_string()))?;
+            let position = position_at(shard, lsn).await.map_err(|e| LinkError::Refused(e.to_string()))?;
+            let chain = position.map(|(chain, _)| chain);
             Ok(shard.inner.borrow_mut().primary().answer_with_chain(hello, chain))
         }
     }

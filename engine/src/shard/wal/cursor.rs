@@ -6,7 +6,7 @@ use std::io;
 use std::rc::Rc;
 
 use thiserror::Error;
-use towline_wire::{BLOCK, BatchHeader, BatchView, Chain, Lsn};
+use towline_wire::{BLOCK, BatchHeader, BatchView, Chain, Lsn, Seq};
 
 use super::ring::Batch;
 use crate::limits;
@@ -96,7 +96,14 @@ impl Cursor {
             self.on_disk = true;
             self.shard.count(|c| c.catch_ups += 1);
         }
-        let batch = self.read(at, durable).await?;
+        let batch = match self.read(at, durable).await {
+            Ok(batch) => batch,
+            Err(e) => {
+                // The segment may have been let go of and used again while it was read.
+                let oldest = self.shard.inner.borrow().oldest;
+                return Err(if at < oldest { CursorError::TooOld { wanted: at, oldest } } else { e });
+            }
+        };
         if batch.end > limit {
             return Ok(None);
         }
@@ -169,15 +176,15 @@ impl Drop for Cursor {
     }
 }
 
-/// The chain at a batch boundary inside the log: what the header of the batch that starts there
-/// says came before it. `None` if no batch starts there.
-pub(crate) async fn chain_at(shard: &Rc<Shard>, lsn: Lsn) -> Result<Option<Chain>, CursorError> {
+/// The chain and the number of the next record at a batch boundary inside the log: what the header
+/// of the batch that starts there says came before it. `None` if no batch starts there.
+pub(crate) async fn position_at(shard: &Rc<Shard>, lsn: Lsn) -> Result<Option<(Chain, Seq)>, CursorError> {
+    let before = |h: &BatchHeader| (h.prev_chain(), h.first_seq());
     if let Some(batch) = shard.inner.borrow().ring.at(lsn) {
-        return Ok(Some(batch.header().prev_chain()));
+        return Ok(Some(before(batch.header())));
     }
     let block = shard.segments.read(lsn, BLOCK).await.map_err(|source| CursorError::Io { at: lsn, source })?;
     let system = shard.inner.borrow().system;
     let header = BatchHeader::check(&block).ok();
-    let header = header.filter(|h| h.lsn() == lsn && h.shard() == shard.id && h.system() == system);
-    Ok(header.map(BatchHeader::prev_chain))
+    Ok(header.filter(|h| h.lsn() == lsn && h.shard() == shard.id && h.system() == system).map(before))
 }
