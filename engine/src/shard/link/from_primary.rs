@@ -14,6 +14,7 @@ use towline_wire::{BLOCK, BatchView, Lsn, batch, round_up_to_block};
 
 use super::conn::Conn;
 use super::frames::{self, LinkError};
+use super::lookahead::Lookahead;
 use super::to_replica::refusal_text;
 use crate::limits;
 use crate::protocol::replica::Plan;
@@ -228,19 +229,15 @@ impl Follower {
     }
 
     async fn receive(&self, conn: &Rc<Conn>, acker: &Acker) -> Result<(), LinkError> {
-        let mut header = [0; frame::HEADER];
-        let mut got = 0;
+        let mut ahead = Lookahead::new();
         loop {
-            conn.receive_all(&mut header[got..], &mut []).await.map_err(closed)?;
-            got = 0;
-            let head = FrameHead::check(&header)?;
+            let header = ahead.take(conn, frame::HEADER).await.map_err(closed)?;
+            let head = FrameHead::check(header.try_into().expect("a header's length"))?;
             acker.prompt.set(head.flags & FLAG_ACK_APPLIED != 0);
             match head.kind {
-                FrameKind::Batch => got = self.receive_batch(conn, &head, &mut header, acker).await?,
+                FrameKind::Batch => self.receive_batch(conn, &head, &mut ahead, acker).await?,
                 FrameKind::Heartbeat => {
-                    let mut payload = [0; towline_wire::message::HEARTBEAT];
-                    let payload = payload.get_mut(..head.len).ok_or(LinkError::OutOfPlace(head.kind))?;
-                    conn.receive_all(payload, &mut []).await.map_err(closed)?;
+                    let payload = ahead.take(conn, head.len).await.map_err(closed)?;
                     head.check_payload(payload)?;
                     let beat = Heartbeat::check(payload)?;
                     let heard = self.shard.inner.borrow_mut().replica().on_heartbeat(&beat);
@@ -252,7 +249,10 @@ impl Follower {
                     self.shard.moved.notify();
                 }
                 FrameKind::Goodbye => return Ok(()),
-                FrameKind::Error => return Err(read_error(conn, &head).await?),
+                FrameKind::Error => {
+                    let payload = ahead.take(conn, head.len).await.map_err(closed)?;
+                    return Err(error_of(&head, payload)?);
+                }
                 other => return Err(LinkError::OutOfPlace(other)),
             }
             let (sends, receives, bytes) = conn.take_counts();
@@ -265,15 +265,14 @@ impl Follower {
         }
     }
 
-    /// Reads a batch into a buffer for the device, and as much of the next frame's header as came
-    /// with it; returns how much that was.
+    /// Reads a batch into a buffer for the device.
     async fn receive_batch(
         &self,
         conn: &Conn,
         head: &FrameHead,
-        next: &mut [u8; frame::HEADER],
+        ahead: &mut Lookahead,
         acker: &Acker,
-    ) -> Result<usize, LinkError> {
+    ) -> Result<(), LinkError> {
         let wire_len = head.len;
         if wire_len <= batch::HEADER {
             return Err(LinkError::OutOfPlace(head.kind));
@@ -282,7 +281,7 @@ impl Follower {
         // Back-pressure: no memory is taken, and nothing is read, while the device is behind.
         self.wait_for_room(disk_len).await?;
         let mut buf = DmaBuf::new(disk_len as usize);
-        let got = conn.receive_full(&mut buf.as_mut()[..wire_len], &mut next[..]).await.map_err(closed)?;
+        ahead.take_into(conn, &mut buf.as_mut()[..wire_len]).await.map_err(closed)?;
         let received_ns = rt::now_ns();
         let bytes = buf.as_mut();
         bytes[wire_len..].fill(0);
@@ -313,7 +312,7 @@ impl Follower {
             self.shard.submit(inner, batch, received_ns);
         }
         self.shard.publish_commit();
-        Ok(got)
+        Ok(())
     }
 
     async fn wait_for_room(&self, bytes: u64) -> Result<(), LinkError> {
@@ -356,8 +355,12 @@ fn jitter(pause: Duration) -> Duration {
 async fn read_error(conn: &Conn, head: &FrameHead) -> Result<LinkError, LinkError> {
     let mut payload = vec![0; head.len];
     conn.receive_all(&mut payload, &mut []).await.map_err(closed)?;
-    head.check_payload(&payload)?;
-    let (_, text) = ErrorHead::check(&payload)?;
+    error_of(head, &payload)
+}
+
+fn error_of(head: &FrameHead, payload: &[u8]) -> Result<LinkError, LinkError> {
+    head.check_payload(payload)?;
+    let (_, text) = ErrorHead::check(payload)?;
     Ok(LinkError::Refused(format!("the primary says: {text}")))
 }
 

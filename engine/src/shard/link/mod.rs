@@ -9,4 +9,5 @@ pub(crate) mod client;
 pub(crate) mod conn;
 pub(crate) mod frames;
 pub(crate) mod from_primary;
+pub(crate) mod lookahead;
 pub(crate) mod to_replica;
