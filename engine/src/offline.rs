@@ -300,15 +300,9 @@ fn scan(
     let first = source.first();
     report.spare_segments = folder::list_segments(&segments_folder)?.iter().filter(|s| **s < first).count() as u64;
     let facts = Facts {
-        system: superblock.system,
-        shard: superblock.shard,
-        term: superblock.term,
-        own_term: superblock.own_term,
-        oldest,
         // Everything is read, not only what a start has to: what the floor vouches for is asked below.
         floor: start.unwrap_or(oldest),
-        commit: superblock.commit_lsn,
-        in_flight_bytes_max: superblock.in_flight_bytes_max,
+        ..Facts::of(superblock)
     };
     if let Some(start) = start {
         let no_batch = |reason: String| OpenError::NoBatch { lsn: start, oldest, reason };

@@ -196,17 +196,11 @@ async fn stop(local: &BTreeMap<ShardId, Local>, node: &NodeShared) {
     }
     for l in local.values() {
         let failed = l.shard.is_stopped();
-        let (floor, commit, history) = l.shard.floor();
         l.shard.stop("the node was stopped");
         if failed || l.shard.cutting.get() {
             continue;
         }
-        let persisted = l.superblock.persist(|s| {
-            s.floor_lsn = floor.max(s.oldest_lsn);
-            s.commit_lsn = commit;
-            s.history = history;
-        });
-        if let Err(e) = persisted.await {
+        if let Err(e) = l.superblock.persist_floor(&l.shard).await {
             tracing::error!(shard = l.shard.id.0, "the last superblock: {e}");
         }
     }

@@ -18,6 +18,7 @@ use std::io;
 use std::ops::ControlFlow;
 
 use thiserror::Error;
+use towline_wire::superblock::Superblock;
 use towline_wire::{BLOCK, BatchError, BatchHeader, BatchView, Lsn, ShardId, SystemId, Term, batch};
 
 use super::replica::LogEnd;
@@ -50,6 +51,23 @@ pub struct Facts {
     pub commit: Lsn,
     /// The most bytes that may have been in flight.
     pub in_flight_bytes_max: u64,
+}
+
+impl Facts {
+    /// What a start goes by.
+    #[must_use]
+    pub fn of<H>(s: &Superblock<H>) -> Self {
+        Self {
+            system: s.system,
+            shard: s.shard,
+            term: s.term,
+            own_term: s.own_term,
+            oldest: s.oldest_lsn,
+            floor: s.floor_lsn,
+            commit: s.commit_lsn,
+            in_flight_bytes_max: s.in_flight_bytes_max,
+        }
+    }
 }
 
 /// A place where the log tore, and up to where bytes of batches behind it were found. The bytes

@@ -32,6 +32,7 @@ use crate::rt;
 use crate::telemetry::{self, SlotHistogram, Telemetry};
 use append::OpenBatch;
 use lanes::Lanes;
+use link::conn::Conn;
 use mesh::ticket::TicketSlots;
 use wal::live::LiveSegments;
 use wal::ring::Ring;
@@ -242,6 +243,17 @@ impl Shard {
         self.inner.borrow().stopped.is_some()
     }
 
+    /// Counts what went over a connection since it was counted last; returns the calls that sent.
+    pub(crate) fn count_traffic(&self, conn: &Conn) -> u64 {
+        let (sends, receives, bytes) = conn.take_counts();
+        self.count(|c| {
+            c.send_calls += sends;
+            c.receive_calls += receives;
+            c.sent_bytes += bytes;
+        });
+        sends
+    }
+
     /// Counts.
     pub(crate) fn count(&self, counting: impl FnOnce(&mut telemetry::Counters)) {
         counting(&mut self.telemetry.borrow_mut().counters);
@@ -267,10 +279,7 @@ impl Shard {
 
     /// The term of the primary that this shard is or follows.
     pub(crate) fn term(&self) -> Term {
-        match &self.inner.borrow().role {
-            Role::Primary(p) => p.term,
-            Role::Replica(r) => r.term,
-        }
+        self.inner.borrow().term()
     }
 
     /// Whether a newer term was seen.
@@ -334,6 +343,14 @@ pub(crate) struct LogAtOpen {
 }
 
 impl Inner {
+    /// The term of the primary that this shard is or follows.
+    pub(crate) fn term(&self) -> Term {
+        match &self.role {
+            Role::Primary(p) => p.term,
+            Role::Replica(r) => r.term,
+        }
+    }
+
     pub(crate) fn committed(&self) -> Lsn {
         match &self.role {
             Role::Primary(p) => p.gate.commit(),

@@ -7,14 +7,12 @@ use std::time::Duration;
 
 use towline_wire::frame::{self, FrameKind};
 use towline_wire::handshake::{Refusal, Verdict};
-use towline_wire::message::{
-    AppendHead, CommitStatus, Committed, ErrorCode, Goodbye, Heartbeat, TailRequest, TailStart,
-};
+use towline_wire::message::{AppendHead, CommitStatus, Committed, ErrorCode, Goodbye, TailRequest, TailStart};
 use towline_wire::{Lsn, Seq, Term, batch, message};
 
 use super::conn::Conn;
 use super::frames::{self, FrameReader, LinkError};
-use super::to_replica::send_welcome;
+use super::to_replica::{heartbeat, send_welcome};
 use crate::limits;
 use crate::node::NodeShared;
 use crate::notify::Changed;
@@ -25,7 +23,6 @@ use crate::shard::append::Payload;
 use crate::shard::lanes::Lane;
 use crate::shard::wal::cursor::{Cursor, CursorError, position_at};
 use crate::shard::{Role, Shard};
-use crate::sys;
 use std::sync::Arc;
 
 /// Serves a client to the end of its connection.
@@ -212,12 +209,7 @@ impl Session {
     }
 
     fn add_counts(&self) {
-        let (sends, receives, bytes) = self.conn.take_counts();
-        self.shard.count(|c| {
-            c.send_calls += sends;
-            c.receive_calls += receives;
-            c.sent_bytes += bytes;
-        });
+        self.shard.count_traffic(&self.conn);
     }
 
     /// Admits one request, or answers why not.
@@ -414,20 +406,7 @@ impl Session {
     }
 
     async fn heartbeat(&self) -> Result<(), LinkError> {
-        let beat = {
-            let inner = self.shard.inner.borrow();
-            let term = match &inner.role {
-                Role::Primary(p) => p.term,
-                Role::Replica(r) => r.term,
-            };
-            Heartbeat {
-                term,
-                tail: inner.tail(),
-                tail_seq: inner.next_seq,
-                commit_lsn: inner.committed(),
-                time_us: sys::wall_us(),
-            }
-        };
+        let beat = heartbeat(&self.shard);
         frames::send(&self.conn, FrameKind::Heartbeat, 0, 0, &beat.to_bytes()).await?;
         Ok(())
     }

@@ -255,12 +255,7 @@ impl Follower {
                 }
                 other => return Err(LinkError::OutOfPlace(other)),
             }
-            let (sends, receives, bytes) = conn.take_counts();
-            self.shard.count(|c| {
-                c.send_calls += sends;
-                c.receive_calls += receives;
-                c.sent_bytes += bytes;
-            });
+            self.shard.count_traffic(conn);
             rt::yield_if_needed().await;
         }
     }

@@ -46,15 +46,24 @@ pub(crate) fn welcome(shard: &Shard, verdict: Verdict) -> Welcome {
         heartbeat_ms: limits::HEARTBEAT.as_millis() as u32,
         system: inner.system,
         features: FEATURES,
-        term: match &inner.role {
-            crate::shard::Role::Primary(p) => p.term,
-            crate::shard::Role::Replica(r) => r.term,
-        },
+        term: inner.term(),
         tail: inner.tail(),
         commit_lsn: inner.committed(),
         segment_bytes: shard.config.segment_bytes,
         time_us: sys::wall_us(),
         record_bytes_max: shard.config.record_bytes_max as u64,
+    }
+}
+
+/// The heartbeat that this shard gives now.
+pub(crate) fn heartbeat(shard: &Shard) -> Heartbeat {
+    let inner = shard.inner.borrow();
+    Heartbeat {
+        term: inner.term(),
+        tail: inner.tail(),
+        tail_seq: inner.next_seq,
+        commit_lsn: inner.committed(),
+        time_us: sys::wall_us(),
     }
 }
 
@@ -193,13 +202,8 @@ impl Link {
     }
 
     fn add_counts(&self) {
-        let (sends, receives, bytes) = self.conn.take_counts();
-        self.shard.count(|c| {
-            c.send_calls += sends;
-            c.copied_sends += sends;
-            c.receive_calls += receives;
-            c.sent_bytes += bytes;
-        });
+        let sends = self.shard.count_traffic(&self.conn);
+        self.shard.count(|c| c.copied_sends += sends);
     }
 
     async fn send_all(&self, mut cursor: Cursor) -> Result<(), LinkError> {
@@ -301,16 +305,7 @@ impl Link {
     }
 
     async fn send_heartbeat(&self, reply_now: bool, prompt: bool) -> Result<(), LinkError> {
-        let beat = {
-            let mut inner = self.shard.inner.borrow_mut();
-            Heartbeat {
-                term: inner.primary().term,
-                tail: inner.tail(),
-                tail_seq: inner.next_seq,
-                commit_lsn: inner.committed(),
-                time_us: sys::wall_us(),
-            }
-        };
+        let beat = heartbeat(&self.shard);
         let flags = if reply_now { FLAG_REPLY_NOW } else { 0 } | if prompt { FLAG_ACK_APPLIED } else { 0 };
         frames::send(&self.conn, FrameKind::Heartbeat, flags, 0, &beat.to_bytes()).await?;
         Ok(())

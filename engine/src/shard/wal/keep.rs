@@ -49,6 +49,17 @@ impl LiveSuperblock {
         let file = self.file.clone();
         self.background.call(move || file.lock().unwrap_or_else(PoisonError::into_inner).write(&mut next)).await?
     }
+
+    /// Takes over where a shard's log stands: its floor, what is committed, where terms began.
+    pub(crate) async fn persist_floor(&self, shard: &Shard) -> Result<(), OpenError> {
+        let (floor, commit, history) = shard.floor();
+        self.persist(|s| {
+            s.floor_lsn = floor.max(s.oldest_lsn);
+            s.commit_lsn = commit;
+            s.history = history;
+        })
+        .await
+    }
 }
 
 /// The keeper of one shard.
@@ -102,19 +113,13 @@ impl Keeper {
         if self.shard.cutting.get() {
             return Ok(());
         }
-        let (floor, commit, history) = self.shard.floor();
+        let (floor, commit, _) = self.shard.floor();
         let now = self.superblock.current();
         if now.floor_lsn == floor && now.commit_lsn == commit {
             return Ok(());
         }
         self.shard.count(|c| c.superblock_writes += 1);
-        self.superblock
-            .persist(|s| {
-                s.floor_lsn = floor.max(s.oldest_lsn);
-                s.commit_lsn = commit;
-                s.history = history;
-            })
-            .await
+        self.superblock.persist_floor(&self.shard).await
     }
 
     async fn round(&mut self, prefill_end: Lsn) -> Result<(), OpenError> {

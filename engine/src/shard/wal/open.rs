@@ -93,16 +93,7 @@ pub(crate) fn open(data: &std::path::Path, new: &NewSlice, in_flight_bytes_max: 
     let needed = floor.max(superblock.commit_lsn);
     let segment_bytes = superblock.segment_bytes;
     let mut source = SegmentSource::open(&segments_folder, segment_bytes, oldest, needed, true)?;
-    let facts = Facts {
-        system: superblock.system,
-        shard: superblock.shard,
-        term: superblock.term,
-        own_term: superblock.own_term,
-        oldest,
-        floor,
-        commit: superblock.commit_lsn,
-        in_flight_bytes_max: superblock.in_flight_bytes_max,
-    };
+    let facts = Facts::of(&superblock);
     let recovered = read_all(&mut source, &facts)?;
     let mut history = History::from_entries(superblock.history.clone());
     // What was read counts: after a cut the superblock may still name terms whose batches are gone.
@@ -186,15 +177,12 @@ pub(crate) fn cut(
     end: Lsn,
 ) -> Result<(LogEnd, Lsn, PathBuf), OpenError> {
     let facts = Facts {
-        system: superblock.system,
-        shard: superblock.shard,
-        term: superblock.term,
         own_term: Term::ZERO,
-        oldest: superblock.oldest_lsn,
         // The floor may lie above the cut: find the boundary from the start of what is kept.
         floor: superblock.oldest_lsn,
         commit: Lsn::ZERO,
         in_flight_bytes_max: 0,
+        ..Facts::of(superblock)
     };
     let mut source = SegmentSource::open(segments_folder, superblock.segment_bytes, facts.oldest, end, false)?;
     let (mut new_end, mut last_batch) = (LogEnd::default(), facts.oldest);
