@@ -43,6 +43,10 @@ pub mod sys;
 pub mod telemetry;
 pub mod units;
 
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub use rt::world;
+
 pub use apply::{AppliedBatch, Apply, ApplyError, ApplyFn, Deliver, LogApply};
 pub use config::{ConfigError, NodeConfig, PrimaryConfig, ReplicaConfig, Retain, TooFewReplicas};
 pub use node::{Primary, Replica, ShardStatus, SlotState, SlotStatus};

@@ -3,6 +3,9 @@
 //! It offers executors pinned to cores, local tasks and timers, direct files, buffers for them, and
 //! readiness of sockets. Nothing here knows what a batch is.
 
+#[cfg(feature = "sim")]
+pub mod world;
+
 use std::any::Any;
 use std::cell::RefCell;
 use std::future::Future;
