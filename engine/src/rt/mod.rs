@@ -1,8 +1,25 @@
-//! The runtime: the one module that names glommio, so that it can be swapped.
+//! The runtime: executors pinned to cores, local tasks and timers, direct files, buffers for them,
+//! blocking calls on folders, and sockets. Nothing here knows what a batch is.
 //!
-//! It offers executors pinned to cores, local tasks and timers, direct files, buffers for them, and
-//! readiness of sockets. Nothing here knows what a batch is.
+//! [`ring`] is the one module that names glommio. With the feature `sim`, a thread that has entered
+//! a [`world`] runs there instead of on the machine; each function asks first, and that question is
+//! all that the simulator adds to the code.
 
+/// Returns what follows if this thread is in a world.
+macro_rules! in_world {
+    ($world:ident => $value:expr) => {
+        #[cfg(feature = "sim")]
+        if let Some($world) = crate::rt::world::current() {
+            return $value;
+        }
+    };
+}
+
+pub(crate) mod disk;
+pub(crate) mod file;
+pub(crate) mod net;
+mod ring;
+pub(crate) mod worker;
 #[cfg(feature = "sim")]
 pub mod world;
 
@@ -10,17 +27,34 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
-use std::ops::Deref;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::Path;
-use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use glommio::io::{DmaBuffer, DmaFile, OpenOptions, PollableFd, ReadResult};
-use glommio::{LocalExecutorBuilder, Placement};
+pub(crate) use file::{DirectFile, DmaBuf, ReadBuf, SharedBuf};
 
-/// A thread that runs an executor.
-pub(crate) type ExecutorHandle = glommio::ExecutorJoinHandle<()>;
+/// A running executor.
+pub(crate) enum ExecutorHandle {
+    Ring(ring::ExecutorHandle),
+    #[cfg(feature = "sim")]
+    World(world::TaskId),
+}
+
+impl ExecutorHandle {
+    /// Resolves once it has ended. On the machine this blocks: it is for threads that run no
+    /// executor.
+    pub(crate) async fn join(self) -> io::Result<()> {
+        match self {
+            Self::Ring(handle) => handle.join().map_err(io::Error::other),
+            #[cfg(feature = "sim")]
+            Self::World(task) => {
+                let Some(world) = world::current() else { return Ok(()) };
+                std::future::poll_fn(|cx| world.poll_ended(task, cx)).await;
+                Ok(())
+            }
+        }
+    }
+}
 
 /// Starts an executor on its own thread, pinned to `cpu` if one is given, and runs `main` on it.
 pub(crate) fn start_executor<M, F>(
@@ -33,274 +67,167 @@ where
     M: FnOnce() -> F + Send + 'static,
     F: Future<Output = ()> + 'static,
 {
-    let placement = cpu.map_or(Placement::Unbound, Placement::Fixed);
-    LocalExecutorBuilder::new(placement).name(name).io_memory(io_memory).spawn(main).map_err(io::Error::from)
+    in_world!(world => {
+        let outer = AT_END.take();
+        let main = main();
+        let kept = AT_END.replace(outer);
+        let main = async move {
+            let _kept = kept;
+            main.await;
+        };
+        Ok(ExecutorHandle::World(world.start_core(name, Box::pin(main))))
+    });
+    ring::start_executor(name, cpu, io_memory, main).map(ExecutorHandle::Ring)
 }
 
 thread_local! {
     static AT_END: RefCell<Vec<Box<dyn Any>>> = RefCell::default();
 }
 
-/// Keeps `what` until this thread ends, and drops it then, however it ends: after a panic the
-/// runtime forgets its tasks with all that they hold.
-pub(crate) fn keep_until_thread_ends(what: impl Any) {
+/// Keeps `what` until this executor ends, and drops it then, however it ends: after a panic the
+/// runtime forgets its tasks with all that they hold. For the part of an executor's `main` that runs
+/// before its first await.
+pub(crate) fn keep_until_executor_ends(what: impl Any) {
     AT_END.with_borrow_mut(|kept| kept.push(Box::new(what)));
-}
-
-/// What is known of a task that was started.
-#[derive(Default)]
-enum Started {
-    /// The number is not used.
-    #[default]
-    Free,
-    /// It is running for the first time: the runtime does that before it gives its handle.
-    Now,
-    Yes(glommio::Task<()>),
-    /// It came to its end the first time.
-    Over,
-}
-
-thread_local! {
-    /// The tasks of this executor by number, and free numbers.
-    static TASKS: RefCell<(Vec<Started>, Vec<usize>)> = RefCell::default();
 }
 
 /// Runs a task on this executor until it ends, or [`end_all`] ends it. Its first step is taken
 /// before this returns: it must not need what the caller has borrowed.
 pub(crate) fn spawn(task: impl Future<Output = ()> + 'static) {
-    let n = TASKS.with_borrow_mut(|(tasks, free)| {
-        let n = free.pop().unwrap_or(tasks.len());
-        if n == tasks.len() {
-            tasks.push(Started::Now);
-        } else {
-            tasks[n] = Started::Now;
-        }
-        n
+    in_world!(world => {
+        world.spawn(Box::pin(task));
     });
-    let handle = glommio::spawn_local(async move {
-        task.await;
-        let over = TASKS.with_borrow_mut(|(tasks, free)| match std::mem::take(&mut tasks[n]) {
-            Started::Yes(handle) => {
-                free.push(n);
-                Some(handle)
-            }
-            Started::Now => {
-                tasks[n] = Started::Over;
-                None
-            }
-            Started::Free | Started::Over => None,
-        });
-        over.map(glommio::Task::detach);
-    });
-    let over = TASKS.with_borrow_mut(|(tasks, free)| {
-        if matches!(tasks[n], Started::Over) {
-            tasks[n] = Started::Free;
-            free.push(n);
-            return Some(handle);
-        }
-        tasks[n] = Started::Yes(handle);
-        None
-    });
-    over.map(glommio::Task::detach);
+    ring::spawn(task);
 }
 
-/// Ends every task of this executor. The runtime forgets tasks that wait when its thread ends, and
-/// with them the files and sockets that they hold.
+/// Ends every task of this executor but the one that calls. The runtime forgets tasks that wait when
+/// its thread ends, and with them the files and sockets that they hold.
 pub(crate) async fn end_all() {
-    loop {
-        let left: Vec<_> = TASKS.with_borrow_mut(|(tasks, _)| {
-            let handle = |s: &mut Started| match std::mem::take(s) {
-                Started::Yes(handle) => Some(handle),
-                _ => None,
-            };
-            tasks.iter_mut().filter_map(handle).collect()
-        });
-        if left.is_empty() {
-            break;
-        }
-        for task in left {
-            task.cancel().await;
-        }
-    }
-    // Tasks that belonged to those are cancelled too, and go when they are looked at next.
-    for _ in 0..8 {
-        yield_now().await;
-    }
-    // Files that were dropped are closed with the next I/O.
-    sleep(Duration::from_millis(1)).await;
+    in_world!(world => world.cancel_others());
+    ring::end_all().await;
 }
 
 /// A task that can be cancelled: dropping it does.
-pub(crate) struct Task(#[allow(dead_code, reason = "held for its drop")] glommio::Task<()>);
+pub(crate) enum Task {
+    Ring(#[allow(dead_code, reason = "held for its drop")] ring::Task),
+    #[cfg(feature = "sim")]
+    World(world::TaskId),
+}
+
+#[cfg(feature = "sim")]
+impl Drop for Task {
+    fn drop(&mut self) {
+        if let Self::World(task) = self
+            && let Some(world) = world::current()
+        {
+            world.cancel(*task);
+        }
+    }
+}
 
 /// Runs a task on this executor until it ends or its handle is dropped.
 pub(crate) fn spawn_scoped(task: impl Future<Output = ()> + 'static) -> Task {
-    Task(glommio::spawn_local(task))
+    in_world!(world => Task::World(world.spawn(Box::pin(task))));
+    Task::Ring(ring::spawn_scoped(task))
 }
 
 /// Resolves after `pause`.
 pub(crate) async fn sleep(pause: Duration) {
-    glommio::timer::sleep(pause).await;
+    in_world!(world => world.sleep_until(world.now_ns().saturating_add(nanoseconds(pause))).await);
+    ring::sleep(pause).await;
 }
 
 /// Lets every other task that is ready run first.
 pub(crate) async fn yield_now() {
-    glommio::executor().yield_now().await;
+    in_world!(_world => YieldOnce(false).await);
+    ring::yield_now().await;
 }
 
 /// Whether this executor has been busy for long enough that it should look at I/O.
 pub(crate) async fn yield_if_needed() {
-    glommio::yield_if_needed().await;
+    in_world!(world => {
+        let mut one = [0];
+        world.random(&mut one);
+        if one[0] & 1 == 0 {
+            YieldOnce(false).await;
+        }
+    });
+    ring::yield_if_needed().await;
 }
 
-/// Nanoseconds on a clock that only goes forward, the same for all cores.
+/// Pending once.
+#[cfg(feature = "sim")]
+struct YieldOnce(bool);
+
+#[cfg(feature = "sim")]
+impl Future for YieldOnce {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if std::mem::replace(&mut self.0, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// Nanoseconds on a clock that only goes forward, the same for all cores. Never 0, so that 0 can
+/// mean "no time".
 pub(crate) fn now_ns() -> u64 {
-    use std::sync::OnceLock;
-    static START: OnceLock<Instant> = OnceLock::new();
-    // Never 0, so that 0 can mean "no time".
-    START.get_or_init(Instant::now).elapsed().as_nanos() as u64 + 1
+    in_world!(world => world.now_ns());
+    ring::now_ns()
+}
+
+/// Microseconds since 1970; may jump.
+pub(crate) fn wall_us() -> u64 {
+    in_world!(world => world.wall_us());
+    crate::sys::wall_us()
+}
+
+/// Fills a buffer with random bytes.
+pub(crate) fn random(out: &mut [u8]) -> io::Result<()> {
+    in_world!(world => {
+        world.random(out);
+        Ok(())
+    });
+    crate::sys::random(out)
+}
+
+/// Whether this thread runs on the machine, whose limits count then.
+pub(crate) fn on_machine() -> bool {
+    in_world!(_world => false);
+    true
+}
+
+/// A blocking pause of a thread that runs no executor.
+pub(crate) fn block_for(pause: Duration) {
+    // Blocking calls take no time in a world.
+    in_world!(_world => ());
+    std::thread::sleep(pause);
 }
 
 /// Runs `future`, or gives up after `limit`.
 pub(crate) async fn timeout<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
-    let mut future = std::pin::pin!(future);
-    let mut timer = std::pin::pin!(glommio::timer::Timer::new(limit));
-    std::future::poll_fn(|cx| {
-        if let std::task::Poll::Ready(out) = future.as_mut().poll(cx) {
-            return std::task::Poll::Ready(Some(out));
+    in_world!(world => {
+        let until = world.now_ns().saturating_add(nanoseconds(limit));
+        first(future, world.sleep_until(until)).await
+    });
+    first(future, ring::timer(limit)).await
+}
+
+async fn first<T>(future: impl Future<Output = T>, timer: impl Future) -> Option<T> {
+    let (mut future, mut timer) = (pin!(future), pin!(timer));
+    std::future::poll_fn(|cx: &mut Context<'_>| {
+        if let Poll::Ready(out) = Pin::as_mut(&mut future).poll(cx) {
+            return Poll::Ready(Some(out));
         }
-        timer.as_mut().poll(cx).map(|_| None)
+        Pin::as_mut(&mut timer).poll(cx).map(|_| None)
     })
     .await
 }
 
-/// A buffer that the device can read from and write to directly: aligned, from this executor's
-/// registered memory where that has room.
-#[derive(Debug)]
-pub(crate) struct DmaBuf(DmaBuffer);
-
-impl DmaBuf {
-    /// A buffer of `len` bytes, not zeroed: whoever fills it says what is in it.
-    pub(crate) fn new(len: usize) -> Self {
-        Self(glommio::allocate_dma_buffer(len))
-    }
-
-    /// Shortens it.
-    pub(crate) fn trim(&mut self, len: usize) {
-        self.0.trim_to_size(len);
-    }
-
-    /// Shares it; from now on it does not change.
-    pub(crate) fn share(self) -> SharedBuf {
-        SharedBuf(Rc::new(self.0))
-    }
-}
-
-impl AsRef<[u8]> for DmaBuf {
-    fn as_ref(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
-}
-
-impl AsMut<[u8]> for DmaBuf {
-    fn as_mut(&mut self) -> &mut [u8] {
-        self.0.as_bytes_mut()
-    }
-}
-
-/// A buffer that the device and any number of links read at the same time.
-#[derive(Clone, Debug)]
-pub(crate) struct SharedBuf(Rc<DmaBuffer>);
-
-impl SharedBuf {
-    /// Overwrites it.
-    ///
-    /// # Panics
-    /// If it is shared, or `bytes` are not as long.
-    pub(crate) fn refill(&mut self, bytes: &[u8]) {
-        Rc::get_mut(&mut self.0).expect("nobody else reads it").as_bytes_mut().copy_from_slice(bytes);
-    }
-}
-
-impl Deref for SharedBuf {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
-}
-
-/// Bytes read from a direct file; cheap to clone.
-#[derive(Clone, Debug)]
-pub(crate) struct ReadBuf(ReadResult);
-
-impl Deref for ReadBuf {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-/// A file that bypasses the page cache; a completed write is on the device.
-#[derive(Debug)]
-pub(crate) struct DirectFile(DmaFile);
-
-impl DirectFile {
-    /// Opens an existing file for `O_DIRECT` and `O_DSYNC`.
-    pub(crate) async fn open(path: &Path) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(libc::O_DSYNC);
-        Ok(Self(options.dma_open(path).await.map_err(io::Error::from)?))
-    }
-
-    /// Writes the whole buffer at `at` and resolves when it is on the device. May write less than
-    /// all, as the kernel may.
-    pub(crate) async fn write(&self, buf: SharedBuf, at: u64) -> io::Result<usize> {
-        self.0.write_rc_at(buf.0, at).await.map_err(io::Error::from)
-    }
-
-    /// Reads `len` bytes at `at`, both aligned. Less at the file's end.
-    pub(crate) async fn read(&self, at: u64, len: usize) -> io::Result<ReadBuf> {
-        Ok(ReadBuf(self.0.read_at_aligned(at, len).await.map_err(io::Error::from)?))
-    }
-
-    /// Closes it.
-    pub(crate) async fn close(self) {
-        if let Err(e) = self.0.close().await {
-            tracing::warn!("closing a segment: {e}");
-        }
-    }
-}
-
-/// A non-blocking descriptor whose readiness can be awaited on the executor it was made on.
-#[derive(Debug)]
-pub(crate) struct Pollable(PollableFd<OwnedFd>);
-
-impl Pollable {
-    /// Takes a non-blocking descriptor.
-    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self(PollableFd::new(fd).map_err(io::Error::from)?))
-    }
-
-    /// Resolves when a read would not block.
-    pub(crate) async fn readable(&self) -> io::Result<()> {
-        self.0.readable().await.map_err(io::Error::from)
-    }
-
-    /// Resolves when a write would not block.
-    pub(crate) async fn writable(&self) -> io::Result<()> {
-        self.0.writable().await.map_err(io::Error::from)
-    }
-
-    /// Takes the descriptor back, to hand it to another executor.
-    pub(crate) fn into_inner(self) -> OwnedFd {
-        self.0.into_inner()
-    }
-}
-
-impl AsRawFd for Pollable {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.get_ref().as_raw_fd()
-    }
+#[cfg(feature = "sim")]
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

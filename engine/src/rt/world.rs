@@ -18,6 +18,8 @@ use std::task::{Context, Poll};
 
 use towline_wire::{Lsn, Seq, ShardId, Term};
 
+pub use super::disk::OpenHow;
+
 /// A future that stays on its thread.
 pub type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 
@@ -62,21 +64,6 @@ pub trait World {
     /// A shard of this node begins to live: `look` shows where it stands until its node ends
     /// (`None` once the shard is gone).
     fn watch(&self, look: Box<dyn Fn() -> Option<ShardView>>);
-}
-
-/// How a file is opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct OpenHow {
-    /// For writing too.
-    pub write: bool,
-    /// Made; with `must_be_new` refused if it is there.
-    pub create: bool,
-    /// See `create`.
-    pub must_be_new: bool,
-    /// Past the page cache (`O_DIRECT`): lengths and positions are whole blocks of 512 bytes.
-    pub direct: bool,
-    /// A completed write is on the device (`O_DSYNC`).
-    pub durable: bool,
 }
 
 /// One node's disk: folders and files. Blocking calls take no time; what may be lost in a crash is
