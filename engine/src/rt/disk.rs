@@ -13,6 +13,7 @@ use crate::sys;
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(not(feature = "sim"), allow(unreachable_pub, reason = "public for simulators"))]
 pub struct OpenHow {
     /// For writing too.
     pub write: bool,

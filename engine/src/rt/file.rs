@@ -6,9 +6,9 @@ use std::path::Path;
 #[cfg(feature = "sim")]
 use std::rc::Rc;
 
+use super::ring;
 #[cfg(feature = "sim")]
-use super::world;
-use super::{disk, ring};
+use super::{disk, world};
 
 /// A buffer that the device can read from and write to directly: aligned, from this executor's
 /// registered memory where that has room.

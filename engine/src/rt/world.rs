@@ -89,6 +89,7 @@ pub trait Disk {
 }
 
 /// An open file.
+#[allow(clippy::len_without_is_empty, reason = "nobody asks that of a file")]
 pub trait DiskFile: Send + Sync {
     /// Its length in bytes.
     ///
