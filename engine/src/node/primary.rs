@@ -76,7 +76,11 @@ impl Primary {
             }
         }
         let newest = slices.iter().map(|s| s.superblock.term).max().unwrap_or(Term::ZERO);
-        let term = if config.promote { promoted_after(newest, &data)? } else { Term(newest.0 + 1) };
+        let term = if config.promote && !canary!(PromotedTermNotUnique) {
+            promoted_after(newest, &data)?
+        } else {
+            Term(newest.0 + u64::from(!canary!(TermNotBumped)).max(u64::from(newest == Term::ZERO)))
+        };
         for slice in &mut slices {
             begin_reign(slice, term)?;
         }

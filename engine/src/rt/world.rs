@@ -188,7 +188,8 @@ thread_local! {
 
 /// The world of this thread, if it has entered one.
 pub fn current() -> Option<Rc<dyn World>> {
-    CURRENT.with_borrow(Clone::clone)
+    // A thread that ends may drop what asks after this.
+    CURRENT.try_with(|world| world.borrow().clone()).ok().flatten()
 }
 
 /// This thread is in `world` until the guard is dropped.

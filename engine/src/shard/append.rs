@@ -262,6 +262,11 @@ impl Shard {
     pub(crate) fn submit(self: &Rc<Self>, inner: &mut Inner, batch: Rc<Batch>, closed_ns: u64) {
         inner.pipeline.write(batch.lsn, batch.end);
         inner.ring.push(batch.clone());
+        if canary!(OwnCopyInFlight)
+            && let Role::Primary(p) = &mut inner.role
+        {
+            p.gate.on_durable(batch.end);
+        }
         self.moved.notify();
         if self.segments.end().since(batch.end) < self.config.segments_ahead * self.config.segment_bytes {
             self.keep.notify();

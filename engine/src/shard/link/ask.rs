@@ -39,7 +39,8 @@ pub(crate) async fn ask(primary: SocketAddr) -> (SystemId, u32, u64) {
 
 async fn ask_once(primary: &SocketAddr) -> Result<Welcome, LinkError> {
     let hello = Hello::client(ShardId(0)).to_bytes();
-    let conn = Conn::connect(primary).await?;
+    let conn = Conn::connect(primary).await;
+    let conn = conn.map_err(|e| LinkError::Refused(format!("cannot connect to {primary}: {e}")))?;
     conn.send(&[&PREAMBLE, &frame::header(FrameKind::Hello, 0, 0, &hello), &hello]).await?;
     let welcome = rt::timeout(limits::HANDSHAKE_TIMEOUT, read_welcome(&conn)).await.unwrap_or(Err(LinkError::Idle))?;
     match welcome.verdict {

@@ -99,7 +99,7 @@ impl Follower {
         };
         match plan {
             Plan::Follow { term } => {
-                if self.superblock.current().term < term {
+                if self.superblock.current().term < term && !canary!(PromiseNotDurable) {
                     // The promise to follow nobody older is durable before anything is taken.
                     let promised = self.superblock.persist(|s| s.term = term).await;
                     self.must(promised)?;

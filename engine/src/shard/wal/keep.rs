@@ -206,6 +206,9 @@ impl Keeper {
                 Role::Replica(r) => r.history.trim(boundary),
             }
         }
+        if canary!(TrimBeforeSuperblock) {
+            self.spare_below(keep_from).await;
+        }
         let commit = self.shard.committed();
         self.superblock
             .persist(|s| {
@@ -214,11 +217,15 @@ impl Keeper {
                 s.floor_lsn = s.floor_lsn.max(boundary);
             })
             .await?;
+        self.spare_below(keep_from).await;
+        Ok(())
+    }
+
+    async fn spare_below(&mut self, keep_from: Lsn) {
         while self.shard.segments.first() < keep_from {
             self.spare.push(folder::segment_path(self.shard.segments.folder(), self.shard.segments.first()));
             self.shard.segments.pop().await;
         }
-        Ok(())
     }
 
     /// Up to where the log may go: never the last durable batch, never what the retention keeps,
@@ -290,5 +297,5 @@ fn make_segment(
         }
         disk::rename(&making, target)?;
     }
-    disk::sync_folder(folder)
+    if canary!(SegmentNameNotSynced) { Ok(()) } else { disk::sync_folder(folder) }
 }
