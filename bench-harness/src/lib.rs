@@ -1,0 +1,4 @@
+//! What `towline-bench` is made of that tests use too: the deterministic simulator.
+#![deny(missing_docs)]
+
+pub mod sim;

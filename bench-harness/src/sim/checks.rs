@@ -1,0 +1,109 @@
+//! What must hold between any two steps of a run, on whatever node lives.
+
+use std::collections::BTreeMap;
+
+use towline::world::ShardView;
+use towline::{AckLevel, ShardId, Term};
+
+use super::cluster::Cluster;
+use super::handler::lock;
+use super::oracle::Became;
+
+/// What was seen last.
+#[derive(Default)]
+pub struct Seen {
+    /// By node, process and shard.
+    last: BTreeMap<(usize, u64, ShardId), ShardView>,
+    /// Who reigned in a term.
+    reigns: BTreeMap<(ShardId, Term), usize>,
+}
+
+impl Seen {
+    /// Looks at every node that lives.
+    pub fn look(&mut self, cluster: &Cluster) {
+        for n in 0..cluster.nodes.len() {
+            if !cluster.is_up(n) {
+                continue;
+            }
+            let process = cluster.nodes[n].incarnation;
+            for view in cluster.world.views(cluster.nodes[n].id) {
+                let before = self.last.get(&(n, process, view.shard));
+                if before == Some(&view) {
+                    continue;
+                }
+                if let Err(e) = within(&view).and_then(|()| before.map_or(Ok(()), |b| between(b, &view))) {
+                    cluster.fail(format!("node {n} shard {}: {e}: {view:?}", view.shard));
+                }
+                if view.is_primary {
+                    let other = *self.reigns.entry((view.shard, view.term)).or_insert(n);
+                    if other != n {
+                        cluster.fail(format!("nodes {other} and {n} both reign in term {}", view.term));
+                    }
+                }
+                self.last.insert((n, process, view.shard), view);
+            }
+        }
+        count_copies(cluster, &self.last);
+    }
+}
+
+/// One view by itself.
+fn within(v: &ShardView) -> Result<(), String> {
+    let ordered = v.oldest <= v.durable && v.commit <= v.durable && v.durable <= v.appended;
+    if !ordered || (!v.is_primary && v.applied > v.durable) {
+        return Err("positions out of order".into());
+    }
+    if v.in_flight_bytes > v.in_flight_bytes_max {
+        return Err("more in flight than may be".into());
+    }
+    for (_, sent, received, flushed, applied) in &v.slots {
+        if applied > flushed || flushed > received || received > sent.max(flushed) {
+            return Err("a slot's positions are out of order".into());
+        }
+    }
+    Ok(())
+}
+
+/// Two views of the same process, one after the other.
+fn between(before: &ShardView, now: &ShardView) -> Result<(), String> {
+    if now.commit < before.commit {
+        return Err(format!("commit went back from {}", before.commit));
+    }
+    if now.term < before.term || now.oldest < before.oldest {
+        return Err("term or oldest went back".into());
+    }
+    if now.is_primary && now.durable < before.durable {
+        return Err("durable went back on a primary".into());
+    }
+    Ok(())
+}
+
+/// Counts the copies of commits that were acknowledged since the last look: as many nodes as were
+/// promised must say that they hold them. A node that has died since may have held one.
+fn count_copies(cluster: &Cluster, last: &BTreeMap<(usize, u64, ShardId), ShardView>) {
+    let mut oracle = lock(&cluster.oracle);
+    while let Some(id) = oracle.fresh.pop_front() {
+        let append = oracle.appends[id];
+        let Became::Committed(p) = append.became else { continue };
+        let (mut copies, mut asked) = (0, 0);
+        for n in 0..cluster.nodes.len() {
+            let holds = |v: &ShardView| {
+                let replica_memory = p.need.level == AckLevel::Received && n != p.by;
+                let at = if replica_memory { v.appended } else { v.durable };
+                at >= p.bookmark.lsn && v.term >= p.bookmark.term
+            };
+            // Any process of it so far: what it held may have been lost with its memory, or cut since.
+            let all = last.range((n, 0, append.shard)..=(n, u64::MAX, append.shard));
+            let held = all.filter(|((_, _, s), v)| *s == append.shard && holds(v)).count() > 0;
+            copies += u8::from(held);
+            asked += u8::from(held || cluster.nodes[n].incarnation > 1);
+        }
+        // Who has died may have held it between two looks.
+        let wanted = p.need.replicas + 1;
+        if copies < wanted && asked < wanted {
+            drop(oracle);
+            cluster.fail(format!("append {id} was committed with {wanted} copies, {copies} nodes have it: {p:?}"));
+            return;
+        }
+    }
+}

@@ -1,0 +1,445 @@
+//! The simulated cluster: nodes that run the real engine, and the operator who starts them, stops
+//! them, and makes a replica the primary.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::task::{Poll, Waker};
+
+use towline::world::LocalFuture;
+use towline::{
+    Handle, Lsn, NodeConfig, OpenError, Primary, PrimaryConfig, Replica, ReplicaConfig, ShardId, Term, offline,
+};
+
+use super::clients::{self, Client};
+use super::handler::{Handler, Kept, lock};
+use super::oracle::Oracle;
+use super::plan::Plan;
+use super::world::rng::Rng;
+use super::world::{NodeId, SimWorld};
+
+/// Where each node listens.
+const PORT: u16 = 7000;
+/// Where each node's folder is, on its own disk.
+pub const DATA: &str = "/data";
+
+/// What a node's process is at.
+#[derive(Debug, Default)]
+pub enum Phase {
+    /// It does not run.
+    #[default]
+    Down,
+    /// It opens its folder.
+    Opening,
+    /// It serves.
+    Serving,
+    /// It was stopped in order.
+    Stopped,
+    /// It could not start.
+    Refused(OpenError),
+}
+
+/// What the operator and a node's process tell each other.
+#[derive(Default)]
+pub struct Control {
+    /// What the process is at.
+    pub phase: Mutex<Phase>,
+    stop: Mutex<(bool, Option<Waker>)>,
+    /// A primary's handle, for the operator's own appends.
+    pub handle: Mutex<Option<Handle>>,
+}
+
+impl Control {
+    fn set(&self, phase: Phase) {
+        *lock(&self.phase) = phase;
+    }
+
+    /// Asks the process to stop in order.
+    pub fn stop(&self) {
+        let mut stop = lock(&self.stop);
+        stop.0 = true;
+        if let Some(waker) = stop.1.take() {
+            waker.wake();
+        }
+    }
+
+    async fn stopped(&self) {
+        std::future::poll_fn(|cx| {
+            let mut stop = lock(&self.stop);
+            stop.1 = Some(cx.waker().clone());
+            if stop.0 { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+}
+
+/// What a node is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The primary.
+    Primary {
+        /// Made from a replica's folder.
+        promote: bool,
+    },
+    /// A replica of another node.
+    Replica {
+        /// The primary.
+        of: usize,
+    },
+}
+
+/// A node, whether its process runs or not.
+pub struct Node {
+    /// Its number in the world.
+    pub id: NodeId,
+    /// What it is to be.
+    pub role: Role,
+    /// Its process.
+    pub control: Arc<Control>,
+    /// When the operator starts it next.
+    pub start_at: Option<u64>,
+    /// Starts that were refused in a row.
+    pub refused: u32,
+    /// Its disk has lost or changed bytes that it had promised to keep.
+    pub tainted: bool,
+    /// Processes so far.
+    pub incarnation: u64,
+    /// How often it was started again because a shard had stopped.
+    pub stops: u32,
+}
+
+/// The cluster.
+pub struct Cluster {
+    /// What it runs in.
+    pub world: Rc<SimWorld>,
+    /// The run.
+    pub plan: Arc<Plan>,
+    /// All nodes.
+    pub nodes: Vec<Node>,
+    /// Which of them is to be the primary.
+    pub primary: usize,
+    /// Who knows what was promised.
+    pub oracle: Arc<Mutex<Oracle>>,
+    /// What handlers keep.
+    pub kept: Arc<Mutex<Kept>>,
+    /// What went wrong.
+    pub wrong: Arc<Mutex<Vec<String>>>,
+    /// The operator's choices.
+    pub rng: Rng,
+    /// No appends but the operator's.
+    pub quiet: bool,
+}
+
+impl Cluster {
+    /// A cluster whose nodes are all down.
+    #[must_use]
+    pub fn new(world: Rc<SimWorld>, plan: Plan) -> Self {
+        let nodes = (0..=plan.replicas).map(|n| Node {
+            id: world.add_node(),
+            role: if n == 0 { Role::Primary { promote: false } } else { Role::Replica { of: 0 } },
+            control: Arc::default(),
+            start_at: Some(0),
+            refused: 0,
+            tainted: false,
+            incarnation: 0,
+            stops: 0,
+        });
+        let nodes = nodes.collect();
+        let oracle = Oracle { left: plan.appends + 1, ..Oracle::default() };
+        Self {
+            world,
+            nodes,
+            primary: 0,
+            oracle: Arc::new(Mutex::new(oracle)),
+            kept: Arc::default(),
+            wrong: Arc::default(),
+            rng: Rng::new(plan.seed ^ 0x6F70_6572),
+            plan: Arc::new(plan),
+            quiet: false,
+        }
+    }
+
+    /// Notes something in the run's log.
+    pub fn note(&self, text: impl FnOnce() -> String) {
+        self.world.trace().note(self.world.now_ns(), text);
+    }
+
+    /// Something is wrong.
+    pub fn fail(&self, text: String) {
+        self.note(|| format!("VIOLATION {text}"));
+        lock(&self.wrong).push(text);
+    }
+
+    fn config(&self) -> NodeConfig {
+        let p = &self.plan;
+        let mut c = NodeConfig::new(DATA);
+        c.cpus = (0..p.cores).map(|_| 0).collect();
+        c.segment_bytes = p.segment_bytes;
+        c.segments_ahead = p.segments_ahead;
+        c.write_depth = p.write_depth;
+        c.batch_bytes = p.batch_bytes;
+        c.record_bytes_max = p.record_max;
+        c.max_linger = p.linger;
+        c.retain = p.retain;
+        c.live_window_bytes = p.live_window;
+        c
+    }
+
+    /// The name under which a node is configured as a replica.
+    fn name(node: usize) -> String {
+        format!("n{node}")
+    }
+
+    /// Starts a node's process.
+    pub fn start(&mut self, n: usize) {
+        let node_config = self.config();
+        let others: Vec<String> = (0..self.nodes.len()).filter(|o| *o != n).map(Self::name).collect();
+        let plan = self.plan.clone();
+        let seed = self.rng.next();
+        let node = &mut self.nodes[n];
+        node.start_at = None;
+        node.incarnation += 1;
+        let control = Arc::new(Control::default());
+        control.set(Phase::Opening);
+        node.control = control.clone();
+        let (id, role) = (node.id, node.role);
+        self.note(|| format!("node {n} starts as {role:?}"));
+        let main: LocalFuture<()> = match role {
+            Role::Primary { promote } => {
+                let mut config = PrimaryConfig::new(DATA);
+                config.node = node_config;
+                config.shards = plan.shards;
+                config.listen = Some(self.world.address(id, PORT));
+                config.insecure_no_auth = true;
+                config.commit = plan.policy;
+                config.deadline = plan.deadline;
+                config.too_few = plan.too_few;
+                config.promote = promote;
+                let configured = others.len();
+                config.replicas = others;
+                let client = Client { oracle: self.oracle.clone(), node: n, configured, plan, seed };
+                let quiet = self.quiet;
+                Box::pin(async move {
+                    match Primary::open_simulated(config).await {
+                        Err(e) => control.set(Phase::Refused(e)),
+                        Ok(primary) => {
+                            if !quiet {
+                                clients::start(&primary, &client);
+                            }
+                            *lock(&control.handle) = Some(primary.handle());
+                            control.set(Phase::Serving);
+                            control.stopped().await;
+                            lock(&control.handle).take();
+                            primary.stop_simulated().await;
+                            control.set(Phase::Stopped);
+                        }
+                    }
+                })
+            }
+            Role::Replica { of } => {
+                let address = self.world.address(self.nodes[of].id, PORT);
+                let mut config = ReplicaConfig::new(DATA, Self::name(n), address);
+                config.node = node_config;
+                config.insecure_no_auth = true;
+                let handler = {
+                    let (kept, oracle, wrong) = (self.kept.clone(), self.oracle.clone(), self.wrong.clone());
+                    let flushed = self.plan.deliver_flushed;
+                    move |_: ShardId| Handler {
+                        node: n,
+                        kept: kept.clone(),
+                        oracle: oracle.clone(),
+                        wrong: wrong.clone(),
+                        flushed,
+                    }
+                };
+                Box::pin(async move {
+                    match Replica::open_simulated(config, handler).await {
+                        Err(e) => control.set(Phase::Refused(e)),
+                        Ok(replica) => {
+                            control.set(Phase::Serving);
+                            control.stopped().await;
+                            replica.stop_simulated().await;
+                            control.set(Phase::Stopped);
+                        }
+                    }
+                })
+            }
+        };
+        self.world.start(id, "main", main);
+    }
+
+    /// Whether a node's process lives.
+    #[must_use]
+    pub fn is_up(&self, n: usize) -> bool {
+        self.world.is_up(self.nodes[n].id)
+    }
+
+    /// Whether a node serves.
+    #[must_use]
+    pub fn serves(&self, n: usize) -> bool {
+        self.is_up(n) && matches!(*lock(&self.nodes[n].control.phase), Phase::Serving)
+    }
+
+    /// A node dies without warning.
+    pub fn crash(&mut self, n: usize, power: bool, start_after_ns: u64) {
+        self.note(|| format!("node {n} {}", if power { "loses power" } else { "is killed" }));
+        let id = self.nodes[n].id;
+        if power {
+            self.world.power_loss(id);
+        } else {
+            self.world.kill(id);
+        }
+        self.nodes[n].control = Arc::default();
+        self.nodes[n].start_at = Some(self.world.now_ns() + start_after_ns);
+    }
+
+    /// A node's folder is gone, and its process with it.
+    pub fn replace(&mut self, n: usize, start_after_ns: u64) {
+        self.crash(n, false, start_after_ns);
+        self.note(|| format!("node {n} gets an empty folder"));
+        self.world.wipe(self.nodes[n].id);
+        lock(&self.kept).retain(|(node, _), _| *node != n);
+        let mut oracle = lock(&self.oracle);
+        if !self.nodes[n].tainted {
+            oracle.lose_copies();
+        }
+        self.nodes[n].tainted = false;
+        // What it holds from now on counts again.
+        oracle.tainted.retain(|t| *t != n);
+    }
+
+    /// Whether a replica may lose its folder: the primary still has everything, and no disk is bad.
+    #[must_use]
+    pub fn may_replace(&self) -> bool {
+        matches!(self.plan.retain, towline::Retain::All) && self.nodes.iter().all(|n| !n.tainted)
+    }
+
+    /// A node's disk has changed what it had promised to keep: its copies count no more.
+    pub fn taint(&mut self, n: usize) {
+        if !std::mem::replace(&mut self.nodes[n].tainted, true) {
+            let mut oracle = lock(&self.oracle);
+            oracle.lose_copies();
+            oracle.tainted.push(n);
+        }
+    }
+
+    /// Looks at a stopped node's log: for each shard its last term and its end.
+    #[must_use]
+    pub fn ends(&self, n: usize) -> Option<Vec<(Term, Lsn)>> {
+        let report = self.world.with_node(self.nodes[n].id, || offline::verify(Path::new(DATA))).ok()?;
+        if !report.is_whole() || report.shards.len() != self.plan.shards as usize {
+            return None;
+        }
+        Some(report.shards.iter().map(|s| (s.terms.last().map_or(Term::ZERO, |t| t.0), s.end)).collect())
+    }
+
+    /// Makes a replica the primary, as an operator does by hand: every replica is stopped, the one
+    /// whose log goes furthest on every shard is taken, the others follow it. The old primary is
+    /// either gone or does not know. Says whether it was done.
+    pub fn promote(&mut self, old_lives_on: bool) -> bool {
+        let old = self.primary;
+        let replicas: Vec<usize> = (0..self.nodes.len()).filter(|n| *n != old).collect();
+        let is_ready = |n: &usize| !self.nodes[*n].tainted && (self.serves(*n) || !self.is_up(*n));
+        if !replicas.iter().all(is_ready) {
+            return false;
+        }
+        // Whoever is looked at stands still.
+        let mut ends = BTreeMap::new();
+        for n in &replicas {
+            if self.is_up(*n) {
+                let pause = 1_000_000 + self.rng.below(50_000_000);
+                self.crash(*n, false, pause);
+            }
+            let Some(end) = self.ends(*n) else { return false };
+            ends.insert(*n, end);
+        }
+        let best = replicas.iter().copied().find(|n| {
+            replicas.iter().all(|other| ends[n].iter().zip(&ends[other]).all(|(mine, theirs)| mine >= theirs))
+        });
+        let Some(best) = best else { return false };
+        self.note(|| format!("node {best} becomes the primary, {old} is it no more; ends {ends:?}"));
+        lock(&self.oracle).lose_copies();
+        self.primary = best;
+        for n in 0..self.nodes.len() {
+            self.nodes[n].role = Role::Replica { of: best };
+        }
+        self.nodes[best].role = Role::Primary { promote: true };
+        self.nodes[best].start_at = Some(self.world.now_ns() + 1_000_000);
+        // A handler of a primary's folder does not run: what it kept as a replica is history.
+        lock(&self.kept).retain(|(node, _), _| *node != best);
+        lock(&self.oracle).deposed.push(old);
+        if old_lives_on {
+            // It goes on as a primary, and is started as one, until somebody tells it.
+            self.nodes[old].role = Role::Primary { promote: false };
+        } else {
+            self.tell(old);
+        }
+        true
+    }
+
+    /// Tells an old primary that it is a replica now.
+    pub fn tell(&mut self, n: usize) {
+        let pause = self.rng.below(500_000_000);
+        if self.is_up(n) {
+            self.crash(n, false, pause);
+        }
+        self.nodes[n].role = Role::Replica { of: self.primary };
+        self.nodes[n].start_at = Some(self.world.now_ns() + pause);
+        lock(&self.oracle).deposed.retain(|d| *d != n);
+    }
+
+    /// What the operator does when time passes: starts what is to be started, clears away what has
+    /// ended.
+    pub fn tend(&mut self) {
+        let now = self.world.now_ns();
+        for n in 0..self.nodes.len() {
+            if !self.is_up(n) && self.nodes[n].start_at.is_none() {
+                let pause = 1_000_000 + self.rng.below(300_000_000);
+                self.nodes[n].start_at = Some(now + pause);
+            }
+            let phase = std::mem::take(&mut *lock(&self.nodes[n].control.phase));
+            match phase {
+                Phase::Refused(e) => self.refused(n, &e),
+                Phase::Stopped => {
+                    let pause = 1_000_000 + self.rng.below(100_000_000);
+                    self.world.kill(self.nodes[n].id);
+                    self.nodes[n].start_at.get_or_insert(now + pause);
+                }
+                Phase::Serving => {
+                    self.nodes[n].refused = 0;
+                    if n == self.primary {
+                        self.nodes[n].role = Role::Primary { promote: false };
+                    }
+                    *lock(&self.nodes[n].control.phase) = Phase::Serving;
+                }
+                other => *lock(&self.nodes[n].control.phase) = other,
+            }
+            match self.nodes[n].start_at {
+                Some(at) if at <= now && !self.is_up(n) => self.start(n),
+                Some(at) if at < u64::MAX => self.world.alarm(at),
+                _ => {}
+            }
+        }
+    }
+
+    fn refused(&mut self, n: usize, e: &OpenError) {
+        self.note(|| format!("node {n} does not start: {e}"));
+        let id = self.nodes[n].id;
+        let died = self.world.is_dead(id);
+        self.world.kill(id);
+        self.nodes[n].start_at = Some(self.world.now_ns() + 50_000_000);
+        self.nodes[n].refused += 1;
+        if died {
+            return;
+        }
+        let is_replica = matches!(self.nodes[n].role, Role::Replica { .. });
+        match e {
+            // The disk failed, or is full: it is tried again.
+            OpenError::Io { .. } | OpenError::DiskFull { .. } if self.plan.has_disk_errors() => {}
+            _ if self.nodes[n].tainted && is_replica => self.replace(n, 10_000_000),
+            OpenError::Deposed { .. } if n != self.primary => self.tell(n),
+            other => self.fail(format!("node {n} cannot start: {other}")),
+        }
+    }
+}

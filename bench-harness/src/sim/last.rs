@@ -1,0 +1,254 @@
+//! The end of a run: the cluster is mended, must come together, and its logs are read.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use towline::world::{OpenHow, ShardView};
+use towline::{AppendOptions, CommitPolicy, Lsn, Outcome, Seq, ShardId, offline};
+
+use super::cluster::{Cluster, DATA, Role};
+use super::handler::lock;
+use super::oracle::{check_log, owner, payload};
+
+/// The operator starts again what has stopped after an error.
+pub fn mend(c: &mut Cluster) {
+    for n in 0..c.nodes.len() {
+        if !c.is_up(n) {
+            continue;
+        }
+        let stopped = c.world.views(c.nodes[n].id).into_iter().find_map(|v| v.stopped.map(|why| (v.shard, why)));
+        let Some((shard, why)) = stopped else { continue };
+        if !c.serves(n) {
+            continue;
+        }
+        c.note(|| format!("shard {shard} of node {n} has stopped: {why}"));
+        let replica = matches!(c.nodes[n].role, Role::Replica { .. });
+        c.nodes[n].stops += 1;
+        if c.nodes[n].tainted && replica {
+            c.replace(n, 1_000_000);
+        } else if c.nodes[n].stops > 20 {
+            c.fail(format!("shard {shard} of node {n} stops again and again: {why}"));
+        } else {
+            c.crash(n, false, 1_000_000);
+        }
+    }
+}
+
+fn views(c: &Cluster, n: usize) -> BTreeMap<ShardId, ShardView> {
+    c.world.views(c.nodes[n].id).into_iter().map(|v| (v.shard, v)).collect()
+}
+
+/// Whether every node has everything, and knows that it is committed.
+#[must_use]
+pub fn is_together(c: &Cluster) -> bool {
+    if !(0..c.nodes.len()).all(|n| c.serves(n)) {
+        return false;
+    }
+    let primary = views(c, c.primary);
+    if primary.len() != c.plan.shards as usize {
+        return false;
+    }
+    let at_rest = |v: &ShardView| v.is_primary && v.durable == v.appended && v.commit == v.appended;
+    primary.values().all(at_rest)
+        && (0..c.nodes.len()).filter(|n| *n != c.primary).all(|n| {
+            let replica = views(c, n);
+            primary.iter().all(|(shard, p)| {
+                let same = |r: &ShardView| {
+                    r.durable == p.appended && r.commit == p.commit && r.applied == p.commit && r.term == p.term
+                };
+                replica.get(shard).is_some_and(same)
+            })
+        })
+}
+
+/// Where everybody stands, for a report.
+#[must_use]
+pub fn describe(c: &Cluster) -> String {
+    let mut out = String::new();
+    for n in 0..c.nodes.len() {
+        out += &format!("\n  node {n} {:?} {:?}", c.nodes[n].role, *lock(&c.nodes[n].control.phase));
+        for v in views(c, n).values() {
+            out += &format!("\n    {v:?}");
+        }
+    }
+    out
+}
+
+/// The operator's own appends.
+#[derive(Default)]
+pub struct Probes {
+    /// Without an outcome.
+    pub left: usize,
+    /// What did not commit.
+    pub failed: Vec<String>,
+}
+
+/// Appends to each shard, and waits for all replicas.
+#[must_use]
+pub fn probe(c: &Cluster) -> Rc<RefCell<Probes>> {
+    const EACH: usize = 12;
+    let probes = Rc::new(RefCell::new(Probes { left: EACH * c.plan.shards as usize, failed: Vec::new() }));
+    let handle = lock(&c.nodes[c.primary].control.handle).clone();
+    let Some(handle) = handle else {
+        probes.borrow_mut().failed.push("the primary does not serve".into());
+        return probes;
+    };
+    let policy = if c.plan.replicas == 0 { "local" } else { "all" };
+    let policy: CommitPolicy = policy.parse().expect("a policy of the grammar");
+    let need = policy.requirement(c.plan.replicas).expect("it can hold");
+    let (oracle, primary, shards) = (c.oracle.clone(), c.primary, c.plan.shards);
+    let bytes = (c.plan.batch_bytes / 2).min(c.plan.record_max).max(8);
+    let told = probes.clone();
+    let task = async move {
+        let options = AppendOptions { policy: Some(policy), deadline: Some(std::time::Duration::from_secs(8)) };
+        for shard in (0..shards).map(ShardId) {
+            let lane = lock(&oracle).lane();
+            let mut tickets = Vec::new();
+            for _ in 0..EACH {
+                let id = lock(&oracle).ask(shard, lane, bytes);
+                tickets.push((id, handle.try_append(shard, &payload(id, bytes), options)));
+            }
+            for (id, ticket) in tickets {
+                let outcome = match ticket {
+                    Ok(ticket) => ticket.await,
+                    Err(e) => Err(e),
+                };
+                let mut told = told.borrow_mut();
+                told.left -= 1;
+                match outcome {
+                    Ok(outcome) => {
+                        lock(&oracle).done(id, &outcome, need, primary);
+                        if !matches!(outcome, Outcome::Committed { .. }) {
+                            told.failed.push(format!("append {id} to shard {shard}: {outcome:?}"));
+                        }
+                    }
+                    Err(e) => {
+                        lock(&oracle).refused(id);
+                        told.failed.push(format!("append {id} to shard {shard}: {e}"));
+                    }
+                }
+            }
+        }
+    };
+    c.world.add_task(c.nodes[c.primary].id, Box::pin(task));
+    probes
+}
+
+/// Reads every node's disk: all logs are whole and the same, hold what was promised, and nothing else;
+/// handlers were given what the log says.
+///
+/// # Errors
+/// What is wrong.
+pub fn check(c: &Cluster) -> Result<(), String> {
+    for n in 0..c.nodes.len() {
+        let report = c.world.with_node(c.nodes[n].id, || offline::verify(Path::new(DATA)));
+        let report = report.map_err(|e| format!("node {n} cannot be read: {e}"))?;
+        let damage = report.shards.iter().find_map(|s| s.damage.as_ref());
+        match damage {
+            Some(damage) if !c.nodes[n].tainted => return Err(format!("node {n} is damaged: {damage:?}")),
+            None if c.nodes[n].tainted => {}
+            _ => {}
+        }
+    }
+    for shard in (0..c.plan.shards).map(ShardId) {
+        let (oldest, first_seq, ids) = records(c, c.primary, shard)?;
+        let oracle = lock(&c.oracle);
+        check_log(&oracle, shard, oldest, first_seq, &ids)?;
+        drop(oracle);
+        let end = ids.last().map_or(oldest, |(_, end)| *end);
+        for n in (0..c.nodes.len()).filter(|n| *n != c.primary) {
+            if let Err(e) = same_bytes(c, n, shard, oldest, end) {
+                // Flipped bits must not go unnoticed.
+                let whole = c.world.with_node(c.nodes[n].id, || offline::verify(Path::new(DATA)));
+                if !c.nodes[n].tainted || whole.is_ok_and(|r| r.is_whole()) {
+                    return Err(e);
+                }
+                continue;
+            }
+            applied(c, n, shard, &ids)?;
+        }
+    }
+    Ok(())
+}
+
+/// The records of a shard: where the log begins, the first one's number, and whose each is and where
+/// its batch ends.
+fn records(c: &Cluster, n: usize, shard: ShardId) -> Result<(Lsn, Seq, Vec<(usize, Lsn)>), String> {
+    let oracle = lock(&c.oracle);
+    let mut ids = Vec::new();
+    let mut first = None;
+    let mut phantom = None;
+    let report = c.world.with_node(c.nodes[n].id, || {
+        offline::read_log(Path::new(DATA), shard, None, |batch| {
+            first.get_or_insert(batch.header().first_seq());
+            for bytes in batch.records() {
+                match owner(&oracle, shard, bytes) {
+                    Some(id) => ids.push((id, batch.header().end_lsn())),
+                    None => phantom = Some(batch.header().lsn()),
+                }
+            }
+            ControlFlow::Continue(())
+        })
+    });
+    let report = report.map_err(|e| format!("node {n} shard {shard} cannot be read: {e}"))?;
+    if let Some(at) = phantom {
+        return Err(format!("node {n} shard {shard} holds a record that nobody appended, in the batch at {at}"));
+    }
+    Ok((report.oldest, first.unwrap_or_default(), ids))
+}
+
+/// Compares a replica's segments with the primary's, byte for byte, in what both keep.
+fn same_bytes(c: &Cluster, n: usize, shard: ShardId, oldest: Lsn, end: Lsn) -> Result<(), String> {
+    let segment_bytes = c.plan.segment_bytes;
+    let read = |node: usize, segment: u64| -> Option<Vec<u8>> {
+        c.world.with_node(c.nodes[node].id, || {
+            let path = PathBuf::from(format!("{DATA}/shard-{:04}/wal/{segment:016x}.wal", shard.0));
+            let file = towline::world::current()?.disk().open(&path, OpenHow::default()).ok()?;
+            let mut bytes = vec![0; segment_bytes as usize];
+            file.read_at(&mut bytes, 0).ok()?;
+            Some(bytes)
+        })
+    };
+    let mut at = oldest.0;
+    while at < end.0 {
+        let segment = at - at % segment_bytes;
+        let to = (segment + segment_bytes).min(end.0);
+        if let (Some(a), Some(b)) = (read(c.primary, segment), read(n, segment)) {
+            let part = (at - segment) as usize..(to - segment) as usize;
+            if a[part.clone()] != b[part.clone()] {
+                let first = part.clone().find(|i| a[*i] != b[*i]).unwrap_or(part.start);
+                return Err(format!(
+                    "node {n}'s shard {shard} differs from the primary's at {}",
+                    segment + first as u64
+                ));
+            }
+        } else if matches!(c.plan.retain, towline::Retain::All) {
+            return Err(format!("node {n} or the primary has no segment {segment:x} of shard {shard}"));
+        }
+        at = to;
+    }
+    Ok(())
+}
+
+/// What a handler was given is what the log says, in the same order.
+fn applied(c: &Cluster, n: usize, shard: ShardId, ids: &[(usize, Lsn)]) -> Result<(), String> {
+    let kept = lock(&c.kept);
+    let Some(batches) = kept.get(&(n, shard)) else { return Ok(()) };
+    let given: Vec<(usize, Lsn)> =
+        batches.iter().flat_map(|(_, end, _, ids)| ids.iter().map(|id| (*id, *end))).collect();
+    // The log may have let go of its beginning.
+    let skip = given.len().saturating_sub(ids.len());
+    let (tail, from) = (&given[skip..], ids.len().saturating_sub(given.len()));
+    if *tail != ids[from..] || (from > 0 && matches!(c.plan.retain, towline::Retain::All)) {
+        let differ = tail.iter().zip(&ids[from..]).position(|(a, b)| a != b);
+        return Err(format!(
+            "node {n}'s handler of shard {shard} was given {} records, the log has {}; they differ at {differ:?}",
+            given.len(),
+            ids.len()
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,20 @@
+//! The deterministic simulator: whole clusters of the real engine in a machine park that does not
+//! exist, under faults drawn from a seed, and an oracle that knows what was promised.
+//!
+//! [`world`] is the machine park. [`plan`] draws a run from its seed; [`cluster`] runs the nodes,
+//! [`clients`] append, [`nemesis`] breaks things, [`checks`] look between any two steps, [`last`]
+//! reads the disks at the end and compares them with what [`oracle`] was promised. [`run`] is one
+//! seed, [`many`] are many, [`minimise`] makes a failing one shorter.
+
+pub mod checks;
+pub mod clients;
+pub mod cluster;
+pub mod handler;
+pub mod last;
+pub mod many;
+pub mod minimise;
+pub mod nemesis;
+pub mod oracle;
+pub mod plan;
+pub mod run;
+pub mod world;

@@ -1,0 +1,204 @@
+//! What the clients know: every append, what became of it, and what was promised for it. It shares
+//! no code with the engine.
+
+use std::collections::VecDeque;
+
+use towline::protocol::policy::Requirement;
+use towline::{AckLevel, Bookmark, Lsn, Outcome, Seq, ShardId};
+
+use super::world::rng::Rng;
+
+/// What became of an append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Became {
+    /// Nothing is known: its node may have died.
+    Unknown,
+    /// Refused: it must not be in any log.
+    Refused,
+    /// Committed.
+    Committed(Promise),
+    /// Not committed in time, fenced, or stopped: it may be in the log or not.
+    Perhaps,
+}
+
+/// What a commit promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promise {
+    /// Where it is.
+    pub bookmark: Bookmark,
+    /// What it waited for.
+    pub need: Requirement,
+    /// Copies on devices that it says there are.
+    pub copies: u8,
+    /// Copies that may be gone since, or were never good.
+    pub lost: u8,
+    /// The node that said so.
+    pub by: usize,
+    /// Whether `bookmark` is the end of its batch, not only at or above that.
+    pub exact: bool,
+}
+
+/// One append.
+#[derive(Clone, Copy, Debug)]
+pub struct Append {
+    /// The shard.
+    pub shard: ShardId,
+    /// Bytes.
+    pub bytes: u32,
+    /// The stream of appends that it belongs to: they come in order.
+    pub lane: u32,
+    /// Its number in the shard's log, if it was told.
+    pub seq: Option<Seq>,
+    /// What became of it.
+    pub became: Became,
+}
+
+/// All appends of a run, by number.
+#[derive(Debug, Default)]
+pub struct Oracle {
+    /// The appends.
+    pub appends: Vec<Append>,
+    /// How many more the clients may make.
+    pub left: u64,
+    /// Commits whose copies are still to be counted.
+    pub fresh: VecDeque<usize>,
+    /// Nodes whose disks have changed bytes.
+    pub tainted: Vec<usize>,
+    /// Primaries that another has taken the place of, and that do not know.
+    pub deposed: Vec<usize>,
+    /// Lanes so far.
+    pub lanes: u32,
+    /// Acked commits.
+    pub commits: u64,
+    /// Other outcomes.
+    pub others: u64,
+}
+
+impl Oracle {
+    /// A new lane.
+    pub fn lane(&mut self) -> u32 {
+        self.lanes += 1;
+        self.lanes - 1
+    }
+
+    /// A client is about to append.
+    pub fn ask(&mut self, shard: ShardId, lane: u32, bytes: usize) -> usize {
+        let bytes = bytes as u32;
+        self.appends.push(Append { shard, bytes, lane, seq: None, became: Became::Unknown });
+        self.appends.len() - 1
+    }
+
+    /// It was refused.
+    pub fn refused(&mut self, id: usize) {
+        self.appends[id].became = Became::Refused;
+    }
+
+    /// It has an outcome.
+    pub fn done(&mut self, id: usize, outcome: &Outcome, need: Requirement, by: usize) {
+        let became = match outcome {
+            Outcome::Committed { bookmark, .. } => {
+                let flushed = need.replicas > 0 && need.level != AckLevel::Received;
+                let copies = if flushed { need.replicas + 1 } else { 1 };
+                self.fresh.push_back(id);
+                self.commits += 1;
+                let lost = self.tainted.len() as u8 + u8::from(self.deposed.contains(&by));
+                Became::Committed(Promise { bookmark: *bookmark, need, copies, lost, by, exact: true })
+            }
+            _ => {
+                self.others += 1;
+                Became::Perhaps
+            }
+        };
+        let append = &mut self.appends[id];
+        assert!(append.became == Became::Unknown, "append {id} has two outcomes");
+        append.became = became;
+    }
+
+    /// It is committed at or below a position.
+    pub fn done_by(&mut self, id: usize, at: Bookmark, need: Requirement, by: usize) {
+        self.done(id, &Outcome::Committed { bookmark: at, acks: need.replicas }, need, by);
+        if let Became::Committed(promise) = &mut self.appends[id].became {
+            promise.exact = false;
+        }
+    }
+
+    /// Some node's copies are gone: of everything that is committed, one copy fewer is there.
+    pub fn lose_copies(&mut self) {
+        for append in &mut self.appends {
+            if let Became::Committed(promise) = &mut append.became {
+                promise.lost = promise.lost.saturating_add(1);
+            }
+        }
+    }
+}
+
+/// The bytes of an append.
+#[must_use]
+pub fn payload(id: usize, bytes: usize) -> Vec<u8> {
+    let mut out = vec![0; bytes];
+    let (head, rest) = out.split_at_mut(8);
+    head.copy_from_slice(&(id as u64).to_le_bytes());
+    let mut rng = Rng::new(id as u64);
+    for chunk in rest.chunks_mut(8) {
+        chunk.copy_from_slice(&rng.next().to_le_bytes()[..chunk.len()]);
+    }
+    out
+}
+
+/// Whose bytes these are, if they are an append's and whole.
+#[must_use]
+pub fn owner(oracle: &Oracle, shard: ShardId, bytes: &[u8]) -> Option<usize> {
+    let id = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?) as usize;
+    let append = oracle.appends.get(id)?;
+    (append.shard == shard && append.bytes as usize == bytes.len() && payload(id, bytes.len()) == bytes).then_some(id)
+}
+
+/// Checks a shard's final log against what was promised: `ids` are the records that are in it, in
+/// order, of which the first has the number `first_seq`; the log begins at `oldest`. Says what is
+/// wrong.
+pub fn check_log(
+    oracle: &Oracle,
+    shard: ShardId,
+    oldest: Lsn,
+    first_seq: Seq,
+    ids: &[(usize, Lsn)],
+) -> Result<(), String> {
+    let mut at: Vec<Option<usize>> = vec![None; oracle.appends.len()];
+    let mut last_of_lane: Vec<Option<usize>> = vec![None; oracle.lanes as usize];
+    for (n, (id, end)) in ids.iter().enumerate() {
+        let append = &oracle.appends[*id];
+        if let Some(before) = at[*id].replace(n) {
+            return Err(format!("append {id} is in shard {shard}'s log twice, as records {before} and {n}"));
+        }
+        match append.became {
+            Became::Refused => return Err(format!("append {id} was refused, and is in shard {shard}'s log at {end}")),
+            Became::Committed(p)
+                if p.lost < p.copies && (p.bookmark.lsn < *end || p.exact && p.bookmark.lsn != *end) =>
+            {
+                return Err(format!("append {id} was committed at {}, and is at {end}", p.bookmark.lsn));
+            }
+            _ => {}
+        }
+        let last = &mut last_of_lane[append.lane as usize];
+        if let Some(last) = last.replace(*id).filter(|last| last > id) {
+            return Err(format!("append {id} of lane {} comes after {last} in shard {shard}", append.lane));
+        }
+        let seq = Seq(first_seq.0 + n as u64);
+        if let (Some(told), Became::Committed(p)) = (append.seq, append.became)
+            && told != seq
+            && p.lost < p.copies
+        {
+            return Err(format!("append {id} was told number {told:?} and has {seq:?} in shard {shard}"));
+        }
+    }
+    for (id, append) in oracle.appends.iter().enumerate().filter(|(_, a)| a.shard == shard) {
+        let Became::Committed(p) = append.became else { continue };
+        if at[id].is_none() && p.lost < p.copies && p.bookmark.lsn > oldest {
+            return Err(format!(
+                "append {id} of shard {shard} was committed at {} in term {} by node {} with {} copies, of which {} may be lost, and is gone",
+                p.bookmark.lsn, p.bookmark.term, p.by, p.copies, p.lost
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,250 @@
+//! What one run of the simulator is: everything drawn from its seed before it starts.
+//!
+//! Swarm style (Groce et al., "Swarm Testing", 2012): not only how often each fault comes is drawn,
+//! but also which faults come at all, so that a run may go deep into one kind without the others
+//! getting in its way.
+
+use std::time::Duration;
+
+use towline::{CommitPolicy, Retain, TooFewReplicas};
+
+use super::world::rng::Rng;
+
+/// A kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// `kill -9`.
+    Kill,
+    /// The power goes: what was not durable survives in part.
+    PowerLoss,
+    /// A crash at one of the next calls to the disk, also in the middle of an open.
+    CrashInCall,
+    /// An orderly stop and start.
+    Restart,
+    /// A process that stands still for a while.
+    Pause,
+    /// Two nodes do not hear each other.
+    Partition,
+    /// One node does not hear another.
+    OneWay,
+    /// Connections are reset.
+    Reset,
+    /// A disk that is slow at times.
+    SlowDisk,
+    /// Writes that fail.
+    WriteError,
+    /// Reads that fail.
+    ReadError,
+    /// Writes that write a part.
+    ShortWrite,
+    /// A disk that is full for a while.
+    DiskFull,
+    /// Bits that flip on a replica's disk.
+    BitRot,
+    /// Bytes that change on the way.
+    Corruption,
+    /// Acks that come twice.
+    DoubleAck,
+    /// Acks for what was never sent.
+    ForgedAck,
+    /// Clocks that jump.
+    ClockJump,
+    /// A replica is made the primary.
+    Promote,
+    /// A replica's folder is lost and made anew.
+    Replace,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 20] = [
+        Self::Kill,
+        Self::PowerLoss,
+        Self::CrashInCall,
+        Self::Restart,
+        Self::Pause,
+        Self::Partition,
+        Self::OneWay,
+        Self::Reset,
+        Self::SlowDisk,
+        Self::WriteError,
+        Self::ReadError,
+        Self::ShortWrite,
+        Self::DiskFull,
+        Self::BitRot,
+        Self::Corruption,
+        Self::DoubleAck,
+        Self::ForgedAck,
+        Self::ClockJump,
+        Self::Promote,
+        Self::Replace,
+    ];
+
+    /// Its name on the command line.
+    #[must_use]
+    pub fn name(self) -> String {
+        let mut out = String::new();
+        for c in format!("{self:?}").chars() {
+            if c.is_ascii_uppercase() && !out.is_empty() {
+                out.push('-');
+            }
+            out.push(c.to_ascii_lowercase());
+        }
+        out
+    }
+}
+
+/// What may be left out of a run to make it shorter: the same seed otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Less {
+    /// These faults do not come.
+    pub without: Vec<Fault>,
+    /// No more appends than this.
+    pub appends: Option<u64>,
+    /// No more replicas than this.
+    pub replicas: Option<usize>,
+    /// No more shards than this.
+    pub shards: Option<u32>,
+    /// No more clients than this.
+    pub clients: Option<usize>,
+}
+
+/// One run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where everything comes from.
+    pub seed: u64,
+    /// Shards.
+    pub shards: u32,
+    /// Replicas.
+    pub replicas: usize,
+    /// Cores of each node.
+    pub cores: usize,
+    /// Bytes of a segment.
+    pub segment_bytes: u64,
+    /// Segments ready ahead.
+    pub segments_ahead: usize,
+    /// Writes in flight.
+    pub write_depth: usize,
+    /// Bytes of a batch.
+    pub batch_bytes: usize,
+    /// Bytes of the largest record.
+    pub record_max: usize,
+    /// Bytes of recent batches in memory.
+    pub live_window: usize,
+    /// How long a batch may wait.
+    pub linger: Duration,
+    /// What is kept.
+    pub retain: Retain,
+    /// The policy of a commit that does not say.
+    pub policy: CommitPolicy,
+    /// The deadline of a commit that does not say.
+    pub deadline: Duration,
+    /// What is done while too few replicas are connected.
+    pub too_few: TooFewReplicas,
+    /// Policies that commits ask for.
+    pub policies: Vec<Option<CommitPolicy>>,
+    /// Tasks that append on their shard's core.
+    pub local_clients: usize,
+    /// Tasks that append through a handle, some across shards.
+    pub handle_clients: usize,
+    /// Appends without an outcome, for each client.
+    pub window: usize,
+    /// Appends in all.
+    pub appends: u64,
+    /// Longest pause between two appends.
+    pub think: Duration,
+    /// Handlers that are given what is flushed, not only what is committed.
+    pub deliver_flushed: bool,
+    /// The faults that come.
+    pub faults: Vec<Fault>,
+    /// How often each of them comes, relative to the usual.
+    pub intensity: f64,
+    /// Mean time between two events.
+    pub every: Duration,
+    /// The longest that the first part of the run takes.
+    pub at_most: Duration,
+}
+
+impl Plan {
+    /// Draws a run from its seed.
+    #[must_use]
+    pub fn draw(seed: u64, less: &Less) -> Self {
+        let r = &mut Rng::new(seed ^ 0x706C_616E);
+        let shards = [1, 1, 1, 1, 2, 2, 3, 8][r.below(8) as usize];
+        let replicas = [0, 1, 1, 2, 2, 2, 2, 3, 3, 4, 5, 6][r.below(12) as usize];
+        let segment_bytes = (64 << 10) * [1, 1, 1, 2, 4][r.below(5) as usize];
+        let batch_bytes = 4096 * [1, 2, 4, 8, 16][r.below(5) as usize] as usize;
+        let record_max = [512, 4000, 20_000, 90_000, 200_000][r.below(5) as usize];
+        let retain = if r.chance(0.7) { Retain::All } else { Retain::Bytes(64 << 10) };
+        let quiet = r.chance(0.08);
+        let each = 0.1 + 0.5 * r.unit();
+        let mut faults: Vec<Fault> = Vec::new();
+        for fault in Fault::ALL {
+            let drawn = r.chance(each);
+            if drawn && !quiet && !less.without.contains(&fault) {
+                faults.push(fault);
+            }
+        }
+        let policy_of = |r: &mut Rng, replicas: usize| -> CommitPolicy {
+            let level = ["", ":flushed", ":received", ":applied", ":flushed"][r.below(5) as usize];
+            let text = match r.below(6) {
+                0 => "local".to_string(),
+                1 => "majority".to_string(),
+                2 => "all".to_string(),
+                _ if replicas == 0 => "local".to_string(),
+                _ => format!("ack_n={}{level}", 1 + r.below(replicas as u64)),
+            };
+            let text = if replicas == 0 { "local".to_string() } else { text };
+            text.parse().expect("a policy of the grammar")
+        };
+        let replicas = less.replicas.map_or(replicas, |most| replicas.min(most));
+        let policy = policy_of(r, replicas);
+        let mut policies = vec![None];
+        for _ in 0..r.below(3) {
+            policies.push(Some(policy_of(r, replicas)));
+        }
+        let clients = 1 + r.below(4) as usize;
+        let appends = 20 + r.below(400);
+        Self {
+            seed,
+            shards: less.shards.map_or(shards, |most| shards.min(most)),
+            replicas,
+            cores: [1, 1, 1, 2, 3][r.below(5) as usize],
+            segment_bytes,
+            segments_ahead: 1 + r.below(3) as usize,
+            write_depth: [1, 2, 4, 8][r.below(4) as usize],
+            batch_bytes,
+            record_max,
+            live_window: [0, 16 << 10, 256 << 10][r.below(3) as usize],
+            linger: Duration::from_micros(if r.chance(0.2) { r.below(2000) } else { 0 }),
+            retain,
+            policy,
+            deadline: Duration::from_millis([30, 300, 2000][r.below(3) as usize]),
+            too_few: if r.chance(0.2) { TooFewReplicas::Refuse } else { TooFewReplicas::Wait },
+            policies,
+            local_clients: less.clients.map_or(clients, |most| clients.min(most)),
+            handle_clients: if less.clients.is_none() && r.chance(0.15) { 1 } else { 0 },
+            window: 1 + r.below(24) as usize,
+            appends: less.appends.map_or(appends, |most| appends.min(most)),
+            think: Duration::from_micros([0, 300, 5000, 50_000][r.below(4) as usize]),
+            deliver_flushed: r.chance(0.25),
+            faults,
+            intensity: [0.3, 1.0, 3.0][r.below(3) as usize],
+            every: Duration::from_millis([20, 100, 400][r.below(3) as usize]),
+            at_most: Duration::from_secs(8),
+        }
+    }
+
+    /// Whether calls to the disk may fail.
+    #[must_use]
+    pub fn has_disk_errors(&self) -> bool {
+        [Fault::WriteError, Fault::ReadError, Fault::DiskFull, Fault::ShortWrite].iter().any(|f| self.has(*f))
+    }
+
+    /// Whether a fault comes.
+    #[must_use]
+    pub fn has(&self, fault: Fault) -> bool {
+        self.faults.contains(&fault)
+    }
+}

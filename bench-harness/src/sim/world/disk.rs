@@ -1,0 +1,590 @@
+//! One node's disk: what its files hold, and what of that would survive a loss of power.
+//!
+//! The model is the harshest that a file system with metadata in order allows: bytes that were
+//! written and not synced survive in any subset of their 512-byte sectors; changes of a folder's
+//! names that were not synced survive up to any of them; a write under way ends wholly, not at all,
+//! or in any subset of its sectors.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Poll, Waker};
+
+use towline::world::{self, LocalFuture, OpenHow};
+
+use super::rng::Rng;
+use super::{Event, NodeId, SimWorld, here};
+
+/// What survives or not.
+pub(super) const SECTOR: usize = 512;
+
+/// A file's bytes.
+#[derive(Default)]
+struct Inode {
+    data: Vec<u8>,
+    /// What unsynced writes have overwritten, oldest first: position, the bytes before.
+    undo: Vec<(usize, Vec<u8>)>,
+    /// Its length when it was synced last.
+    synced_len: usize,
+    locked: bool,
+}
+
+/// What a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entry {
+    File(usize),
+    Folder,
+}
+
+/// A change of a folder's names: one that goes, one that comes.
+type Change = (Option<String>, Option<(String, Entry)>);
+
+#[derive(Default)]
+struct Folder {
+    names: BTreeMap<String, Entry>,
+    synced: BTreeMap<String, Entry>,
+    unsynced: Vec<Change>,
+}
+
+impl Folder {
+    fn change(&mut self, change: Change) {
+        apply(&mut self.names, &change);
+        self.unsynced.push(change);
+    }
+}
+
+fn apply(names: &mut BTreeMap<String, Entry>, (goes, comes): &Change) {
+    if let Some(name) = goes {
+        names.remove(name);
+    }
+    if let Some((name, entry)) = comes {
+        names.insert(name.clone(), *entry);
+    }
+}
+
+/// What the device is at.
+enum Work {
+    Write { inode: usize, at: usize, bytes: Rc<Vec<u8>>, durable: bool },
+    Read { inode: usize, at: usize, len: usize },
+}
+
+/// An operation under way, and its result.
+struct Op {
+    node: NodeId,
+    process: u64,
+    work: Option<Work>,
+    result: Option<io::Result<(usize, Vec<u8>)>>,
+    waker: Option<Waker>,
+}
+
+/// A disk.
+#[derive(Default)]
+pub(super) struct Disk {
+    folders: BTreeMap<PathBuf, Folder>,
+    inodes: Vec<Inode>,
+    ops: BTreeMap<u64, Op>,
+    /// How many bytes more its files may grow by.
+    pub(super) space: Option<u64>,
+}
+
+fn not_found() -> io::Error {
+    io::Error::from_raw_os_error(2)
+}
+
+fn gone() -> io::Error {
+    io::Error::other("the process has met its end")
+}
+
+fn split(path: &Path) -> io::Result<(PathBuf, String)> {
+    let folder = path.parent().ok_or_else(not_found)?.to_path_buf();
+    let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(not_found)?.to_string();
+    Ok((folder, name))
+}
+
+impl Disk {
+    fn find(&self, path: &Path) -> io::Result<usize> {
+        let (folder, name) = split(path)?;
+        match self.folders.get(&folder).and_then(|f| f.names.get(&name)) {
+            Some(Entry::File(inode)) => Ok(*inode),
+            _ => Err(not_found()),
+        }
+    }
+
+    /// All files and their lengths.
+    pub(super) fn files(&self) -> Vec<(PathBuf, u64)> {
+        let mut out = Vec::new();
+        for (path, folder) in &self.folders {
+            for (name, entry) in &folder.names {
+                if let Entry::File(inode) = entry {
+                    out.push((path.join(name), self.inodes[*inode].data.len() as u64));
+                }
+            }
+        }
+        out
+    }
+
+    pub(super) fn flip_bit(&mut self, path: &Path, at: u64, bit: u8) {
+        if let Ok(inode) = self.find(path)
+            && let Some(byte) = self.inodes[inode].data.get_mut(at as usize)
+        {
+            *byte ^= 1 << (bit & 7);
+        }
+    }
+
+    /// Writes; says how many bytes there was space for.
+    fn put(&mut self, inode: usize, at: usize, bytes: &[u8], durable: bool) -> io::Result<usize> {
+        let file = &mut self.inodes[inode];
+        let grows = (at + bytes.len()).saturating_sub(file.data.len());
+        if let Some(space) = &mut self.space {
+            if grows as u64 > *space {
+                return Err(io::Error::from_raw_os_error(28));
+            }
+            *space -= grows as u64;
+        }
+        if grows > 0 {
+            file.data.resize(at + bytes.len(), 0);
+        }
+        let target = &mut file.data[at..at + bytes.len()];
+        if durable {
+            file.synced_len = file.synced_len.max(at + bytes.len());
+            // What is durable now is what a loss goes back to.
+            for (from, before) in &mut file.undo {
+                let (start, end) = (at.max(*from), (at + bytes.len()).min(*from + before.len()));
+                if start < end {
+                    before[start - *from..end - *from].copy_from_slice(&bytes[start - at..end - at]);
+                }
+            }
+        } else {
+            file.undo.push((at, target.to_vec()));
+        }
+        target.copy_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    /// A write that was under way ends somehow.
+    fn put_some(&mut self, inode: usize, at: usize, bytes: &[u8], rng: &mut Rng) {
+        match rng.below(4) {
+            0 => {}
+            1 => drop(self.put(inode, at, bytes, true)),
+            // In order, up to somewhere.
+            2 => {
+                let sectors = rng.below((bytes.len() / SECTOR) as u64 + 1) as usize;
+                drop(self.put(inode, at, &bytes[..(sectors * SECTOR).min(bytes.len())], true));
+            }
+            _ => {
+                for (n, sector) in bytes.chunks(SECTOR).enumerate() {
+                    if rng.chance(0.5) {
+                        drop(self.put(inode, at + n * SECTOR, sector, true));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The power goes: what was not synced survives in part.
+    fn lose(&mut self, rng: &mut Rng) {
+        for folder in self.folders.values_mut() {
+            let kept = rng.below(folder.unsynced.len() as u64 + 1) as usize;
+            for change in &folder.unsynced[..kept] {
+                apply(&mut folder.synced, change);
+            }
+            folder.unsynced.clear();
+            folder.names.clone_from(&folder.synced);
+        }
+        // What lies below a folder that is not there any more is gone.
+        let there = |folders: &BTreeMap<PathBuf, Folder>, path: &Path| {
+            let mut at = path;
+            loop {
+                let Ok((parent, name)) = split(at) else { return true };
+                match folders.get(&parent) {
+                    Some(folder) if folder.names.get(&name) == Some(&Entry::Folder) => {}
+                    _ => return parent == Path::new("/") && !folders.contains_key(&parent),
+                }
+                at = at.parent().expect("it was split");
+            }
+        };
+        let lost: Vec<PathBuf> = self.folders.keys().filter(|p| !there(&self.folders, p)).cloned().collect();
+        for path in lost {
+            self.folders.remove(&path);
+        }
+        for file in &mut self.inodes {
+            file.locked = false;
+            if file.undo.is_empty() && file.data.len() == file.synced_len {
+                continue;
+            }
+            let undo = std::mem::take(&mut file.undo);
+            // Nothing, everything, or any subset.
+            let keep = [0.0, 1.0, 0.5, 0.9][rng.below(4) as usize];
+            for (at, before) in undo.into_iter().rev() {
+                for (n, sector) in before.chunks(SECTOR).enumerate() {
+                    if !rng.chance(keep) {
+                        let from = at + n * SECTOR;
+                        file.data[from..from + sector.len()].copy_from_slice(sector);
+                    }
+                }
+            }
+            if file.data.len() > file.synced_len && !rng.chance(keep) {
+                file.data.truncate(file.synced_len);
+            }
+            file.synced_len = file.data.len();
+        }
+    }
+}
+
+impl SimWorld {
+    /// A call of a process to its disk. Fails if the process meets its end here, or has before.
+    fn call(&self, node: NodeId, process: u64) -> io::Result<()> {
+        if !self.lives(node, process) {
+            return Err(gone());
+        }
+        let machine = &mut self.machines.borrow_mut()[node.0 as usize];
+        match &mut machine.crash_in {
+            Some((0, power)) => {
+                machine.doomed = Some(*power);
+                machine.crash_in = None;
+                self.count("crash in a call");
+                Err(gone())
+            }
+            Some((calls, _)) => {
+                *calls -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// As [`SimWorld::call`] for a blocking write, of which a part may be on the device when the
+    /// process meets its end in it.
+    fn call_to_write(&self, file: &SimFile, bytes: &[u8], at: usize) -> io::Result<()> {
+        let lived = self.lives(file.node, file.process);
+        let called = self.call(file.node, file.process);
+        if called.is_err() && lived {
+            let rng = &mut *self.rng();
+            self.disks.borrow_mut()[file.node.0 as usize].put_some(file.inode, at, bytes, rng);
+        }
+        called
+    }
+
+    pub(super) fn end_disk(&self, node: NodeId, power: bool) {
+        let disk = &mut self.disks.borrow_mut()[node.0 as usize];
+        let rng = &mut *self.rng();
+        for (_, op) in std::mem::take(&mut disk.ops) {
+            if let Some(Work::Write { inode, at, bytes, .. }) = op.work {
+                disk.put_some(inode, at, &bytes, rng);
+            }
+        }
+        if power {
+            disk.lose(rng);
+        }
+        for file in &mut disk.inodes {
+            file.locked = false;
+        }
+    }
+
+    fn start_op(&self, file: &SimFile, work: Work) -> io::Result<u64> {
+        self.call(file.node, file.process)?;
+        let took = {
+            let range = self.rates().disk_ns;
+            self.rng().within(range)
+        };
+        let took = if self.strikes("slow disk", |f| f.slow_disk) { took * 100 } else { took };
+        let number = {
+            let events = &mut *self.events.borrow_mut();
+            events.1 += 1;
+            events.1
+        };
+        let op = Op { node: file.node, process: file.process, work: Some(work), result: None, waker: None };
+        self.disks.borrow_mut()[file.node.0 as usize].ops.insert(number, op);
+        self.at(self.now_ns() + took, Event::Done(number));
+        Ok(number)
+    }
+
+    pub(super) fn disk_done(&self, number: u64) {
+        let mut disks = self.disks.borrow_mut();
+        let Some(disk) = disks.iter_mut().find(|d| d.ops.contains_key(&number)) else { return };
+        let op = disk.ops.get_mut(&number).expect("it was found");
+        if !self.lives(op.node, op.process) {
+            return;
+        }
+        let Some(work) = op.work.take() else { return };
+        let waker = op.waker.take();
+        let result = match work {
+            Work::Write { inode, at, bytes, durable } => {
+                self.trace.mix(number ^ bytes.len() as u64);
+                if self.strikes("write error", |f| f.write_error) {
+                    disk.put_some(inode, at, &bytes, &mut self.rng());
+                    Err(io::Error::from_raw_os_error(5))
+                } else {
+                    let mut len = bytes.len();
+                    if self.strikes("short write", |f| f.short_write) {
+                        len = self.rng().below(len as u64) as usize;
+                        // Most devices take whole sectors.
+                        if self.rng().chance(0.8) {
+                            len -= len % SECTOR;
+                        }
+                    }
+                    disk.put(inode, at, &bytes[..len], durable).map(|n| (n, Vec::new()))
+                }
+            }
+            Work::Read { inode, at, len } => {
+                if self.strikes("read error", |f| f.read_error) {
+                    Err(io::Error::from_raw_os_error(5))
+                } else {
+                    let data = &disk.inodes[inode].data;
+                    let end = (at + len).min(data.len());
+                    Ok((0, data.get(at..end).unwrap_or(&[]).to_vec()))
+                }
+            }
+        };
+        disk.ops.get_mut(&number).expect("it was found").result = Some(result);
+        drop(disks);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+/// A process's view of its node's disk.
+pub(super) struct NodeDisk {
+    pub(super) node: NodeId,
+    pub(super) process: u64,
+}
+
+impl NodeDisk {
+    fn with<R>(&self, f: impl FnOnce(&mut Disk, &SimWorld) -> io::Result<R>) -> io::Result<R> {
+        let world = here().ok_or_else(gone)?;
+        world.call(self.node, self.process)?;
+        let disk = &mut world.disks.borrow_mut()[self.node.0 as usize];
+        f(disk, &world)
+    }
+}
+
+impl world::Disk for NodeDisk {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.with(|disk, _| {
+            let mut above: Vec<&Path> = path.ancestors().collect();
+            above.reverse();
+            for folder in above {
+                if !disk.folders.contains_key(folder) {
+                    disk.folders.insert(folder.to_path_buf(), Folder::default());
+                    if let Ok((parent, name)) = split(folder) {
+                        let is_root = parent == Path::new("/");
+                        let parent = disk.folders.get_mut(&parent).ok_or_else(not_found)?;
+                        parent.change((None, Some((name.clone(), Entry::Folder))));
+                        if is_root {
+                            // Nobody can sync the root: what lies there was there before.
+                            parent.synced.insert(name, Entry::Folder);
+                            parent.unsynced.clear();
+                        }
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn names(&self, folder: &Path) -> io::Result<Vec<String>> {
+        self.with(|disk, _| Ok(disk.folders.get(folder).ok_or_else(not_found)?.names.keys().cloned().collect()))
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        self.with(|disk, _| Ok(disk.folders.contains_key(path) || disk.find(path).is_ok())).unwrap_or(false)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.with(|disk, _| {
+            disk.find(path)?;
+            let (folder, name) = split(path)?;
+            disk.folders.get_mut(&folder).ok_or_else(not_found)?.change((Some(name), None));
+            Ok(())
+        })
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.with(|disk, _| {
+            let inode = disk.find(from)?;
+            let ((folder, old), (target, new)) = (split(from)?, split(to)?);
+            if folder != target {
+                return Err(io::Error::other("renames across folders are not simulated"));
+            }
+            let change = (Some(old), Some((new, Entry::File(inode))));
+            disk.folders.get_mut(&folder).ok_or_else(not_found)?.change(change);
+            Ok(())
+        })
+    }
+
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        self.with(|disk, _| {
+            let folder = disk.folders.get_mut(path).ok_or_else(not_found)?;
+            folder.unsynced.clear();
+            folder.synced.clone_from(&folder.names);
+            Ok(())
+        })
+    }
+
+    fn open(&self, path: &Path, how: OpenHow) -> io::Result<Arc<dyn world::DiskFile>> {
+        let inode = self.with(|disk, _| {
+            let (folder, name) = split(path)?;
+            match disk.find(path) {
+                Ok(_) if how.create && how.must_be_new => Err(io::Error::from_raw_os_error(17)),
+                Ok(inode) => Ok(inode),
+                Err(_) if how.create => {
+                    let folder = disk.folders.get_mut(&folder).ok_or_else(not_found)?;
+                    let inode = disk.inodes.len();
+                    disk.inodes.push(Inode::default());
+                    folder.change((None, Some((name, Entry::File(inode)))));
+                    Ok(inode)
+                }
+                Err(e) => Err(e),
+            }
+        })?;
+        Ok(Arc::new(SimFile { node: self.node, process: self.process, inode, how, holds_lock: AtomicBool::new(false) }))
+    }
+}
+
+/// An open file.
+struct SimFile {
+    node: NodeId,
+    process: u64,
+    inode: usize,
+    how: OpenHow,
+    holds_lock: AtomicBool,
+}
+
+impl SimFile {
+    fn with<R>(&self, f: impl FnOnce(&mut Disk, &SimWorld) -> io::Result<R>) -> io::Result<R> {
+        NodeDisk { node: self.node, process: self.process }.with(f)
+    }
+
+    fn check(&self, len: usize, at: u64, writes: bool) -> io::Result<()> {
+        if writes && !self.how.write {
+            return Err(io::Error::from_raw_os_error(9));
+        }
+        let aligned = len.is_multiple_of(SECTOR) && at.is_multiple_of(SECTOR as u64);
+        if self.how.direct && !aligned { Err(io::Error::from_raw_os_error(22)) } else { Ok(()) }
+    }
+
+    async fn finish(&self, number: u64) -> io::Result<(usize, Vec<u8>)> {
+        let node = self.node.0 as usize;
+        std::future::poll_fn(|cx| {
+            let Some(world) = here() else { return Poll::Pending };
+            let mut disks = world.disks.borrow_mut();
+            let Some(op) = disks[node].ops.get_mut(&number) else { return Poll::Pending };
+            match op.result.take() {
+                Some(result) => {
+                    disks[node].ops.remove(&number);
+                    Poll::Ready(result)
+                }
+                None => {
+                    op.waker = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+}
+
+impl world::DiskFile for SimFile {
+    fn len(&self) -> io::Result<u64> {
+        self.with(|disk, _| Ok(disk.inodes[self.inode].data.len() as u64))
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.with(|disk, _| {
+            let file = &mut disk.inodes[self.inode];
+            file.data.resize(len as usize, 0);
+            file.undo.clear();
+            file.synced_len = len as usize;
+            Ok(())
+        })
+    }
+
+    fn read_at(&self, out: &mut [u8], at: u64) -> io::Result<usize> {
+        self.check(out.len(), at, false)?;
+        self.with(|disk, world| {
+            if world.strikes("read error", |f| f.read_error) {
+                return Err(io::Error::from_raw_os_error(5));
+            }
+            let data = &disk.inodes[self.inode].data;
+            let from = data.get(at as usize..).unwrap_or(&[]);
+            let n = out.len().min(from.len());
+            out[..n].copy_from_slice(&from[..n]);
+            Ok(n)
+        })
+    }
+
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
+        self.check(bytes.len(), at, true)?;
+        let world = here().ok_or_else(gone)?;
+        world.call_to_write(self, bytes, at as usize)?;
+        world.trace.mix(at ^ bytes.len() as u64);
+        if world.strikes("write error", |f| f.write_error) {
+            let rng = &mut *world.rng();
+            world.disks.borrow_mut()[self.node.0 as usize].put_some(self.inode, at as usize, bytes, rng);
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        world.disks.borrow_mut()[self.node.0 as usize].put(self.inode, at as usize, bytes, self.how.durable)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.with(|disk, _| {
+            let file = &mut disk.inodes[self.inode];
+            file.undo.clear();
+            file.synced_len = file.data.len();
+            Ok(())
+        })
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        self.with(|disk, _| {
+            let file = &mut disk.inodes[self.inode];
+            let free = !std::mem::replace(&mut file.locked, true);
+            if free {
+                self.holds_lock.store(true, Ordering::Relaxed);
+            }
+            Ok(free)
+        })
+    }
+
+    fn start_write(&self, bytes: Rc<Vec<u8>>, at: u64) -> LocalFuture<io::Result<usize>> {
+        let started = self.check(bytes.len(), at, true).and_then(|()| {
+            let world = here().ok_or_else(gone)?;
+            let work = Work::Write { inode: self.inode, at: at as usize, bytes, durable: self.how.durable };
+            world.start_op(self, work)
+        });
+        let file = self.again();
+        Box::pin(async move { Ok(file.finish(started?).await?.0) })
+    }
+
+    fn start_read(&self, at: u64, len: usize) -> LocalFuture<io::Result<Vec<u8>>> {
+        let started = self.check(len, at, false).and_then(|()| {
+            let world = here().ok_or_else(gone)?;
+            world.start_op(self, Work::Read { inode: self.inode, at: at as usize, len })
+        });
+        let file = self.again();
+        Box::pin(async move { Ok(file.finish(started?).await?.1) })
+    }
+}
+
+impl SimFile {
+    /// The same file, for an operation that may outlive its handle.
+    fn again(&self) -> Self {
+        let holds_lock = AtomicBool::new(false);
+        Self { node: self.node, process: self.process, inode: self.inode, how: self.how, holds_lock }
+    }
+}
+
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        if self.holds_lock.load(Ordering::Relaxed)
+            && let Some(world) = here()
+            && world.lives(self.node, self.process)
+        {
+            world.disks.borrow_mut()[self.node.0 as usize].inodes[self.inode].locked = false;
+        }
+    }
+}
