@@ -9,7 +9,7 @@ use towline::canary::Canary;
 use towline_bench::sim::many::many;
 use towline_bench::sim::minimise::minimise;
 use towline_bench::sim::plan::{Fault, Less};
-use towline_bench::sim::run::{How, Ran, run};
+use towline_bench::sim::run::{self, How, Ran, run};
 
 /// Run whole clusters of the real engine in a simulated machine, under faults drawn from seeds, and
 /// check that nothing that was acknowledged is ever lost.
@@ -69,7 +69,7 @@ pub(crate) fn execute(args: &Args) -> Result<(), Box<dyn Error>> {
     }
     let how = how(args)?;
     // A violation that is a panic is reported as one.
-    std::panic::set_hook(Box::new(|_| {}));
+    run::record_panics(args.trace);
     let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let progress =
         Progress { told: Mutex::new(Instant::now()), seeds: args.seeds, on: std::io::stderr().is_terminal() };

@@ -245,12 +245,15 @@ impl Cluster {
                 let handler = {
                     let (kept, oracle, wrong) = (self.kept.clone(), self.oracle.clone(), self.wrong.clone());
                     let flushed = self.plan.deliver_flushed;
-                    move |_: ShardId| Handler {
+                    let gaps = !matches!(self.plan.retain, towline::Retain::All);
+                    move |shard: ShardId| Handler {
                         node: n,
                         kept: kept.clone(),
                         oracle: oracle.clone(),
                         wrong: wrong.clone(),
                         flushed,
+                        gaps,
+                        shard,
                     }
                 };
                 Box::pin(async move {
@@ -339,6 +342,10 @@ impl Cluster {
     /// either gone or does not know. Says whether it was done.
     pub fn promote(&mut self, old_lives_on: bool) -> bool {
         let old = self.primary;
+        if self.nodes[old].role != (Role::Primary { promote: false }) {
+            // It has not begun to reign.
+            return false;
+        }
         let replicas: Vec<usize> = (0..self.nodes.len()).filter(|n| *n != old).collect();
         let is_ready = |n: &usize| !self.nodes[*n].tainted && (self.serves(*n) || !self.is_up(*n));
         if !replicas.iter().all(is_ready) {
@@ -364,6 +371,7 @@ impl Cluster {
         for n in 0..self.nodes.len() {
             self.nodes[n].role = Role::Replica { of: best };
         }
+        self.nodes[best].control = Arc::default();
         self.nodes[best].role = Role::Primary { promote: true };
         self.nodes[best].start_at = Some(self.world.now_ns() + 1_000_000);
         // A handler of a primary's folder does not run: what it kept as a replica is history.
@@ -406,7 +414,7 @@ impl Cluster {
                     self.world.kill(self.nodes[n].id);
                     self.nodes[n].start_at.get_or_insert(now + pause);
                 }
-                Phase::Serving => {
+                Phase::Serving if self.is_up(n) => {
                     self.nodes[n].refused = 0;
                     if n == self.primary {
                         self.nodes[n].role = Role::Primary { promote: false };
@@ -438,7 +446,9 @@ impl Cluster {
             // The disk failed, or is full: it is tried again.
             OpenError::Io { .. } | OpenError::DiskFull { .. } if self.plan.has_disk_errors() => {}
             _ if self.nodes[n].tainted && is_replica => self.replace(n, 10_000_000),
-            OpenError::Deposed { .. } if n != self.primary => self.tell(n),
+            // The newer term is of a reign that came to nothing: the operator insists.
+            OpenError::Deposed { .. } if n == self.primary => self.nodes[n].role = Role::Primary { promote: true },
+            OpenError::Deposed { .. } => self.tell(n),
             other => self.fail(format!("node {n} cannot start: {other}")),
         }
     }

@@ -23,6 +23,10 @@ pub struct Handler {
     pub wrong: Arc<Mutex<Vec<String>>>,
     /// Whether it takes what is flushed only.
     pub flushed: bool,
+    /// Whether it may begin anywhere when it keeps nothing: where the log lets go of its beginning.
+    pub gaps: bool,
+    /// Its shard.
+    pub shard: ShardId,
 }
 
 /// A lock that nobody can have poisoned: there is one thread.
@@ -35,6 +39,10 @@ impl Apply for Handler {
         lock(&self.kept).get(&(self.node, shard)).and_then(|k| k.last()).map_or(Lsn::ZERO, |last| last.1)
     }
 
+    fn takes_gaps(&self) -> bool {
+        self.gaps && lock(&self.kept).get(&(self.node, self.shard)).is_none_or(Vec::is_empty)
+    }
+
     fn deliver(&self) -> Deliver {
         if self.flushed { Deliver::Flushed } else { Deliver::Committed }
     }
@@ -44,7 +52,7 @@ impl Apply for Handler {
         let mut kept = lock(&self.kept);
         let batches = kept.entry((self.node, batch.shard())).or_default();
         let end = batches.last().map_or(Lsn::ZERO, |last| last.1);
-        if batch.lsn() != end {
+        if batch.lsn() != end && !(self.gaps && batches.is_empty()) {
             let text =
                 format!("node {} shard {} was given {} to apply after {end}", self.node, batch.shard(), batch.lsn());
             lock(&self.wrong).push(text);

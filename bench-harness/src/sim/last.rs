@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use towline::world::{OpenHow, ShardView};
-use towline::{AppendOptions, CommitPolicy, Lsn, Outcome, Seq, ShardId, offline};
+use towline::{AppendError, AppendOptions, CommitPolicy, Lsn, Outcome, Seq, ShardId, offline};
 
 use super::cluster::{Cluster, DATA, Role};
 use super::handler::lock;
@@ -19,14 +19,21 @@ pub fn mend(c: &mut Cluster) {
         if !c.is_up(n) {
             continue;
         }
-        let stopped = c.world.views(c.nodes[n].id).into_iter().find_map(|v| v.stopped.map(|why| (v.shard, why)));
+        let views = c.world.views(c.nodes[n].id);
+        if n == c.primary && c.serves(n) && views.iter().any(|v| v.is_deposed) {
+            // By the term of a reign that came to nothing: the operator insists.
+            c.crash(n, false, 1_000_000);
+            c.nodes[n].role = Role::Primary { promote: true };
+            continue;
+        }
+        let stopped = views.into_iter().find_map(|v| v.stopped.map(|why| (v.shard, why)));
         let Some((shard, why)) = stopped else { continue };
         if !c.serves(n) {
             continue;
         }
         c.note(|| format!("shard {shard} of node {n} has stopped: {why}"));
         let replica = matches!(c.nodes[n].role, Role::Replica { .. });
-        c.nodes[n].stops += 1;
+        c.nodes[n].stops += u32::from(c.quiet);
         if c.nodes[n].tainted && replica {
             c.replace(n, 1_000_000);
         } else if c.nodes[n].stops > 20 {
@@ -112,10 +119,21 @@ pub fn probe(c: &Cluster) -> Rc<RefCell<Probes>> {
                 tickets.push((id, handle.try_append(shard, &payload(id, bytes), options)));
             }
             for (id, ticket) in tickets {
-                let outcome = match ticket {
+                let mut outcome = match ticket {
                     Ok(ticket) => ticket.await,
                     Err(e) => Err(e),
                 };
+                // Space on the disk, or a replica, may just be coming back.
+                let mut tries = 0;
+                while let Err(AppendError::DiskFull | AppendError::TooFewReplicas { .. } | AppendError::WouldBlock) = outcome {
+                    tries += 1;
+                    let Some(world) = towline::world::current().filter(|_| tries < 80) else { break };
+                    world.sleep_until(world.now_ns() + 100_000_000).await;
+                    outcome = match handle.try_append(shard, &payload(id, bytes), options) {
+                        Ok(ticket) => ticket.await,
+                        Err(e) => Err(e),
+                    };
+                }
                 let mut told = told.borrow_mut();
                 told.left -= 1;
                 match outcome {
@@ -239,7 +257,7 @@ fn applied(c: &Cluster, n: usize, shard: ShardId, ids: &[(usize, Lsn)]) -> Resul
     let Some(batches) = kept.get(&(n, shard)) else { return Ok(()) };
     let given: Vec<(usize, Lsn)> =
         batches.iter().flat_map(|(_, end, _, ids)| ids.iter().map(|id| (*id, *end))).collect();
-    // The log may have let go of its beginning.
+    // The log may have let go of its beginning, and the handler may have begun later.
     let skip = given.len().saturating_sub(ids.len());
     let (tail, from) = (&given[skip..], ids.len().saturating_sub(given.len()));
     if *tail != ids[from..] || (from > 0 && matches!(c.plan.retain, towline::Retain::All)) {

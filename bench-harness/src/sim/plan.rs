@@ -186,6 +186,10 @@ impl Plan {
                 faults.push(fault);
             }
         }
+        if !matches!(retain, Retain::All) {
+            // Who loses its log there, or follows a node that has let go of more, needs a snapshot.
+            faults.retain(|f| !matches!(f, Fault::Promote | Fault::Replace));
+        }
         let policy_of = |r: &mut Rng, replicas: usize| -> CommitPolicy {
             let level = ["", ":flushed", ":received", ":applied", ":flushed"][r.below(5) as usize];
             let text = match r.below(6) {

@@ -1,5 +1,6 @@
 //! One run: the cluster under load and faults, then healed, then checked.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -49,6 +50,20 @@ pub struct Ran {
     pub trace: Vec<String>,
 }
 
+thread_local! {
+    /// What the last panic of this thread said, and where.
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Panics are written down and not printed, from now on, in the whole process: a run that ends with
+/// one says so itself. With `backtrace`, with the way there.
+pub fn record_panics(backtrace: bool) {
+    std::panic::set_hook(Box::new(move |info| {
+        let trace = if backtrace { std::backtrace::Backtrace::force_capture().to_string() } else { String::new() };
+        PANIC.set(format!("{info} {trace}"));
+    }));
+}
+
 /// Steps between two looks at every node.
 const LOOK_EVERY: u64 = 8;
 /// The most steps of a run: more means that something spins.
@@ -68,9 +83,8 @@ pub fn run(seed: u64, how: &How) -> Ran {
     let mut steps = 0;
     let went = catch_unwind(AssertUnwindSafe(|| all(&mut cluster, &mut steps)));
     if let Err(panic) = went {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_string()));
-        let text = format!("panic: {}", text.unwrap_or_default());
+        drop(panic);
+        let text = format!("panic: {}", PANIC.take());
         if !lock(&cluster.wrong).iter().any(|w| *w == text) {
             cluster.fail(text);
         }
@@ -137,14 +151,19 @@ fn go(
     }
 }
 
+fn act(cluster: &mut Cluster, nemesis: &mut Nemesis) {
+    nemesis.act(cluster);
+    last::mend(cluster);
+}
+
 fn all(cluster: &mut Cluster, steps: &mut u64) {
     let mut seen = Seen::default();
     let mut nemesis = Nemesis::new(&cluster.plan);
     let until = cluster.plan.at_most.as_nanos() as u64;
-    go(cluster, &mut seen, steps, until, |c| nemesis.act(c), |c| lock(&c.oracle).left == 0);
+    go(cluster, &mut seen, steps, until, |c| act(c, &mut nemesis), |c| lock(&c.oracle).left == 0);
     // What is under way may come to its end.
     let until = cluster.world.now_ns() + 300_000_000;
-    go(cluster, &mut seen, steps, until, |c| nemesis.act(c), |_| false);
+    go(cluster, &mut seen, steps, until, |c| act(c, &mut nemesis), |_| false);
     nemesis.heal(cluster);
     let until = cluster.world.now_ns() + CONVERGE_NS;
     let together = go(cluster, &mut seen, steps, until, |c| last::mend(c), last::is_together);
@@ -158,7 +177,7 @@ fn all(cluster: &mut Cluster, steps: &mut u64) {
     }
     // With nothing in its way, every commit comes through.
     let tickets = last::probe(cluster);
-    let until = cluster.world.now_ns() + 10_000_000_000;
+    let until = cluster.world.now_ns() + 60_000_000_000;
     let all = go(cluster, &mut seen, steps, until, |_| {}, |_| tickets.borrow().left == 0);
     if lock(&cluster.wrong).is_empty() && (!all || !tickets.borrow().failed.is_empty()) {
         let failed = tickets.borrow().failed.clone();

@@ -274,6 +274,10 @@ impl Shard {
         let shard = self.clone();
         rt::spawn(async move {
             let written = shard.segments.write(&batch).await;
+            if written.is_err() {
+                // It may have failed in the first step, which is taken while the caller holds the shard.
+                rt::yield_now().await;
+            }
             shard.on_written(&batch, closed_ns, written);
         });
     }

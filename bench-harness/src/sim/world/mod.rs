@@ -350,7 +350,8 @@ impl SimWorld {
     }
 
     fn reap(&self) {
-        for n in 0..self.machines.borrow().len() {
+        let machines = self.machines.borrow().len();
+        for n in 0..machines {
             let doomed = self.machines.borrow()[n].doomed;
             if let Some(power) = doomed {
                 self.note(|| format!("node {n} died in a call"));

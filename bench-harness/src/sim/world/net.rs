@@ -54,8 +54,14 @@ impl End {
         self.inbox.len() - self.read
     }
 
-    fn wake_reader(&mut self) {
-        if self.unread() >= self.low_water.max(1) || self.eof || self.broken {
+    /// Whether as much has come as is waited for, or as there is room for: the kernel does not let a
+    /// reader wait for what cannot come.
+    fn is_readable(&self, buffer: usize) -> bool {
+        self.unread() >= self.low_water.min(buffer / 2).max(1) || self.eof || self.broken
+    }
+
+    fn wake_reader(&mut self, buffer: usize) {
+        if self.is_readable(buffer) {
             if let Some(waker) = self.reader.take() {
                 waker.wake();
             }
@@ -164,6 +170,7 @@ impl SimWorld {
             return;
         }
         let mut answer_reset = false;
+        let buffer = self.rates().send_buffer;
         while let Some((at, _)) = ends[to].coming.front() {
             if *at > self.now_ns() {
                 break;
@@ -187,7 +194,7 @@ impl SimWorld {
                 Packet::Fin => end.eof = true,
                 Packet::Reset => end.broken = true,
             }
-            end.wake_reader();
+            end.wake_reader(buffer);
             if end.broken {
                 end.wake_all();
             }
@@ -454,9 +461,9 @@ impl world::Socket for SimSocket {
     }
 
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let ready = self.with(|_, net| {
+        let ready = self.with(|world, net| {
             let end = &mut net.conns.get_mut(&self.conn).ok_or_else(reset)?[self.n];
-            let ready = end.unread() >= end.low_water.max(1) || end.eof || end.broken;
+            let ready = end.is_readable(world.rates().send_buffer);
             if !ready {
                 end.reader = Some(cx.waker().clone());
             }
@@ -488,10 +495,10 @@ impl world::Socket for SimSocket {
     }
 
     fn set_low_water(&self, bytes: usize) {
-        let _ = self.with(|_, net| {
+        let _ = self.with(|world, net| {
             let end = &mut net.conns.get_mut(&self.conn).ok_or_else(reset)?[self.n];
             end.low_water = bytes;
-            end.wake_reader();
+            end.wake_reader(world.rates().send_buffer);
             Ok(())
         });
     }

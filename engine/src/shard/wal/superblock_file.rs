@@ -80,6 +80,7 @@ impl SuperblockFile {
     /// Opens the file for writing; makes it, with `first` in it, if it is not there.
     pub(crate) fn open(shard_folder: &Path, first: &OwnedSuperblock) -> Result<Self, OpenError> {
         let path = path_in(shard_folder);
+        let mut generation = first.generation;
         if !disk::exists(&path) {
             let making = path.with_extension("tmp");
             let _ = disk::remove(&making);
@@ -87,6 +88,8 @@ impl SuperblockFile {
             direct::write_zeros(&file, 0, FILE as u64).map_err(OpenError::io("writing", &making))?;
             let mut made = Self { path: making.clone(), file, generation: 0 };
             made.write(&mut first.clone())?;
+            // The next write goes to the other copy: this one is the only one there is.
+            generation = made.generation;
             made.file.sync_all().map_err(OpenError::io("flushing", &making))?;
             disk::rename(&making, &path).map_err(OpenError::io("renaming", &making))?;
             disk::sync_folder(shard_folder).map_err(OpenError::io("flushing the folder", shard_folder))?;
@@ -94,7 +97,7 @@ impl SuperblockFile {
         let file = direct::open(&path, false, true).map_err(OpenError::io("opening", &path))?;
         // What was read may only be in the page cache: make it durable before anything rests on it.
         file.sync_all().map_err(OpenError::io("flushing", &path))?;
-        Ok(Self { path, file, generation: first.generation })
+        Ok(Self { path, file, generation })
     }
 
     /// Overwrites the older copy; it is on the device when this returns.
