@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use towline_wire::handshake::NodeName;
-use towline_wire::{BLOCK, RECORD_BYTES_MAX};
+use towline_wire::{BLOCK, RECORD_BYTES_MAX, Term};
 
 use crate::limits;
 use crate::protocol::policy::{CommitPolicy, PolicyError, Requirement};
@@ -147,6 +147,10 @@ pub struct PrimaryConfig {
     /// Take over a folder that was a replica's: its log continues under a new term. Only for an
     /// operator who knows that the old primary is gone.
     pub promote: bool,
+    /// The highest term that any node has shown so far, the old primary's included, where that is
+    /// known: a promotion begins a higher one. Without it two promotions that do not know of each
+    /// other may come in the wrong order, and the second one's node is taken for the older. Default: 0.
+    pub promote_above: Term,
 }
 
 impl PrimaryConfig {
@@ -163,6 +167,7 @@ impl PrimaryConfig {
             too_few: TooFewReplicas::Wait,
             insecure_no_auth: false,
             promote: false,
+            promote_above: Term::ZERO,
         }
     }
 

@@ -19,6 +19,12 @@ pub struct Seen {
 }
 
 impl Seen {
+    /// The highest term that any node has shown.
+    #[must_use]
+    pub fn newest_term(&self) -> Term {
+        self.reigns.keys().map(|(_, term)| *term).max().unwrap_or_default()
+    }
+
     /// Looks at every node that lives.
     pub fn look(&mut self, cluster: &Cluster) {
         for n in 0..cluster.nodes.len() {

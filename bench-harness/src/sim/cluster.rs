@@ -127,6 +127,8 @@ pub struct Cluster {
     pub wrong: Arc<Mutex<Vec<String>>>,
     /// The operator's choices.
     pub rng: Rng,
+    /// The highest term that any node has shown.
+    pub newest_term: Term,
     /// No appends but the operator's.
     pub quiet: bool,
 }
@@ -156,6 +158,7 @@ impl Cluster {
             wrong: Arc::default(),
             rng: Rng::new(plan.seed ^ 0x6F70_6572),
             plan: Arc::new(plan),
+            newest_term: Term::ZERO,
             quiet: false,
         }
     }
@@ -216,6 +219,7 @@ impl Cluster {
                 config.deadline = plan.deadline;
                 config.too_few = plan.too_few;
                 config.promote = promote;
+                config.promote_above = self.newest_term;
                 let configured = others.len();
                 config.replicas = others;
                 let client = Client { oracle: self.oracle.clone(), node: n, configured, plan, seed };

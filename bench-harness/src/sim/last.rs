@@ -182,7 +182,7 @@ pub fn check(c: &Cluster) -> Result<(), String> {
                 // Flipped bits must not go unnoticed.
                 let whole = c.world.with_node(c.nodes[n].id, || offline::verify(Path::new(DATA)));
                 if !c.nodes[n].tainted || whole.is_ok_and(|r| r.is_whole()) {
-                    return Err(e);
+                    return Err(format!("{e}: {:?}", c.world.with_node(c.nodes[n].id, || offline::verify(Path::new(DATA)))));
                 }
                 continue;
             }

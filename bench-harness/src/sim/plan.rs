@@ -188,7 +188,7 @@ impl Plan {
         }
         if !matches!(retain, Retain::All) {
             // Who loses its log there, or follows a node that has let go of more, needs a snapshot.
-            faults.retain(|f| !matches!(f, Fault::Promote | Fault::Replace));
+            faults.retain(|f| !matches!(f, Fault::Promote | Fault::Replace | Fault::BitRot));
         }
         let policy_of = |r: &mut Rng, replicas: usize| -> CommitPolicy {
             let level = ["", ":flushed", ":received", ":applied", ":flushed"][r.below(5) as usize];

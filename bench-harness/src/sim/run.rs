@@ -137,6 +137,7 @@ fn go(
             }
         }
         seen.look(cluster);
+        cluster.newest_term = cluster.newest_term.max(seen.newest_term());
         each(cluster);
         cluster.tend();
         if done(cluster) {

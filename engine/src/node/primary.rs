@@ -77,7 +77,7 @@ impl Primary {
         }
         let newest = slices.iter().map(|s| s.superblock.term).max().unwrap_or(Term::ZERO);
         let term = if config.promote && !canary!(PromotedTermNotUnique) {
-            promoted_after(newest, &data)?
+            promoted_after(newest.max(config.promote_above), &data)?
         } else {
             Term(newest.0 + u64::from(!canary!(TermNotBumped)).max(u64::from(newest == Term::ZERO)))
         };
