@@ -107,6 +107,8 @@ pub struct Node {
     pub incarnation: u64,
     /// How often it was started again because a shard had stopped.
     pub stops: u32,
+    /// How often it was seen to follow nobody, as the primary lacks what it knows to be committed.
+    pub refuses: u32,
 }
 
 /// The cluster.
@@ -146,6 +148,7 @@ impl Cluster {
             tainted: false,
             incarnation: 0,
             stops: 0,
+            refuses: 0,
         });
         let nodes = nodes.collect();
         let oracle = Oracle { left: plan.appends + 1, ..Oracle::default() };

@@ -26,6 +26,19 @@ pub fn mend(c: &mut Cluster) {
             c.nodes[n].role = Role::Primary { promote: true };
             continue;
         }
+        if c.quiet
+            && views.iter().any(|v| v.unlinked.contains("committed"))
+            && matches!(c.plan.retain, towline::Retain::All)
+        {
+            // A node that was promoted did not have what this one knows to be committed: an operator
+            // who wants that takes this one's folder away. What was promised is checked all the same.
+            c.nodes[n].refuses += 1;
+            if c.nodes[n].refuses > 100 {
+                c.replace(n, 1_000_000);
+                c.nodes[n].refuses = 0;
+            }
+            continue;
+        }
         let stopped = views.into_iter().find_map(|v| v.stopped.map(|why| (v.shard, why)));
         let Some((shard, why)) = stopped else { continue };
         if !c.serves(n) {
@@ -125,7 +138,9 @@ pub fn probe(c: &Cluster) -> Rc<RefCell<Probes>> {
                 };
                 // Space on the disk, or a replica, may just be coming back.
                 let mut tries = 0;
-                while let Err(AppendError::DiskFull | AppendError::TooFewReplicas { .. } | AppendError::WouldBlock) = outcome {
+                while let Err(AppendError::DiskFull | AppendError::TooFewReplicas { .. } | AppendError::WouldBlock) =
+                    outcome
+                {
                     tries += 1;
                     let Some(world) = towline::world::current().filter(|_| tries < 80) else { break };
                     world.sleep_until(world.now_ns() + 100_000_000).await;
@@ -182,7 +197,10 @@ pub fn check(c: &Cluster) -> Result<(), String> {
                 // Flipped bits must not go unnoticed.
                 let whole = c.world.with_node(c.nodes[n].id, || offline::verify(Path::new(DATA)));
                 if !c.nodes[n].tainted || whole.is_ok_and(|r| r.is_whole()) {
-                    return Err(format!("{e}: {:?}", c.world.with_node(c.nodes[n].id, || offline::verify(Path::new(DATA)))));
+                    return Err(format!(
+                        "{e}: {:?}",
+                        c.world.with_node(c.nodes[n].id, || offline::verify(Path::new(DATA)))
+                    ));
                 }
                 continue;
             }

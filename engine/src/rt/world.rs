@@ -176,6 +176,8 @@ pub struct ShardView {
     pub next_seq: Seq,
     /// Why it takes nothing any more.
     pub stopped: Option<String>,
+    /// Why it follows nobody, if it is a replica that does not.
+    pub unlinked: String,
     /// A newer term was seen.
     pub is_deposed: bool,
     /// A primary's slots: connected, sent, received, flushed, applied.

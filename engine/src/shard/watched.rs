@@ -40,6 +40,9 @@ impl Shard {
             applied,
             next_seq: inner.next_seq,
             stopped: inner.stopped.clone(),
+            unlinked: Some(self.link.borrow())
+                .filter(|l| !l.starts_with("following"))
+                .map_or(String::new(), |l| l.clone()),
             is_deposed,
             slots,
         }
