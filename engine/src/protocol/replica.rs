@@ -324,6 +324,12 @@ impl Replica {
         (self.applied, self.applied_seq) = (applied, records);
     }
 
+    /// The handler, which is given only what is committed, says that it has everything below
+    /// `applied` since an earlier run: so that was committed, whatever this run knows of it.
+    pub fn on_resumed(&mut self, applied: Lsn) {
+        self.on_commit(applied);
+    }
+
     /// What an ack says now.
     #[must_use]
     pub fn ack(&self, echo_us: u64) -> Ack {

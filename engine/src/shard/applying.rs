@@ -31,6 +31,11 @@ async fn apply_all(shard: &Rc<Shard>, handler: &mut dyn Apply) -> Result<(), App
     if resume < oldest && !handler.takes_gaps() {
         return Err(ApplyError(format!("the handler stands at LSN {resume}, the oldest kept is {oldest}")));
     }
+    if deliver == Deliver::Committed {
+        // Before anything is awaited: the first hello says it.
+        shard.inner.borrow_mut().replica().on_resumed(resume);
+        shard.publish_commit();
+    }
     // Who keeps nothing need not be given again what was there before.
     let from = if handler.takes_gaps() { resume.max(shard.committed()).max(oldest) } else { resume };
     let mut cursor = Cursor::new(shard, from);

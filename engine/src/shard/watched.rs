@@ -41,7 +41,7 @@ impl Shard {
             next_seq: inner.next_seq,
             stopped: inner.stopped.clone(),
             unlinked: Some(self.link.borrow())
-                .filter(|l| !l.starts_with("following"))
+                .filter(|l| !l.starts_with("following 10."))
                 .map_or(String::new(), |l| l.clone()),
             is_deposed,
             slots,
