@@ -34,6 +34,8 @@ pub enum Phase {
     Opening,
     /// It serves.
     Serving,
+    /// It comes to rest.
+    Stopping,
     /// It was stopped in order.
     Stopped,
     /// It could not start.
@@ -237,6 +239,7 @@ impl Cluster {
                             *lock(&control.handle) = Some(primary.handle());
                             control.set(Phase::Serving);
                             control.stopped().await;
+                            control.set(Phase::Stopping);
                             lock(&control.handle).take();
                             primary.stop_simulated().await;
                             control.set(Phase::Stopped);
@@ -269,6 +272,7 @@ impl Cluster {
                         Ok(replica) => {
                             control.set(Phase::Serving);
                             control.stopped().await;
+                            control.set(Phase::Stopping);
                             replica.stop_simulated().await;
                             control.set(Phase::Stopped);
                         }

@@ -59,17 +59,28 @@ async fn apply_all(shard: &Rc<Shard>, handler: &mut dyn Apply) -> Result<(), App
             Deliver::Committed => shard.committed(),
             Deliver::Flushed => shard.durable(),
         };
-        let applied = shard.inner.borrow_mut().replica().applied();
-        if applied < cursor.next() && !canary!(ApplyForgetsCut) {
-            // The log was cut below what the handler has.
-            handler.cut(shard.id, applied)?;
-            cursor = Cursor::new(shard, applied);
+        if shard.cutting.get() {
+            // The handler goes back before the log is cut: after a crash in between it is given again
+            // what it took back, and never stands on records that the log does not have.
+            if let Some((to, seq)) = shard.take_back.take() {
+                if cursor.next() > to {
+                    if !canary!(ApplyForgetsCut) {
+                        handler.cut(shard.id, to)?;
+                    }
+                    cursor = Cursor::new(shard, to);
+                    shard.inner.borrow_mut().replica().on_applied(to, seq);
+                }
+                shard.moved.notify();
+            } else {
+                shard.moved.since(seen).await;
+            }
+            continue;
         }
-        let cuts = shard.cuts.get();
+        let (cuts, at) = (shard.cuts.get(), cursor.next());
         let next = cursor.next_batch(limit).await;
-        if shard.cuts.get() != cuts {
-            // What was read may be what was cut.
-            cursor = Cursor::new(shard, cursor.next().min(applied));
+        if shard.cutting.get() || shard.cuts.get() != cuts {
+            // What was read may be what is cut.
+            cursor = Cursor::new(shard, at);
             continue;
         }
         let next = next.map_err(|e| ApplyError(e.to_string()))?;

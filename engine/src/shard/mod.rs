@@ -122,6 +122,8 @@ pub(crate) struct Shard {
     /// The log is being cut: the superblock says already that it may end early, and must not say
     /// otherwise before it is done.
     pub(crate) cutting: Cell<bool>,
+    /// While the log is being cut: up to where the handler is to go back first.
+    pub(crate) take_back: Cell<Option<(Lsn, Seq)>>,
     /// How often the log was cut: what was read before may be gone.
     pub(crate) cuts: Cell<u64>,
     /// Bytes of a batch that comes in and waits for segments.
@@ -208,6 +210,7 @@ impl Shard {
             failed: Cell::new(false),
             disk_full: Cell::new(false),
             cutting: Cell::new(false),
+            take_back: Cell::new(None),
             cuts: Cell::new(0),
             arriving: Cell::new(0),
             watermark,

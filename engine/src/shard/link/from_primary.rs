@@ -10,7 +10,7 @@ use std::time::Duration;
 use towline_wire::frame::{self, FLAG_ACK_APPLIED, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameHead, FrameKind, PREAMBLE};
 use towline_wire::handshake::{NodeName, Welcome};
 use towline_wire::message::{ErrorCode, ErrorHead, Heartbeat};
-use towline_wire::{BLOCK, BatchView, Lsn, batch, round_up_to_block};
+use towline_wire::{BLOCK, BatchView, Lsn, Seq, batch, round_up_to_block};
 
 use super::conn::Conn;
 use super::frames::{self, LinkError};
@@ -136,6 +136,7 @@ impl Follower {
         self.shard.cutting.set(true);
         let cut = self.cut_at_rest(to).await;
         self.shard.cutting.set(false);
+        self.shard.moved.notify();
         cut
     }
 
@@ -149,6 +150,14 @@ impl Follower {
             self.shard.moved.since(seen).await;
         }
         let end = self.shard.durable();
+        let folder = self.shard.segments.folder().to_path_buf();
+        let place = self.filler.call({
+            let (folder, superblock) = (folder.clone(), self.superblock.current());
+            move || open::cut_place(&folder, &superblock, to, end)
+        });
+        let place = place.await.unwrap_or_else(|gone| Err(gone.into()));
+        let place = self.must(place)?;
+        self.take_back(place.end.lsn, place.end.next_seq).await?;
         // The floor goes down first: a crash in between must find a log that may end early.
         let lowered = self.superblock.persist(|s| {
             s.floor_lsn = s.oldest_lsn;
@@ -156,10 +165,10 @@ impl Follower {
         });
         self.must(lowered.await)?;
         let superblock = self.superblock.current();
-        let folder = self.shard.segments.folder().to_path_buf();
-        let done = self.filler.call(move || open::cut(&folder, &superblock, to, end)).await;
+        let (new_end, last_batch) = (place.end, place.last_batch);
+        let done = self.filler.call(move || open::cut(&folder, &superblock, &place, end)).await;
         let done = done.unwrap_or_else(|gone| Err(gone.into()));
-        let (new_end, last_batch, side) = self.must(done)?;
+        let side = self.must(done)?;
         {
             let inner = &mut *self.shard.inner.borrow_mut();
             inner.replica().on_cut(new_end);
@@ -181,6 +190,22 @@ impl Follower {
         );
         self.shard.moved.notify();
         Ok(())
+    }
+
+    /// Has the handler take back everything from `to` on, before the log loses it.
+    async fn take_back(&self, to: Lsn, seq: Seq) -> Result<(), LinkError> {
+        self.shard.take_back.set(Some((to, seq)));
+        self.shard.moved.notify();
+        loop {
+            let seen = self.shard.moved.seen();
+            if let Some(why) = self.shard.stopped() {
+                return Err(LinkError::Stopped(why));
+            }
+            if self.shard.take_back.get().is_none() && self.shard.inner.borrow_mut().replica().applied() <= to {
+                return Ok(());
+            }
+            self.shard.moved.since(seen).await;
+        }
     }
 
     async fn stream(&self, conn: Rc<Conn>) -> LinkError {

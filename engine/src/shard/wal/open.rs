@@ -167,14 +167,24 @@ fn zero(source: &SegmentSource, from: Lsn, until: Lsn) -> Result<(), OpenError> 
     Ok(())
 }
 
-/// Cuts a replica's log back to the batch boundary at or below `to`: saves what is cut to a side
-/// file in the shard's folder, then zeroes it. Returns the new end, its last batch and the file.
-pub(crate) fn cut(
+/// Where a log is to be cut.
+#[derive(Clone, Debug)]
+pub(crate) struct CutPlace {
+    /// The end that is left.
+    pub(crate) end: LogEnd,
+    /// The last batch that is left.
+    pub(crate) last_batch: Lsn,
+    /// The batches that go.
+    gone: Vec<Lsn>,
+}
+
+/// Finds the batch boundary at or below `to` in a replica's log that ends at `end`. Changes nothing.
+pub(crate) fn cut_place(
     segments_folder: &std::path::Path,
     superblock: &OwnedSuperblock,
     to: Lsn,
     end: Lsn,
-) -> Result<(LogEnd, Lsn, PathBuf), OpenError> {
+) -> Result<CutPlace, OpenError> {
     let facts = Facts {
         own_term: Term::ZERO,
         // The floor may lie above the cut: find the boundary from the start of what is kept.
@@ -184,38 +194,51 @@ pub(crate) fn cut(
         ..Facts::of(superblock)
     };
     let mut source = SegmentSource::open(segments_folder, superblock.segment_bytes, facts.oldest, end, false)?;
-    let (mut new_end, mut last_batch) = (LogEnd::default(), facts.oldest);
-    let mut gone = Vec::new();
+    let mut place = CutPlace { end: LogEnd::default(), last_batch: facts.oldest, gone: Vec::new() };
     let kept = recover(&mut source, &facts, |view| {
         let h = view.header();
         if h.lsn() == facts.oldest {
             let (chain, next_seq) = (h.prev_chain(), h.first_seq());
-            new_end = LogEnd { lsn: facts.oldest, chain, next_seq, last_term: Term::ZERO };
+            place.end = LogEnd { lsn: facts.oldest, chain, next_seq, last_term: Term::ZERO };
         }
         if h.end_lsn() > to {
-            gone.push(h.lsn());
+            place.gone.push(h.lsn());
         } else {
-            last_batch = h.lsn();
-            new_end = LogEnd { lsn: h.end_lsn(), chain: h.chain(), next_seq: h.end_seq(), last_term: h.term() };
+            place.last_batch = h.lsn();
+            place.end = LogEnd { lsn: h.end_lsn(), chain: h.chain(), next_seq: h.end_seq(), last_term: h.term() };
         }
     });
     kept.map_err(|e| OpenError::io("reading the log to cut in", segments_folder)(std::io::Error::other(e)))?;
-    if facts.oldest > Lsn::ZERO && new_end.lsn == facts.oldest {
+    if facts.oldest > Lsn::ZERO && place.end.lsn == facts.oldest {
         // Without a single batch nothing would say what came before.
         let e = std::io::Error::other("the whole log that is kept would go: start this replica anew from a copy");
         return Err(OpenError::io("cutting the log in", segments_folder)(e));
     }
-    let name = format!("cut-{:016x}-{:016x}.wal", new_end.lsn.0, end.0);
+    Ok(place)
+}
+
+/// Cuts a replica's log, which ends at `end`: saves what goes to a side file in the shard's folder,
+/// then zeroes it. Returns the file.
+pub(crate) fn cut(
+    segments_folder: &std::path::Path,
+    superblock: &OwnedSuperblock,
+    place: &CutPlace,
+    end: Lsn,
+) -> Result<PathBuf, OpenError> {
+    let new_end = place.end.lsn;
+    let oldest = superblock.oldest_lsn;
+    let mut source = SegmentSource::open(segments_folder, superblock.segment_bytes, oldest, end, false)?;
+    let name = format!("cut-{:016x}-{:016x}.wal", new_end.0, end.0);
     let side = segments_folder.with_file_name(name);
     let mut save = || -> std::io::Result<()> {
         use crate::protocol::recovery::LogSource;
         let file = File::open(&side, OpenHow { write: true, create: true, ..OpenHow::default() })?;
         file.set_len(0)?;
-        let mut at = new_end.lsn;
+        let mut at = new_end;
         while at < end {
             let len = (end.since(at) as usize).min(limits::READ_CHUNK_BYTES);
             let bytes = source.bytes(at, len)?;
-            file.write_all_at(&bytes[..len], at.since(new_end.lsn))?;
+            file.write_all_at(&bytes[..len], at.since(new_end))?;
             at = Lsn(at.0 + len as u64);
         }
         file.sync_all()?;
@@ -224,9 +247,9 @@ pub(crate) fn cut(
     save().map_err(OpenError::io("saving the cut tail to", &side))?;
     // From the back, header by header: whenever a crash comes, what is left is a whole log that ends
     // earlier, and no batch lies behind a hole.
-    for start in gone.into_iter().rev() {
-        zero(&source, start, Lsn(start.0 + BLOCK as u64))?;
+    for start in place.gone.iter().rev() {
+        zero(&source, *start, Lsn(start.0 + BLOCK as u64))?;
     }
-    zero(&source, new_end.lsn, end)?;
-    Ok((new_end, last_batch, side))
+    zero(&source, new_end, end)?;
+    Ok(side)
 }
