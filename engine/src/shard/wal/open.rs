@@ -208,7 +208,15 @@ pub(crate) fn cut_place(
             place.end = LogEnd { lsn: h.end_lsn(), chain: h.chain(), next_seq: h.end_seq(), last_term: h.term() };
         }
     });
-    kept.map_err(|e| OpenError::io("reading the log to cut in", segments_folder)(std::io::Error::other(e)))?;
+    let read =
+        kept.map_err(|e| OpenError::io("reading the log to cut in", segments_folder)(std::io::Error::other(e)))?;
+    if read.end.lsn != end {
+        // All of it was on the device: it has been changed since, and what is left of it is not enough.
+        let ((path, offset), lsn) = (source.locate(read.end.lsn), read.end.lsn);
+        let reason = "no batch continues the log there".into();
+        let evidence = format!("the log was durable up to {end}");
+        return Err(OpenError::Damage { path, offset, lsn, reason, evidence });
+    }
     if facts.oldest > Lsn::ZERO && place.end.lsn == facts.oldest {
         // Without a single batch nothing would say what came before.
         let e = std::io::Error::other("the whole log that is kept would go: start this replica anew from a copy");
