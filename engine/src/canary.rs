@@ -22,9 +22,7 @@ pub enum Canary {
     RecoveryCutsOneMore,
     /// Recovery does not look whether a batch continues the log: recycled bytes read as live.
     RecycledBatchRead,
-    /// A torn tail is not overwritten with zeros.
-    TornTailLeft,
-    /// A replica follows a primary of an older term.
+    /// A replica follows a primary of an older term, which does not mind.
     TermNotChecked,
     /// A start does not bump the term.
     TermNotBumped,
@@ -46,15 +44,15 @@ pub enum Canary {
     SuperblockInPlace,
     /// A new segment's name is not made durable.
     SegmentNameNotSynced,
-    /// Segments are used again before the superblock says that their log is gone.
-    TrimBeforeSuperblock,
+    /// Segments are used again although the superblock does not say that their log is gone.
+    TrimNotRemembered,
     /// A replica promises to follow a newer term in memory only.
     PromiseNotDurable,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 21] = [
         Self::AckBeforeFlush,
         Self::OwnCopyInFlight,
         Self::ReceivedAsFlushed,
@@ -63,7 +61,6 @@ impl Canary {
         Self::ShortWriteIgnored,
         Self::RecoveryCutsOneMore,
         Self::RecycledBatchRead,
-        Self::TornTailLeft,
         Self::TermNotChecked,
         Self::TermNotBumped,
         Self::PromotedTermNotUnique,
@@ -75,7 +72,7 @@ impl Canary {
         Self::LostWakeup,
         Self::SuperblockInPlace,
         Self::SegmentNameNotSynced,
-        Self::TrimBeforeSuperblock,
+        Self::TrimNotRemembered,
         Self::PromiseNotDurable,
     ];
 }

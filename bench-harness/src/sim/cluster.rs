@@ -378,6 +378,7 @@ impl Cluster {
         let Some(best) = best else { return false };
         self.note(|| format!("node {best} becomes the primary, {old} is it no more; ends {ends:?}"));
         lock(&self.oracle).lose_copies();
+        self.world.hit(if old_lives_on { "promotion beside a living primary" } else { "promotion" });
         self.primary = best;
         for n in 0..self.nodes.len() {
             self.nodes[n].role = Role::Replica { of: best };
@@ -394,6 +395,20 @@ impl Cluster {
         } else {
             self.tell(old);
         }
+        true
+    }
+
+    /// Starts a replica that has promised to follow the newest primary with the address of an old one
+    /// that does not know. Says whether there is such a pair.
+    pub fn misdirect(&mut self, n: usize) -> bool {
+        let old = lock(&self.oracle).deposed.first().copied().filter(|old| self.is_up(*old) && *old != n);
+        let views = self.world.views(self.nodes[n].id);
+        let promised = !views.is_empty() && views.iter().all(|v| v.term == self.newest_term);
+        let (Some(old), true, true) = (old, promised, n != self.primary && self.is_up(n)) else { return false };
+        self.note(|| format!("node {n} is given the address of {old}"));
+        self.crash(n, false, 1_000_000);
+        self.nodes[n].role = Role::Replica { of: old };
+        self.world.hit("misdirected");
         true
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use towline::{AppliedBatch, Apply, ApplyError, Deliver, Lsn, Seq, ShardId};
 
-use super::oracle::{Oracle, owner};
+use super::oracle::{Oracle, owner_at_a_glance};
 
 /// What handlers keep across crashes, by node and shard: the end of each batch and its records.
 pub type Kept = BTreeMap<(usize, ShardId), Vec<(Lsn, Lsn, Seq, Vec<usize>)>>;
@@ -59,7 +59,7 @@ impl Apply for Handler {
         }
         let mut ids = Vec::with_capacity(batch.record_count() as usize);
         for bytes in batch.records() {
-            match owner(&oracle, batch.shard(), bytes) {
+            match owner_at_a_glance(&oracle, batch.shard(), bytes) {
                 Some(id) => ids.push(id),
                 None => lock(&self.wrong).push(format!(
                     "node {} applied what nobody appended, at {}",

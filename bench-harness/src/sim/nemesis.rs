@@ -16,8 +16,8 @@ pub fn rates(plan: &Plan) -> Faults {
     let often = |fault: Fault, rate: f64| if plan.has(fault) { rate * plan.intensity } else { 0.0 };
     f.disk_ns = (20_000, [100_000, 400_000, 3_000_000][r.below(3) as usize]);
     f.slow_disk = often(Fault::SlowDisk, 0.01);
-    f.write_error = often(Fault::WriteError, 0.000_7);
-    f.read_error = often(Fault::ReadError, 0.000_7);
+    f.write_error = often(Fault::WriteError, 0.002);
+    f.read_error = often(Fault::ReadError, 0.002);
     f.short_write = often(Fault::ShortWrite, 0.03);
     f.net_ns = (20_000, [80_000, 500_000, 10_000_000][r.below(3) as usize]);
     f.send_buffer = [2048, 16 << 10, 128 << 10][r.below(3) as usize];
@@ -48,6 +48,8 @@ enum Later {
     Space(usize),
     /// An old primary is told.
     Tell(usize),
+    /// A replica is given the right address.
+    Redirect(usize),
 }
 
 impl Nemesis {
@@ -66,6 +68,7 @@ impl Nemesis {
             Fault::DiskFull,
             Fault::BitRot,
             Fault::Promote,
+            Fault::Misdirect,
             Fault::Replace,
         ];
         let kinds = by_event.into_iter().filter(|f| plan.has(*f)).collect();
@@ -131,10 +134,16 @@ impl Nemesis {
             }
             Fault::BitRot => self.rot(c, n),
             Fault::Promote if c.plan.replicas > 0 => {
-                let zombie = self.rng.chance(0.5);
+                let zombie = self.rng.chance(if c.plan.has(Fault::Misdirect) { 0.9 } else { 0.5 });
+                let back = if c.plan.has(Fault::Misdirect) { 2_000_000_000 } else { back };
                 let old = c.primary;
                 if c.nodes.iter().all(|n| !n.tainted) && c.promote(zombie) && zombie {
                     self.later.push((now + back, Later::Tell(old)));
+                }
+            }
+            Fault::Misdirect => {
+                if let Some(n) = (0..c.nodes.len()).find(|n| c.misdirect(*n)) {
+                    self.later.push((now + back, Later::Redirect(n)));
                 }
             }
             Fault::Replace if matches!(c.nodes[n].role, Role::Replica { .. }) && c.may_replace() => c.replace(n, back),
@@ -147,7 +156,11 @@ impl Nemesis {
             Later::Heal => c.world.heal_network(),
             Later::Space(n) => c.world.set_space(c.nodes[n].id, None),
             Later::Tell(n) if n != c.primary && matches!(c.nodes[n].role, Role::Primary { .. }) => c.tell(n),
-            Later::Tell(_) => {}
+            Later::Redirect(n) if matches!(c.nodes[n].role, Role::Replica { of } if of != c.primary) => {
+                c.crash(n, false, 1_000_000);
+                c.nodes[n].role = Role::Replica { of: c.primary };
+            }
+            Later::Tell(_) | Later::Redirect(_) => {}
         }
     }
 

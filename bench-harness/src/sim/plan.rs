@@ -51,13 +51,15 @@ pub enum Fault {
     ClockJump,
     /// A replica is made the primary.
     Promote,
+    /// A replica that follows a new primary is started with the old one's address.
+    Misdirect,
     /// A replica's folder is lost and made anew.
     Replace,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Kill,
         Self::PowerLoss,
         Self::CrashInCall,
@@ -77,6 +79,7 @@ impl Fault {
         Self::ForgedAck,
         Self::ClockJump,
         Self::Promote,
+        Self::Misdirect,
         Self::Replace,
     ];
 
@@ -186,6 +189,13 @@ impl Plan {
                 faults.push(fault);
             }
         }
+        if faults.contains(&Fault::Misdirect)
+            && !faults.contains(&Fault::Promote)
+            && !less.without.contains(&Fault::Promote)
+        {
+            // There is no old primary otherwise.
+            faults.push(Fault::Promote);
+        }
         if !matches!(retain, Retain::All) {
             // Who loses its log there, or follows a node that has let go of more, needs a snapshot.
             faults.retain(|f| !matches!(f, Fault::Promote | Fault::Replace | Fault::BitRot));
@@ -209,7 +219,7 @@ impl Plan {
             policies.push(Some(policy_of(r, replicas)));
         }
         let clients = 1 + r.below(4) as usize;
-        let appends = 20 + r.below(400);
+        let appends = 20 + r.below(240);
         Self {
             seed,
             shards: less.shards.map_or(shards, |most| shards.min(most)),

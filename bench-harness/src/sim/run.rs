@@ -65,7 +65,7 @@ pub fn record_panics(backtrace: bool) {
 }
 
 /// Steps between two looks at every node.
-const LOOK_EVERY: u64 = 8;
+const LOOK_EVERY: u64 = 24;
 /// The most steps of a run: more means that something spins.
 const STEPS_MAX: u64 = 3_000_000;
 /// How long a healed cluster may take to come together.

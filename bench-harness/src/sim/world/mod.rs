@@ -460,6 +460,11 @@ impl SimWorld {
         self.trace.note(self.now_ns(), text);
     }
 
+    /// Counts a fault that came from outside.
+    pub fn hit(&self, kind: &'static str) {
+        self.count(kind);
+    }
+
     fn count(&self, kind: &'static str) {
         *self.counts.borrow_mut().entry(kind).or_default() += 1;
     }

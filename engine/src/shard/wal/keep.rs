@@ -206,26 +206,21 @@ impl Keeper {
                 Role::Replica(r) => r.history.trim(boundary),
             }
         }
-        if canary!(TrimBeforeSuperblock) {
-            self.spare_below(keep_from).await;
-        }
         let commit = self.shard.committed();
-        self.superblock
-            .persist(|s| {
-                s.oldest_lsn = boundary;
-                s.commit_lsn = commit;
-                s.floor_lsn = s.floor_lsn.max(boundary);
-            })
-            .await?;
-        self.spare_below(keep_from).await;
-        Ok(())
-    }
-
-    async fn spare_below(&mut self, keep_from: Lsn) {
+        if !canary!(TrimNotRemembered) {
+            self.superblock
+                .persist(|s| {
+                    s.oldest_lsn = boundary;
+                    s.commit_lsn = commit;
+                    s.floor_lsn = s.floor_lsn.max(boundary);
+                })
+                .await?;
+        }
         while self.shard.segments.first() < keep_from {
             self.spare.push(folder::segment_path(self.shard.segments.folder(), self.shard.segments.first()));
             self.shard.segments.pop().await;
         }
+        Ok(())
     }
 
     /// Up to where the log may go: never the last durable batch, never what the retention keeps,

@@ -102,7 +102,7 @@ pub(crate) fn open(data: &std::path::Path, new: &NewSlice, in_flight_bytes_max: 
     }
     // A term that was begun and lost its tail is not part of this history.
     history.cut(recovered.end.lsn);
-    if let Some(tear) = recovered.tear.as_ref().filter(|_| !canary!(TornTailLeft)) {
+    if let Some(tear) = &recovered.tear {
         zero(&source, tear.at, tear.until)?;
         tracing::warn!(shard = new.shard.0, at = tear.at.0, until = tear.until.0, reason = %tear.reason, "cut a torn tail");
     }
