@@ -40,6 +40,8 @@ enum Command {
     Limit(limit::Args),
     /// A pipe of real files through the real commands: appended, replicated, read back, compared
     Pipe(pipe::Args),
+    /// Every way in which a crash can leave a disk, at every boundary of a call: opened and checked
+    Images(simulate::ImagesArgs),
     /// Whole clusters in a simulated machine, under faults drawn from seeds
     Sim(simulate::Args),
     /// A replica in a process of its own: started by the workload
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Some(Command::Limit(args)) => limit::run(&args),
         Some(Command::Pipe(args)) => pipe::run(&args),
+        Some(Command::Images(args)) => simulate::images(&args),
         Some(Command::Sim(args)) => simulate::execute(&args).map_err(|e| e.to_string()),
         Some(Command::Replica(args)) => remote::run(&args),
         None => workload::run(&cli.workload),

@@ -179,7 +179,9 @@ impl Cluster {
         lock(&self.wrong).push(text);
     }
 
-    fn config(&self) -> NodeConfig {
+    /// What every node is configured with.
+    #[must_use]
+    pub fn node_config(&self) -> NodeConfig {
         let p = &self.plan;
         let mut c = NodeConfig::new(DATA);
         c.cpus = (0..p.cores).map(|_| 0).collect();
@@ -201,7 +203,7 @@ impl Cluster {
 
     /// Starts a node's process.
     pub fn start(&mut self, n: usize) {
-        let node_config = self.config();
+        let node_config = self.node_config();
         let others: Vec<String> = (0..self.nodes.len()).filter(|o| *o != n).map(Self::name).collect();
         let plan = self.plan.clone();
         let seed = self.rng.next();

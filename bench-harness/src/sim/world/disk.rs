@@ -15,6 +15,7 @@ use std::task::{Poll, Waker};
 
 use towline::world::{self, LocalFuture, OpenHow};
 
+use super::images::{Pending, Picture};
 use super::rng::Rng;
 use super::{Event, NodeId, SimWorld, here};
 
@@ -22,7 +23,7 @@ use super::{Event, NodeId, SimWorld, here};
 pub(super) const SECTOR: usize = 512;
 
 /// A file's bytes.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Inode {
     data: Vec<u8>,
     /// What unsynced writes have overwritten, oldest first: position, the bytes before.
@@ -42,7 +43,7 @@ enum Entry {
 /// A change of a folder's names: one that goes, one that comes.
 type Change = (Option<String>, Option<(String, Entry)>);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Folder {
     names: BTreeMap<String, Entry>,
     synced: BTreeMap<String, Entry>,
@@ -86,6 +87,8 @@ pub(super) struct Disk {
     folders: BTreeMap<PathBuf, Folder>,
     inodes: Vec<Inode>,
     ops: BTreeMap<u64, Op>,
+    /// Whether every boundary of a call is photographed.
+    pub(super) photographed: bool,
     /// How many bytes more its files may grow by.
     pub(super) space: Option<u64>,
 }
@@ -135,7 +138,7 @@ impl Disk {
     }
 
     /// Writes; says how many bytes there was space for.
-    fn put(&mut self, inode: usize, at: usize, bytes: &[u8], durable: bool) -> io::Result<usize> {
+    pub(super) fn put(&mut self, inode: usize, at: usize, bytes: &[u8], durable: bool) -> io::Result<usize> {
         let file = &mut self.inodes[inode];
         let grows = (at + bytes.len()).saturating_sub(file.data.len());
         if let Some(space) = &mut self.space {
@@ -165,7 +168,7 @@ impl Disk {
     }
 
     /// A write that was under way ends somehow.
-    fn put_some(&mut self, inode: usize, at: usize, bytes: &[u8], rng: &mut Rng) {
+    pub(super) fn put_some(&mut self, inode: usize, at: usize, bytes: &[u8], rng: &mut Rng) {
         match rng.below(4) {
             0 => {}
             1 => drop(self.put(inode, at, bytes, true)),
@@ -184,24 +187,67 @@ impl Disk {
         }
     }
 
-    /// The power goes: what was not synced survives in part.
-    fn lose(&mut self, rng: &mut Rng) {
-        for folder in self.folders.values_mut() {
-            let kept = rng.below(folder.unsynced.len() as u64 + 1) as usize;
-            for change in &folder.unsynced[..kept] {
-                apply(&mut folder.synced, change);
+    /// The same files, with nothing under way.
+    pub(super) fn copy(&self) -> Self {
+        Self {
+            folders: self.folders.clone(),
+            inodes: self.inodes.clone(),
+            ops: BTreeMap::new(),
+            photographed: false,
+            space: None,
+        }
+    }
+
+    /// A picture of it, with the writes that are under way.
+    pub(super) fn picture(&self, node: NodeId, begins: Option<(usize, usize, &[u8])>) -> Picture {
+        let disk = self.copy();
+        let mut pending: Vec<Pending> = Vec::new();
+        for op in self.ops.values() {
+            if let Some(Work::Write { inode, at, bytes, .. }) = &op.work {
+                pending.push((*inode, *at, bytes.clone()));
             }
+        }
+        pending.extend(begins.map(|(inode, at, bytes)| (inode, at, Rc::new(bytes.to_vec()))));
+        Picture { node, disk, pending }
+    }
+
+    /// The power goes, and nothing survives that was not made durable.
+    pub(super) fn lose_all(&mut self) {
+        for folder in self.folders.values_mut() {
             folder.unsynced.clear();
             folder.names.clone_from(&folder.synced);
         }
-        // What lies below a folder that is not there any more is gone.
+        self.forget_lost_folders();
+        for file in &mut self.inodes {
+            for (at, before) in std::mem::take(&mut file.undo).into_iter().rev() {
+                file.data[at..at + before.len()].copy_from_slice(&before);
+            }
+            file.data.truncate(file.synced_len);
+        }
+    }
+
+    /// What is there now is there for good, and nobody holds it.
+    pub(super) fn settle(&mut self) {
+        for folder in self.folders.values_mut() {
+            folder.unsynced.clear();
+            folder.synced.clone_from(&folder.names);
+        }
+        for file in &mut self.inodes {
+            file.undo.clear();
+            file.synced_len = file.data.len();
+            file.locked = false;
+        }
+    }
+
+    /// What lies below a folder that is not there any more is gone.
+    fn forget_lost_folders(&mut self) {
         let there = |folders: &BTreeMap<PathBuf, Folder>, path: &Path| {
             let mut at = path;
             loop {
                 let Ok((parent, name)) = split(at) else { return true };
                 match folders.get(&parent) {
                     Some(folder) if folder.names.get(&name) == Some(&Entry::Folder) => {}
-                    _ => return parent == Path::new("/") && !folders.contains_key(&parent),
+                    _ => return false,
                 }
                 at = at.parent().expect("it was split");
             }
@@ -210,6 +256,19 @@ impl Disk {
         for path in lost {
             self.folders.remove(&path);
         }
+    }
+
+    /// The power goes: what was not synced survives in part.
+    pub(super) fn lose(&mut self, rng: &mut Rng) {
+        for folder in self.folders.values_mut() {
+            let kept = rng.below(folder.unsynced.len() as u64 + 1) as usize;
+            for change in &folder.unsynced[..kept] {
+                apply(&mut folder.synced, change);
+            }
+            folder.unsynced.clear();
+            folder.names.clone_from(&folder.synced);
+        }
+        self.forget_lost_folders();
         for file in &mut self.inodes {
             file.locked = false;
             if file.undo.is_empty() && file.data.len() == file.synced_len {
@@ -240,6 +299,7 @@ impl SimWorld {
         if !self.lives(node, process) {
             return Err(gone());
         }
+        self.photograph(node, None);
         let machine = &mut self.machines.borrow_mut()[node.0 as usize];
         match &mut machine.crash_in {
             Some((0, power)) => {
@@ -260,12 +320,23 @@ impl SimWorld {
     /// process meets its end in it.
     fn call_to_write(&self, file: &SimFile, bytes: &[u8], at: usize) -> io::Result<()> {
         let lived = self.lives(file.node, file.process);
+        self.photograph(file.node, Some((file.inode, at, bytes)));
         let called = self.call(file.node, file.process);
         if called.is_err() && lived {
             let rng = &mut *self.rng();
             self.disks.borrow_mut()[file.node.0 as usize].put_some(file.inode, at, bytes, rng);
         }
         called
+    }
+
+    /// Takes a picture of a node's disk, with the blocking write that begins.
+    fn photograph(&self, node: NodeId, begins: Option<(usize, usize, &[u8])>) {
+        let disks = self.disks.borrow();
+        let disk = &disks[node.0 as usize];
+        if disk.photographed {
+            let picture = disk.picture(node, begins);
+            self.pictures.borrow_mut().push(picture);
+        }
     }
 
     pub(super) fn end_disk(&self, node: NodeId, power: bool) {
@@ -339,8 +410,11 @@ impl SimWorld {
                 }
             }
         };
-        disk.ops.get_mut(&number).expect("it was found").result = Some(result);
+        let op = disk.ops.get_mut(&number).expect("it was found");
+        op.result = Some(result);
+        let node = op.node;
         drop(disks);
+        self.photograph(node, None);
         if let Some(waker) = waker {
             waker.wake();
         }

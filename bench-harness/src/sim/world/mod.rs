@@ -8,6 +8,7 @@
 mod disk;
 mod executor;
 pub mod faults;
+pub mod images;
 mod inside;
 mod net;
 pub mod rng;
@@ -106,6 +107,7 @@ pub struct SimWorld {
     disks: RefCell<Vec<Disk>>,
     net: RefCell<Net>,
     alarms: RefCell<std::collections::BTreeSet<u64>>,
+    pictures: RefCell<Vec<images::Picture>>,
     trace: Trace,
     counts: RefCell<BTreeMap<&'static str, u64>>,
 }
@@ -120,12 +122,12 @@ fn here() -> Option<Rc<SimWorld>> {
     WORLD.try_with(|w| w.borrow().clone()).ok().flatten()
 }
 
-/// A thread's stay in a world.
-pub struct Entered(#[allow(dead_code, reason = "held for its drop")] world::Entered);
+/// A thread's stay in a world; afterwards it is where it was before.
+pub struct Entered(Option<Rc<SimWorld>>, #[allow(dead_code, reason = "held for its drop")] world::Entered);
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        WORLD.set(None);
+        WORLD.set(self.0.take());
     }
 }
 
@@ -145,6 +147,7 @@ impl SimWorld {
             disks: RefCell::default(),
             net: RefCell::default(),
             alarms: RefCell::default(),
+            pictures: RefCell::default(),
             trace: Trace::default(),
             counts: RefCell::default(),
         })
@@ -153,8 +156,7 @@ impl SimWorld {
     /// This thread is in the world until the guard is dropped.
     #[must_use]
     pub fn enter(self: &Rc<Self>) -> Entered {
-        WORLD.set(Some(self.clone()));
-        Entered(world::enter(self.clone()))
+        Entered(WORLD.replace(Some(self.clone())), world::enter(self.clone()))
     }
 
     /// A new node, down, with an empty disk.

@@ -1,0 +1,274 @@
+//! Crash images, enumerated: a workload without faults is photographed at every boundary of a call to
+//! a disk, and each way in which a crash there may leave the disk is opened with the real engine.
+//!
+//! What must hold for each image: it opens; everything that was acknowledged is there; nothing is
+//! there that was not appended, in its place; opening it again finds the same.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use towline::{Lsn, Primary, PrimaryConfig, Replica, ReplicaConfig, Retain, Seq, ShardId, offline};
+
+use super::cluster::{Cluster, DATA};
+use super::handler::lock;
+use super::oracle::{Became, Oracle, owner};
+use super::plan::{Less, Plan};
+use super::world::images::{Left, Picture};
+use super::world::rng::Rng;
+use super::world::{Faults, NodeId, SimWorld};
+
+/// What was looked at.
+#[derive(Clone, Debug, Default)]
+pub struct Images {
+    /// Boundaries of calls.
+    pub boundaries: u64,
+    /// Images opened, by the way in which the crash left them.
+    pub images: BTreeMap<&'static str, u64>,
+    /// Appends of the workload.
+    pub appends: u64,
+}
+
+impl Images {
+    /// All images.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.images.values().sum()
+    }
+}
+
+/// What a node has promised when a picture was taken: for each shard how many records it must hold.
+type Promised = BTreeMap<ShardId, Seq>;
+
+/// The workload: records of all sizes, segments that are recycled, a replica that catches up.
+fn plan(seed: u64) -> Plan {
+    let mut plan = Plan::draw(seed, &Less::default());
+    (plan.shards, plan.replicas, plan.cores) = (1 + (seed % 2) as u32, 1, 1);
+    (plan.segment_bytes, plan.segments_ahead, plan.batch_bytes) = (64 << 10, 1, 16 << 10);
+    plan.record_max = 70_000;
+    (plan.retain, plan.live_window) = (Retain::Bytes(64 << 10), 64 << 10);
+    plan.write_depth = 4;
+    plan.linger = Duration::ZERO;
+    (plan.policy, plan.policies) =
+        ("ack_n=1".parse().expect("a policy"), vec![None, Some("local".parse().expect("a policy"))]);
+    (plan.deadline, plan.too_few) = (Duration::from_secs(5), towline::TooFewReplicas::Wait);
+    (plan.local_clients, plan.handle_clients, plan.window) = (2, 0, 6);
+    plan.deliver_flushed = false;
+    (plan.appends, plan.think, plan.at_most) = (320, Duration::from_micros(300), Duration::from_secs(20));
+    plan.faults.clear();
+    plan
+}
+
+/// Runs the workload of a seed and opens at most `most` images, spread over all boundaries.
+///
+/// # Errors
+/// The first image that is not as it must be.
+pub fn enumerate(seed: u64, most: u64) -> Result<Images, String> {
+    let plan = plan(seed);
+    let world = SimWorld::new(seed, super::nemesis::rates(&plan));
+    let entered = world.enter();
+    let mut cluster = Cluster::new(world.clone(), plan);
+    for node in &cluster.nodes {
+        world.take_pictures(node.id);
+    }
+    let mut out = Images::default();
+    let rng = &mut Rng::new(seed ^ 0x696D_6167);
+    let mut crashed = false;
+    // A look ahead would need a second run: about so many boundaries come, each with so many ways.
+    let each = (most / 2500).max(4) as usize;
+    while world.now_ns() < 20_000_000_000 && out.total() < most {
+        world.step();
+        cluster.tend();
+        let (promised, done) = promised(&cluster);
+        for picture in world.pictures() {
+            let n = picture.node.0 as usize;
+            out.boundaries += 1;
+            look(&cluster, &picture, &promised[n], each, rng, &mut out)?;
+        }
+        let left = lock(&cluster.oracle).left;
+        if !crashed && left < 200 {
+            // It comes back and catches up.
+            crashed = true;
+            cluster.crash(1, false, 30_000_000);
+        }
+        if done && left == 0 {
+            break;
+        }
+    }
+    if let Some(wrong) = lock(&cluster.wrong).first() {
+        return Err(wrong.clone());
+    }
+    out.appends = lock(&cluster.oracle).appends.len() as u64;
+    for n in 0..cluster.nodes.len() {
+        world.kill(cluster.nodes[n].id);
+    }
+    drop(cluster);
+    drop(entered);
+    Ok(out)
+}
+
+/// What each node has promised so far, and whether every append has an outcome.
+fn promised(cluster: &Cluster) -> (Vec<Promised>, bool) {
+    let oracle = lock(&cluster.oracle);
+    let views = cluster.world.views(cluster.nodes[0].id);
+    let mut out = vec![Promised::new(), Promised::new()];
+    let mut done = true;
+    for append in &oracle.appends {
+        done &= append.became != Became::Unknown;
+        let (Became::Committed(promise), Some(seq)) = (append.became, append.seq) else { continue };
+        let most = |to: &mut Promised| {
+            let count = to.entry(append.shard).or_default();
+            *count = (*count).max(Seq(seq.0 + 1));
+        };
+        most(&mut out[0]);
+        let flushed = views.iter().find(|v| v.shard == append.shard).map_or(Lsn::ZERO, |v| v.slots[0].3);
+        if promise.bookmark.lsn <= flushed {
+            most(&mut out[1]);
+        }
+    }
+    (out, done)
+}
+
+fn look(
+    cluster: &Cluster,
+    picture: &Picture,
+    promised: &Promised,
+    each: usize,
+    rng: &mut Rng,
+    out: &mut Images,
+) -> Result<(), String> {
+    let mut ways = picture.ways(2);
+    // The plain ways always, the tears as far as they fit, spread.
+    while ways.len() > each.max(6) {
+        let at = 2 + rng.below(ways.len() as u64 - 2) as usize;
+        ways.swap_remove(at);
+    }
+    for left in ways {
+        let found = || picture.found(left, &mut rng.clone());
+        let fault = |e: String| format!("node {} at boundary {}, {left:?}: {e}", picture.node.0, out.boundaries);
+        let first = open(cluster, picture.node, found()).map_err(fault)?;
+        holds(&lock(&cluster.oracle), &first, promised).map_err(fault)?;
+        rng.next();
+        let kind = match left {
+            Left::Nothing => "nothing unflushed",
+            Left::Everything => "everything",
+            Left::Prefix(_) => "prefix of the writes",
+            Left::Subset => "random subset",
+            Left::Torn(..) => "torn write",
+        };
+        *out.images.entry(kind).or_default() += 1;
+    }
+    Ok(())
+}
+
+/// What an image holds: for each shard the first record's number and whose the records are.
+type Held = BTreeMap<ShardId, (Lsn, Seq, Vec<Option<usize>>)>;
+
+/// Opens an image twice, in a world of its own; both times it must hold the same.
+fn open(cluster: &Cluster, node: NodeId, found: super::world::images::Found) -> Result<Held, String> {
+    let world = SimWorld::new(1, Faults::default());
+    let _entered = world.enter();
+    let id = world.add_node_with(found);
+    let mut before: Option<Held> = None;
+    for _ in 0..2 {
+        let result: Arc<Mutex<Option<Result<(), String>>>> = Arc::default();
+        let told = result.clone();
+        let mut config = cluster.node_config();
+        config.cpus = vec![0];
+        let is_fresh = !world.with_node(id, || {
+            let disk = towline::world::current().map(|w| w.disk());
+            disk.is_some_and(|d| d.exists(&Path::new(DATA).join("shard-0000/superblock")))
+        });
+        if is_fresh && node.0 == 1 {
+            // A replica that has not heard of its primary yet waits for it.
+            return Ok(Held::new());
+        }
+        let (shards, address) = (cluster.plan.shards, world.address(NodeId(9), 7000));
+        world.start(
+            id,
+            "image",
+            Box::pin(async move {
+                let went = if node.0 == 0 {
+                    let mut primary = PrimaryConfig::new(DATA);
+                    (primary.node, primary.shards) = (config, shards);
+                    primary.replicas = vec!["n1".into()];
+                    match Primary::open_simulated(primary).await {
+                        Ok(primary) => {
+                            primary.stop_simulated().await;
+                            Ok(())
+                        }
+                        Err(e) => Err(e.to_string()),
+                    }
+                } else {
+                    let mut replica = ReplicaConfig::new(DATA, "n1", address);
+                    replica.node = config;
+                    match Replica::open_simulated(replica, |_| towline::LogApply).await {
+                        Ok(replica) => {
+                            replica.stop_simulated().await;
+                            Ok(())
+                        }
+                        Err(e) => Err(e.to_string()),
+                    }
+                };
+                *lock(&told) = Some(went);
+            }),
+        );
+        let until = 60_000_000_000 + world.now_ns();
+        while lock(&result).is_none() && world.now_ns() < until {
+            world.step();
+        }
+        let went = lock(&result).take().unwrap_or_else(|| Err("it does not come up and stop".into()));
+        world.kill(id);
+        went.map_err(|e| format!("it does not open: {e}"))?;
+        let held = read(cluster, &world, id)?;
+        if before.as_ref().is_some_and(|b| *b != held) {
+            return Err("opening it again finds something else".into());
+        }
+        before = Some(held);
+    }
+    Ok(before.unwrap_or_default())
+}
+
+fn read(cluster: &Cluster, world: &SimWorld, id: NodeId) -> Result<Held, String> {
+    let oracle = lock(&cluster.oracle);
+    let mut held = Held::new();
+    for shard in (0..cluster.plan.shards).map(ShardId) {
+        let (mut first, mut ids) = (None, Vec::new());
+        let report = world.with_node(id, || {
+            offline::read_log(Path::new(DATA), shard, None, |batch| {
+                first.get_or_insert(batch.header().first_seq());
+                ids.extend(batch.records().map(|bytes| owner(&oracle, shard, bytes)));
+                ControlFlow::Continue(())
+            })
+        });
+        let report = report.map_err(|e| format!("it cannot be read: {e}"))?;
+        if let Some(damage) = report.damage {
+            return Err(format!("it is damaged: {damage:?}"));
+        }
+        held.insert(shard, (report.oldest, first.unwrap_or_default(), ids));
+    }
+    Ok(held)
+}
+
+/// Everything that was promised is there, and nothing that was not appended, in its place.
+fn holds(oracle: &Oracle, held: &Held, promised: &Promised) -> Result<(), String> {
+    for (shard, wanted) in promised {
+        let Some((_, first, ids)) = held.get(shard) else { return Err("the node is empty".into()) };
+        let end = Seq(first.0 + ids.len() as u64);
+        if end < *wanted {
+            return Err(format!("shard {shard} holds the records up to {end:?}, {wanted:?} were acknowledged"));
+        }
+    }
+    for (shard, (_, first, ids)) in held {
+        for (n, id) in ids.iter().enumerate() {
+            let seq = Seq(first.0 + n as u64);
+            match id.map(|id| oracle.appends[id]) {
+                Some(append) if append.seq == Some(seq) && append.shard == *shard => {}
+                other => return Err(format!("shard {shard} holds {other:?} as record {seq:?}")),
+            }
+        }
+    }
+    Ok(())
+}
