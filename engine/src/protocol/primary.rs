@@ -167,7 +167,10 @@ impl Primary {
         if canary!(ChainNotCompared) && hello.end_lsn <= log.tail {
             return HelloAnswer::Verdict(Verdict::Stream { from: hello.end_lsn });
         }
-        let Some(common) = self.history.common_end(hello.last_term, log.tail) else { return too_old };
+        let Some(common) = self.history.common_end(hello.last_term, log.tail) else {
+            // Its last term may be one that ended where this log now begins: the chain tells.
+            return if hello.end_lsn == log.oldest { HelloAnswer::NeedChain(hello.end_lsn) } else { too_old };
+        };
         if hello.end_lsn > common {
             return match hello.last_term == self.term {
                 true => refuse(Refusal::Future),
@@ -341,6 +344,18 @@ mod tests {
         let oldest = Lsn(4096);
         assert_eq!(p.answer(&hello(0, 0, 0), log()), HelloAnswer::Verdict(Verdict::NeedSnapshot { oldest }));
         assert_eq!(p.answer(&hello(4, 45056, 0), log()), refused(Refusal::Future));
+    }
+
+    #[test]
+    fn a_replica_that_ends_where_the_kept_log_begins_is_served_although_its_term_is_forgotten() {
+        let mut p = primary();
+        p.history.trim(Lsn(20480));
+        let log = LogEnds { oldest: Lsn(20480), ..log() };
+        let h = hello(3, 20480, 9);
+        assert_eq!(p.answer(&h, log), HelloAnswer::NeedChain(Lsn(20480)));
+        assert_eq!(p.answer_with_chain(&h, Some(Chain(9))), Verdict::Stream { from: Lsn(20480) });
+        let h = hello(3, 16384, 9);
+        assert_eq!(p.answer(&h, log), HelloAnswer::Verdict(Verdict::NeedSnapshot { oldest: Lsn(20480) }));
     }
 
     #[test]
