@@ -1,14 +1,13 @@
 //! The shard's end of the rings.
 
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
-use atomic_waker::AtomicWaker;
 use rtrb::{Consumer, Producer, RingBuffer};
 
+use super::doorbell::Doorbell;
 use super::ticket::TicketSlots;
 use crate::limits;
 use crate::outcome::{AppendError, Outcome};
@@ -59,10 +58,7 @@ pub(crate) fn rings(slots: Arc<TicketSlots>) -> (Outlet, Intake) {
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
     new: Mutex<Vec<Intake>>,
-    sleeping: AtomicBool,
-    waker: AtomicWaker,
-    /// The shard takes nothing any more.
-    closed: AtomicBool,
+    bell: Doorbell,
     /// The tickets of every handle that is still there.
     tickets: Mutex<Vec<Weak<TicketSlots>>>,
 }
@@ -78,20 +74,15 @@ impl Inbox {
         self.wake();
     }
 
-    /// Wakes the shard if it sleeps. The fence orders this producer's push before the look at the
-    /// flag; the shard's sets the flag before it looks at the rings: one of the two sees the other
-    /// (Dekker's pattern), so that no append is left lying.
+    /// Wakes the shard if it sleeps: to be called after a push.
     pub(crate) fn wake(&self) {
-        fence(Ordering::SeqCst);
-        if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::AcqRel) {
-            self.waker.wake();
-        }
+        self.bell.ring();
     }
 
     /// The shard's core has ended. If it was not stopped but died, nobody else tells those who
     /// wait for outcomes.
     pub(crate) fn abandon(&self) {
-        self.closed.store(true, Ordering::Release);
+        self.bell.shut();
         for tickets in self.tickets.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             if let Some(tickets) = tickets.upgrade() {
                 tickets.resolve_all();
@@ -101,12 +92,12 @@ impl Inbox {
 
     /// Whether the shard has taken everything that was pushed before this call.
     pub(crate) fn is_taken(&self) -> bool {
-        self.sleeping.load(Ordering::Acquire)
+        self.bell.is_resting()
     }
 
     /// Whether the shard takes nothing any more.
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        self.bell.is_shut()
     }
 }
 
@@ -184,7 +175,7 @@ pub(crate) async fn run(shard: Rc<Shard>, inbox: Arc<Inbox>) {
             sleep(&shard, &inbox, &producers).await;
         }
     }
-    inbox.closed.store(true, Ordering::Release);
+    inbox.bell.shut();
     take_new(&shard, &inbox, &mut producers);
     for producer in &mut producers {
         while let Ok(request) = producer.intake.requests.pop() {
@@ -258,22 +249,16 @@ fn take(shard: &Rc<Shard>, producer: &mut Taken) -> Result<usize, Blocked> {
 async fn sleep(shard: &Rc<Shard>, inbox: &Inbox, producers: &[Taken]) {
     let stopping = shard.room.seen();
     let mut stopped = std::pin::pin!(shard.room.since(stopping));
-    let mut slept = false;
     std::future::poll_fn(|cx| {
-        inbox.waker.register(cx.waker());
-        inbox.sleeping.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        let something = producers.iter().any(|p| !p.intake.requests.is_empty() || p.is_over())
-            || !inbox.new.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-        if something || (slept && !inbox.sleeping.load(Ordering::Relaxed)) || shard.is_stopped() {
-            inbox.sleeping.store(false, Ordering::Relaxed);
-            return Poll::Ready(());
+        let has_work = || {
+            producers.iter().any(|p| !p.intake.requests.is_empty() || p.is_over())
+                || !inbox.new.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+                || shard.is_stopped()
+        };
+        match inbox.bell.poll_rest(cx.waker(), has_work) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => stopped.as_mut().poll(cx),
         }
-        slept = true;
-        if stopped.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        Poll::Pending
     })
     .await;
     shard.count(|c| c.wake_ups += 1);
