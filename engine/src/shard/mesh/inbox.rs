@@ -8,6 +8,7 @@ use std::time::Duration;
 use rtrb::{Consumer, Producer, RingBuffer};
 
 use super::doorbell::Doorbell;
+use super::given_up::GivenUp;
 use super::ticket::TicketSlots;
 use crate::limits;
 use crate::outcome::{AppendError, Outcome};
@@ -117,6 +118,7 @@ struct Taken {
     /// None while there are too many: its appends are refused then.
     lane: Option<u32>,
     record: Vec<u8>,
+    given_up: GivenUp,
 }
 
 impl Taken {
@@ -179,7 +181,10 @@ pub(crate) async fn run(shard: Rc<Shard>, inbox: Arc<Inbox>) {
     take_new(&shard, &inbox, &mut producers);
     for producer in &mut producers {
         while let Ok(request) = producer.intake.requests.pop() {
-            producer.intake.slots.resolve(request.slot, Ok(Outcome::Stopped));
+            if !producer.given_up.front() {
+                producer.intake.slots.resolve(request.slot, Ok(Outcome::Stopped));
+            }
+            producer.given_up.pop();
         }
     }
 }
@@ -187,7 +192,34 @@ pub(crate) async fn run(shard: Rc<Shard>, inbox: Arc<Inbox>) {
 fn take_new(shard: &Shard, inbox: &Inbox, producers: &mut Vec<Taken>) {
     for intake in inbox.new.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
         shard.tickets.borrow_mut().push(intake.slots.clone());
-        producers.push(Taken { intake, lane: None, record: Vec::new() });
+        producers.push(Taken { intake, lane: None, record: Vec::new(), given_up: GivenUp::default() });
+    }
+}
+
+impl Intake {
+    /// The request at the front leaves the ring, and its bytes theirs.
+    fn leave(&mut self, given_up: &mut GivenUp) -> Request {
+        let request = self.requests.pop().expect("the caller has looked at it");
+        if request.large.is_none() {
+            let bytes = self.bytes.read_chunk(request.len as usize);
+            bytes.expect("they are pushed before the request").commit_all();
+        }
+        given_up.pop();
+        request
+    }
+
+    /// While the request at the front waits for room: nothing of those behind it was written, and
+    /// past their deadlines they are refused.
+    fn give_up_late(&mut self, shard: &Shard, given_up: &mut GivenUp) {
+        let waiting = self.requests.slots();
+        let chunk = self.requests.read_chunk(waiting).expect("so many are there");
+        let (a, b) = chunk.as_slices();
+        given_up.look(
+            rt::now_ns(),
+            a.iter().chain(b),
+            |r| shard.is_late(r.deadline, r.at_ns),
+            |r| self.slots.resolve(r.slot, Err(AppendError::WouldBlock)),
+        );
     }
 }
 
@@ -207,6 +239,10 @@ fn take(shard: &Rc<Shard>, producer: &mut Taken) -> Result<usize, Blocked> {
     while took < limits::INBOX_REQUESTS {
         let Ok(request) = intake.requests.peek() else { break };
         let (len, since) = (request.len as usize, Some(request.at_ns));
+        if producer.given_up.front() {
+            intake.leave(&mut producer.given_up);
+            continue;
+        }
         let result = match (producer.lane, shard.wish(request.policy, request.deadline)) {
             (_, Err(e)) => Err(e),
             (None, Ok(_)) => Err(AppendError::TooManyLanes),
@@ -230,12 +266,10 @@ fn take(shard: &Rc<Shard>, producer: &mut Taken) -> Result<usize, Blocked> {
         };
         // Nothing of it was written: past its deadline it is refused.
         if result == Err(AppendError::WouldBlock) && !shard.is_late(request.deadline, request.at_ns) {
+            intake.give_up_late(shard, &mut producer.given_up);
             return Err(Blocked);
         }
-        let request = intake.requests.pop().expect("it was peeked at above");
-        if request.large.is_none() {
-            intake.bytes.read_chunk(len).expect("as above").commit_all();
-        }
+        let request = intake.leave(&mut producer.given_up);
         shard.telemetry.borrow_mut().record(Stage::Inbox, rt::now_ns().saturating_sub(request.at_ns), 1);
         if let Err(e) = result {
             intake.slots.resolve(request.slot, Err(e));

@@ -7,6 +7,7 @@
 
 pub(crate) mod cross;
 pub(crate) mod doorbell;
+mod given_up;
 pub(crate) mod handle;
 pub(crate) mod inbox;
 pub(crate) mod local;
