@@ -53,6 +53,9 @@ mod outcome;
 pub mod protocol;
 mod rt;
 mod shard;
+#[cfg(test)]
+mod stress_tests;
+mod sync;
 pub mod sys;
 pub mod telemetry;
 pub mod units;

@@ -2,11 +2,12 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 
-use atomic_waker::AtomicWaker;
 use thiserror::Error;
+
+use crate::sync::{AtomicWaker, Mutex};
 
 #[derive(Debug)]
 struct Slot<T> {
@@ -90,27 +91,5 @@ impl<T> Future for Receiver<T> {
                 Poll::Pending
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::shard::mesh::ticket::block_on;
-
-    #[test]
-    fn a_value_arrives_and_a_sender_that_is_gone_is_told_from_one_that_is_slow() {
-        let (sender, receiver) = channel();
-        sender.send(7);
-        assert_eq!(block_on(receiver), Ok(7));
-        let (sender, receiver) = channel::<u8>();
-        let thread = std::thread::spawn(move || drop(sender));
-        assert_eq!(block_on(receiver), Err(Gone));
-        thread.join().unwrap();
-        let (sender, receiver) = channel::<u8>();
-        let guard = sender.guard();
-        std::mem::forget(sender);
-        drop(guard);
-        assert_eq!(block_on(receiver), Err(Gone));
     }
 }

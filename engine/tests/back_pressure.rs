@@ -40,6 +40,40 @@ fn try_append_says_so_when_the_device_is_behind_and_memory_stays_bounded() {
 }
 
 #[test]
+fn an_append_that_waits_behind_another_keeps_its_own_deadline() {
+    const LARGE: usize = 24 << 20;
+    let place = Place::new();
+    let mut config = place.primary("p", &[]);
+    config.node.record_bytes_max = LARGE;
+    let primary = Primary::open(config).unwrap();
+    let handle = primary.handle();
+    let within = |ms| AppendOptions { deadline: Some(Duration::from_millis(ms)), ..AppendOptions::default() };
+    let mut accepted = 0;
+    // A disk may be so fast that nobody has to wait: then it is tried again.
+    let shown = (0..5).any(|_| {
+        let before = of(&primary).appended_lsn;
+        // It needs hundreds of segments, which are filled with zeros one after another. Until then
+        // its batch stays open, and nothing of two blocks fits behind it there.
+        let large = handle.append(ONE, &vec![1; LARGE]).unwrap();
+        let patient = handle.append(ONE, &[2; 8000]).unwrap();
+        let began = Instant::now();
+        let hurried: Vec<_> = [30, 10, 20].map(|ms| handle.append_with(ONE, &[3; 8000], within(ms)).unwrap()).into();
+        let told: Vec<_> = hurried.into_iter().map(towline::Ticket::wait).collect();
+        let took = began.elapsed();
+        let all_refused = told.iter().all(|t| *t == Err(AppendError::WouldBlock));
+        let in_time = all_refused && of(&primary).appended_lsn == before;
+        assert!(in_time || took < Duration::from_millis(100), "they waited {took:?} for those in front: {told:?}");
+        // Those who have time are served, and what was refused is not written.
+        assert!([large, patient].into_iter().all(|t| t.wait().unwrap().committed().is_some()));
+        accepted += 2 + told.iter().filter(|t| t.is_ok()).count() as u64;
+        in_time
+    });
+    assert!(shown, "room was always there at once");
+    commit(&handle, b"last");
+    assert_eq!(of(&primary).tail_seq.0, accepted + 1);
+}
+
+#[test]
 fn a_replica_that_is_away_costs_no_memory() {
     let place = Place::new();
     let mut config = place.primary("p", &["r1", "r2"]);

@@ -54,6 +54,7 @@ fn a_commit_under_ack_n_is_on_every_replicas_device_and_the_logs_are_identical()
     }
     // The replicas say whom they follow, and the primary that nothing lags once it has heard so.
     assert!(replicas.iter().all(|r| r.status()[0].link == format!("following {addr}")));
+    assert!(replicas.iter().all(|r| r.status().iter().all(|s| s.lag_bytes == 0)));
     while primary.status()[0].slots.iter().any(|s| s.lag_records > 0) {
         assert!(began.elapsed() < Duration::from_secs(20));
         std::thread::yield_now();

@@ -5,25 +5,23 @@
 //! document that `towline status` shows.
 
 pub(crate) mod core;
+pub(crate) mod mailbox;
 pub(crate) mod prepare;
 mod primary;
 mod replica;
 pub(crate) mod status;
 
-use std::collections::VecDeque;
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 use std::time::Instant;
 
-use atomic_waker::AtomicWaker;
 use towline_wire::handshake::Hello;
 use towline_wire::{Lsn, ShardId, SystemId};
 
 use self::core::{CoreSetup, ShardSetup};
+use self::mailbox::Mailbox;
 use crate::config::{ConfigError, NodeConfig};
 use crate::limits;
 use crate::oneshot;
@@ -57,44 +55,7 @@ pub(crate) enum Command {
 }
 
 /// A core's mailbox.
-pub(crate) struct CoreMailbox {
-    /// `None` once the core has ended.
-    queue: Mutex<Option<VecDeque<Command>>>,
-    waker: AtomicWaker,
-}
-
-impl Default for CoreMailbox {
-    fn default() -> Self {
-        Self { queue: Mutex::new(Some(VecDeque::new())), waker: AtomicWaker::new() }
-    }
-}
-
-impl CoreMailbox {
-    pub(crate) fn send(&self, command: Command) {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *queue {
-            Some(queue) => queue.push_back(command),
-            // Dropping it tells whoever waits for its answer.
-            None => return drop((queue, command)),
-        }
-        drop(queue);
-        self.waker.wake();
-    }
-
-    /// The core has ended: who waits for an answer is told.
-    fn close(&self) {
-        let left = self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(left);
-    }
-
-    pub(crate) fn next(&self) -> impl Future<Output = Command> + '_ {
-        std::future::poll_fn(|cx| {
-            self.waker.register(cx.waker());
-            let next = self.queue.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(VecDeque::pop_front);
-            next.map_or(Poll::Pending, Poll::Ready)
-        })
-    }
-}
+pub(crate) type CoreMailbox = Mailbox<Command>;
 
 /// A shard's commit LSN where other cores read it: on a cache line of its own (two, as the
 /// prefetcher takes them in pairs), so that no shard's progress slows another's.

@@ -185,8 +185,6 @@ fn begin_reign(slice: &mut OpenedSlice, term: Term) -> Result<(), OpenError> {
     slice.superblock.term = term;
     slice.superblock.own_term = term;
     slice.superblock.name = NodeName::NONE;
-    // Into both copies: if one goes bad, the other must not lead to the same term again.
-    slice.superblock_file.write(&mut slice.superblock)?;
     slice.superblock_file.write(&mut slice.superblock)
 }
 

@@ -89,6 +89,9 @@ pub struct ShardStatus {
     pub memory_bytes: u64,
     /// On a replica: `following ADDR`, or why it follows nobody now. Empty on a primary.
     pub link: String,
+    /// On a replica: from what it has on its device to the primary's end, as it heard of that last, in
+    /// bytes. 0 on a primary, and before a primary was heard.
+    pub lag_bytes: u64,
     /// The replicas, on a primary.
     pub slots: Vec<SlotStatus>,
     /// Histograms and counters.
@@ -102,8 +105,8 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
     let (tail, durable) = (inner.pipeline.appended(), inner.pipeline.durable());
     let mut slots = Vec::new();
     let deposed = matches!(&inner.role, Role::Primary(p) if p.is_deposed());
-    let (term, applied_lsn) = match &inner.role {
-        Role::Replica(r) => (r.term, r.applied()),
+    let (term, applied_lsn, lag_bytes) = match &inner.role {
+        Role::Replica(r) => (r.term, r.applied(), r.lag_bytes()),
         Role::Primary(p) => {
             for (n, slot) in p.slots().iter().enumerate() {
                 let at = p.gate.slot(n);
@@ -128,7 +131,7 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
                     ack_flushed: Percentiles::of(&shard.ack_times.borrow()[n][1]),
                 });
             }
-            (p.term, p.gate.commit())
+            (p.term, p.gate.commit(), 0)
         }
     };
     ShardStatus {
@@ -145,6 +148,7 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
         chain: inner.chain,
         memory_bytes: inner.ring.bytes(),
         link: shard.link.borrow().clone(),
+        lag_bytes,
         slots,
         telemetry: shard.telemetry.borrow().clone(),
     }
@@ -184,7 +188,7 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         out,
         "{{\"shard\":{},\"state\":\"{state}\",\"term\":{},\"oldest_lsn\":{},\"appended_lsn\":{},\"written_lsn\":{},\
          \"durable_lsn\":{},\"commit_lsn\":{},\"applied_lsn\":{},\"tail_seq\":{},\"chain\":\"{}\",\"memory_bytes\":{},\
-         \"link\":\"{}\",\"slots\":[",
+         \"link\":\"{}\",\"lag_bytes\":{},\"slots\":[",
         s.shard,
         s.term,
         s.oldest_lsn,
@@ -197,6 +201,7 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         s.chain,
         s.memory_bytes,
         escape(&s.link),
+        s.lag_bytes,
     );
     for (n, slot) in s.slots.iter().enumerate() {
         let comma = if n > 0 { "," } else { "" };

@@ -9,7 +9,9 @@
 //!    there), or at a floor above the log's start, or below what was known to be committed here;
 //! 2. a later batch of a term in which this node itself was the primary says in its header that
 //!    the bad place was durable when that later batch was closed;
-//! 3. a live batch ends further behind it than writes may be in flight.
+//! 3. a live batch ends further behind it than writes may be in flight;
+//! 4. it, or a live batch behind it, is whole and of a newer term than the superblock promises: a
+//!    term is promised, durably, before its first batch is written, so the superblock has gone back.
 //!
 //! (`TigerBeetle`'s recovery table and etcd's torn-entry rule answer the same question for their
 //! formats.)
@@ -178,6 +180,9 @@ pub fn read_on(
         if let Some(field) = unlinked(h, facts, &out.end) {
             break format!("{field} does not follow the batch before it");
         }
+        if let Some(evidence) = unpromised(h, facts) {
+            return Err(RecoveryError::Damage { at, reason: "the superblock is older than the log".into(), evidence });
+        }
         if h.term() > out.end.last_term {
             out.terms.push((h.term(), at));
         }
@@ -222,12 +227,19 @@ fn unlinked(h: &BatchHeader, facts: &Facts, end: &LogEnd) -> Option<&'static str
         (h.lsn() == end.lsn, "LSN"),
         (h.prev_chain() == end.chain, "chain"),
         (h.first_seq() == end.next_seq, "first sequence"),
-        (h.term() >= end.last_term && h.term() <= facts.term, "term"),
+        (h.term() >= end.last_term, "term"),
     ];
     if canary!(RecycledBatchRead) {
         return None;
     }
     fits.into_iter().find(|(ok, _)| !ok).map(|(_, field)| field)
+}
+
+/// What shows that the superblock has lost a promise.
+fn unpromised(h: &BatchHeader, facts: &Facts) -> Option<String> {
+    let (lsn, term, promised) = (h.lsn(), h.term(), facts.term);
+    (term > promised)
+        .then(|| format!("the batch at {lsn} is of term {term}, the superblock knows none above {promised}"))
 }
 
 /// Decides whether the first bad place is the log's end, a tear, or damage.
@@ -267,6 +279,9 @@ fn judge(
             continue;
         };
         until = h.end_lsn();
+        if let Some(evidence) = unpromised(h, facts) {
+            return damage(reason, evidence);
+        }
         if probe > at && h.term() == facts.own_term && h.durable_lsn() > at {
             let evidence = format!("the batch at {probe} says that the log was durable up to {}", h.durable_lsn());
             return damage(reason, evidence);

@@ -124,7 +124,7 @@ pub struct Replica {
     applied_seq: Seq,
     /// What the primary says is committed; may lie ahead of what is received.
     commit: Lsn,
-    /// The primary's end and records, as heard last.
+    /// The primary's end, as heard last.
     primary_tail: Lsn,
 }
 
@@ -369,10 +369,10 @@ impl Replica {
     pub const fn next_seq(&self) -> Seq {
         self.next_seq
     }
-    /// The primary's end, as heard last.
+    /// From what is on this node's device to the primary's end, as heard last, in bytes.
     #[must_use]
-    pub const fn primary_tail(&self) -> Lsn {
-        self.primary_tail
+    pub const fn lag_bytes(&self) -> u64 {
+        self.primary_tail.since(self.flushed)
     }
 }
 

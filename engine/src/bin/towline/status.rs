@@ -188,7 +188,7 @@ fn show(status: &Value) -> String {
             "CONNECTS",
         ],
     );
-    let mut links = Table::new(2, &["SHARD", "LINK TO THE PRIMARY"]);
+    let mut links = Table::new(3, &["SHARD", "LAG", "LINK TO THE PRIMARY"]);
     let mut stages = Table::new(2, &["SHARD", "STAGE", "COUNT", "P50", "P90", "P99", "P99.9", "MAX"]);
     let mut counters = Table::new(2, &["SHARD", "COUNTER", "VALUE"]);
     for shard in items(&status["shards"]) {
@@ -206,7 +206,7 @@ fn show(status: &Value) -> String {
             distance(shard, "commit_lsn", "appended_lsn"),
         ]);
         if shard["link"].as_str().is_some_and(|link| !link.is_empty()) {
-            links.row(vec![number.clone(), text(shard, "link")]);
+            links.row(vec![number.clone(), size(shard, "lag_bytes"), text(shard, "link")]);
         }
         for slot in items(&shard["slots"]) {
             let mut row = vec![number.clone()];
@@ -276,6 +276,15 @@ SHARD  COUNTER                    VALUE
 0      records                     1000
 ";
         assert_eq!(shown.split_once("\n\n").unwrap().1, expected);
+    }
+
+    #[test]
+    fn a_replica_says_whom_it_follows_and_how_far_behind_it_is() {
+        let status =
+            serde_json::json!({"shards": [{"shard": 0, "link": "following 10.0.0.1:7401", "lag_bytes": 8192}]});
+        let shown = show(&status);
+        let expected = "SHARD  LAG      LINK TO THE PRIMARY\n0      8.0 KiB  following 10.0.0.1:7401\n";
+        assert!(shown.contains(expected), "{shown}");
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! The shard's end of the rings.
 
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
-use atomic_waker::AtomicWaker;
 use rtrb::{Consumer, Producer, RingBuffer};
 
+use super::doorbell::Doorbell;
+use super::given_up::GivenUp;
 use super::ticket::TicketSlots;
 use crate::limits;
 use crate::outcome::{AppendError, Outcome};
@@ -59,10 +59,7 @@ pub(crate) fn rings(slots: Arc<TicketSlots>) -> (Outlet, Intake) {
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
     new: Mutex<Vec<Intake>>,
-    sleeping: AtomicBool,
-    waker: AtomicWaker,
-    /// The shard takes nothing any more.
-    closed: AtomicBool,
+    bell: Doorbell,
     /// The tickets of every handle that is still there.
     tickets: Mutex<Vec<Weak<TicketSlots>>>,
 }
@@ -78,20 +75,15 @@ impl Inbox {
         self.wake();
     }
 
-    /// Wakes the shard if it sleeps. The fence orders this producer's push before the look at the
-    /// flag; the shard's sets the flag before it looks at the rings: one of the two sees the other
-    /// (Dekker's pattern), so that no append is left lying.
+    /// Wakes the shard if it sleeps: to be called after a push.
     pub(crate) fn wake(&self) {
-        fence(Ordering::SeqCst);
-        if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::AcqRel) {
-            self.waker.wake();
-        }
+        self.bell.ring();
     }
 
     /// The shard's core has ended. If it was not stopped but died, nobody else tells those who
     /// wait for outcomes.
     pub(crate) fn abandon(&self) {
-        self.closed.store(true, Ordering::Release);
+        self.bell.shut();
         for tickets in self.tickets.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             if let Some(tickets) = tickets.upgrade() {
                 tickets.resolve_all();
@@ -101,12 +93,12 @@ impl Inbox {
 
     /// Whether the shard has taken everything that was pushed before this call.
     pub(crate) fn is_taken(&self) -> bool {
-        self.sleeping.load(Ordering::Acquire)
+        self.bell.is_resting()
     }
 
     /// Whether the shard takes nothing any more.
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        self.bell.is_shut()
     }
 }
 
@@ -126,6 +118,7 @@ struct Taken {
     /// None while there are too many: its appends are refused then.
     lane: Option<u32>,
     record: Vec<u8>,
+    given_up: GivenUp,
 }
 
 impl Taken {
@@ -184,11 +177,14 @@ pub(crate) async fn run(shard: Rc<Shard>, inbox: Arc<Inbox>) {
             sleep(&shard, &inbox, &producers).await;
         }
     }
-    inbox.closed.store(true, Ordering::Release);
+    inbox.bell.shut();
     take_new(&shard, &inbox, &mut producers);
     for producer in &mut producers {
         while let Ok(request) = producer.intake.requests.pop() {
-            producer.intake.slots.resolve(request.slot, Ok(Outcome::Stopped));
+            if !producer.given_up.front() {
+                producer.intake.slots.resolve(request.slot, Ok(Outcome::Stopped));
+            }
+            producer.given_up.pop();
         }
     }
 }
@@ -196,7 +192,34 @@ pub(crate) async fn run(shard: Rc<Shard>, inbox: Arc<Inbox>) {
 fn take_new(shard: &Shard, inbox: &Inbox, producers: &mut Vec<Taken>) {
     for intake in inbox.new.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
         shard.tickets.borrow_mut().push(intake.slots.clone());
-        producers.push(Taken { intake, lane: None, record: Vec::new() });
+        producers.push(Taken { intake, lane: None, record: Vec::new(), given_up: GivenUp::default() });
+    }
+}
+
+impl Intake {
+    /// The request at the front leaves the ring, and its bytes theirs.
+    fn leave(&mut self, given_up: &mut GivenUp) -> Request {
+        let request = self.requests.pop().expect("the caller has looked at it");
+        if request.large.is_none() {
+            let bytes = self.bytes.read_chunk(request.len as usize);
+            bytes.expect("they are pushed before the request").commit_all();
+        }
+        given_up.pop();
+        request
+    }
+
+    /// While the request at the front waits for room: nothing of those behind it was written, and
+    /// past their deadlines they are refused.
+    fn give_up_late(&mut self, shard: &Shard, given_up: &mut GivenUp) {
+        let waiting = self.requests.slots();
+        let chunk = self.requests.read_chunk(waiting).expect("so many are there");
+        let (a, b) = chunk.as_slices();
+        given_up.look(
+            rt::now_ns(),
+            a.iter().chain(b),
+            |r| shard.is_late(r.deadline, r.at_ns),
+            |r| self.slots.resolve(r.slot, Err(AppendError::WouldBlock)),
+        );
     }
 }
 
@@ -216,6 +239,10 @@ fn take(shard: &Rc<Shard>, producer: &mut Taken) -> Result<usize, Blocked> {
     while took < limits::INBOX_REQUESTS {
         let Ok(request) = intake.requests.peek() else { break };
         let (len, since) = (request.len as usize, Some(request.at_ns));
+        if producer.given_up.front() {
+            intake.leave(&mut producer.given_up);
+            continue;
+        }
         let result = match (producer.lane, shard.wish(request.policy, request.deadline)) {
             (_, Err(e)) => Err(e),
             (None, Ok(_)) => Err(AppendError::TooManyLanes),
@@ -239,12 +266,10 @@ fn take(shard: &Rc<Shard>, producer: &mut Taken) -> Result<usize, Blocked> {
         };
         // Nothing of it was written: past its deadline it is refused.
         if result == Err(AppendError::WouldBlock) && !shard.is_late(request.deadline, request.at_ns) {
+            intake.give_up_late(shard, &mut producer.given_up);
             return Err(Blocked);
         }
-        let request = intake.requests.pop().expect("it was peeked at above");
-        if request.large.is_none() {
-            intake.bytes.read_chunk(len).expect("as above").commit_all();
-        }
+        let request = intake.leave(&mut producer.given_up);
         shard.telemetry.borrow_mut().record(Stage::Inbox, rt::now_ns().saturating_sub(request.at_ns), 1);
         if let Err(e) = result {
             intake.slots.resolve(request.slot, Err(e));
@@ -258,22 +283,16 @@ fn take(shard: &Rc<Shard>, producer: &mut Taken) -> Result<usize, Blocked> {
 async fn sleep(shard: &Rc<Shard>, inbox: &Inbox, producers: &[Taken]) {
     let stopping = shard.room.seen();
     let mut stopped = std::pin::pin!(shard.room.since(stopping));
-    let mut slept = false;
     std::future::poll_fn(|cx| {
-        inbox.waker.register(cx.waker());
-        inbox.sleeping.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        let something = producers.iter().any(|p| !p.intake.requests.is_empty() || p.is_over())
-            || !inbox.new.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-        if something || (slept && !inbox.sleeping.load(Ordering::Relaxed)) || shard.is_stopped() {
-            inbox.sleeping.store(false, Ordering::Relaxed);
-            return Poll::Ready(());
+        let has_work = || {
+            producers.iter().any(|p| !p.intake.requests.is_empty() || p.is_over())
+                || !inbox.new.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+                || shard.is_stopped()
+        };
+        match inbox.bell.poll_rest(cx.waker(), has_work) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => stopped.as_mut().poll(cx),
         }
-        slept = true;
-        if stopped.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        Poll::Pending
     })
     .await;
     shard.count(|c| c.wake_ups += 1);

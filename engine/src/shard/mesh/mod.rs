@@ -6,6 +6,8 @@
 //! [`crate::limits::INBOX_INLINE_MAX`] cross by pointer.
 
 pub(crate) mod cross;
+pub(crate) mod doorbell;
+mod given_up;
 pub(crate) mod handle;
 pub(crate) mod inbox;
 pub(crate) mod local;

@@ -4,18 +4,18 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
-use atomic_waker::AtomicWaker;
 use towline_wire::{Lsn, ShardId, Term};
 
 use super::wake_times::WakeTimes;
 use crate::limits;
 use crate::outcome::{AppendError, Bookmark, Outcome};
 use crate::rt;
+use crate::sync::{AtomicU32, AtomicU64, AtomicWaker, Mutex};
 
 const FREE: u32 = 0;
 const WAITING: u32 = 1;

@@ -2,8 +2,9 @@
 //! thread, without a lock, in a few buckets for each power of two. The shard collects the counts
 //! into its histogram when somebody asks for the status.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
+use crate::sync::AtomicU64;
 use crate::telemetry::{Stage, Telemetry};
 
 /// Four buckets for each power of two: within an eighth of the value.

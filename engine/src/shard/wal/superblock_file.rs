@@ -18,6 +18,8 @@ pub(crate) struct SuperblockFile {
     path: PathBuf,
     file: File,
     generation: u64,
+    /// The terms that both copies are known to hold: promised, and its own.
+    promised: Option<(Term, Term)>,
 }
 
 /// Where a shard has it.
@@ -86,7 +88,8 @@ impl SuperblockFile {
             let _ = disk::remove(&making);
             let file = direct::open(&making, true, true).map_err(OpenError::io("creating", &making))?;
             direct::write_zeros(&file, 0, FILE as u64).map_err(OpenError::io("writing", &making))?;
-            let mut made = Self { path: making.clone(), file, generation: 0 };
+            let promised = Some((first.term, first.own_term));
+            let mut made = Self { path: making.clone(), file, generation: 0, promised };
             made.write(&mut first.clone())?;
             // The next write goes to the other copy: this one is the only one there is.
             generation = made.generation;
@@ -97,11 +100,22 @@ impl SuperblockFile {
         let file = direct::open(&path, false, true).map_err(OpenError::io("opening", &path))?;
         // What was read may only be in the page cache: make it durable before anything rests on it.
         file.sync_all().map_err(OpenError::io("flushing", &path))?;
-        Ok(Self { path, file, generation })
+        Ok(Self { path, file, generation, promised: None })
     }
 
-    /// Overwrites the older copy; it is on the device when this returns.
+    /// Overwrites the older copy; it is on the device when this returns. A new term goes into both:
+    /// if one goes bad, the other must not lead back to before the promise.
     pub(crate) fn write(&mut self, superblock: &mut OwnedSuperblock) -> Result<(), OpenError> {
+        let promise = Some((superblock.term, superblock.own_term));
+        if self.promised != promise {
+            self.write_older(superblock)?;
+        }
+        self.write_older(superblock)?;
+        self.promised = promise;
+        Ok(())
+    }
+
+    fn write_older(&mut self, superblock: &mut OwnedSuperblock) -> Result<(), OpenError> {
         self.generation += 1;
         superblock.generation = self.generation;
         let mut buf = AlignedBuf::zeroed(COPY);
@@ -110,3 +124,7 @@ impl SuperblockFile {
         self.file.write_all_at(buf.as_ref(), at).map_err(OpenError::io("writing", &self.path))
     }
 }
+
+#[cfg(test)]
+#[path = "superblock_damage_tests.rs"]
+mod tests;

@@ -1,0 +1,24 @@
+//! The payloads of the frames that follow a handshake.
+
+mod append;
+mod error;
+mod policy;
+mod positions;
+mod tail;
+
+/// A payload that is one struct, whose size is fixed.
+macro_rules! payload {
+    ($bytes:ident, $kind:expr, $payload:expr) => {
+        match $bytes::ref_from_bytes($payload) {
+            Ok(b) => b,
+            Err(_) => return Err(FrameError::Size { kind: $kind, len: $payload.len() }),
+        }
+    };
+}
+use payload;
+
+pub use append::{APPEND_HEAD, AppendHead, COMMITTED, CommitStatus, Committed};
+pub use error::{ERROR_HEAD, ErrorCode, ErrorHead, Goodbye};
+pub use policy::{AckLevel, WirePolicy};
+pub use positions::{ACK, Ack, HEARTBEAT, Heartbeat};
+pub use tail::{TAIL_REQUEST, TailRequest, TailStart};
