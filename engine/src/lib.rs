@@ -29,6 +29,7 @@
 pub mod apply;
 pub mod client;
 pub mod config;
+pub mod history;
 pub mod limits;
 pub mod measure;
 mod node;
