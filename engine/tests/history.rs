@@ -30,6 +30,10 @@ impl World {
             run(&args, b"more\n").expect(1, "cannot write the history");
         }
         await_in_step(&primary);
+        let (none, replica) = (world.path("none"), replicas[0].addr());
+        let args = ["append", "--to", &replica, "--shard", "0", "--history", none.to_str().unwrap()];
+        run(&args, b"x\n").expect(4, "is a replica, it takes no appends");
+        assert!(!none.exists());
         for node in replicas {
             node.stop();
         }

@@ -152,7 +152,13 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     let recorder = match &args.history {
         None => None,
         Some(path) => match history::ask(&args.to, options.policy) {
-            Ok(cluster) => Some(Arc::new(Recorder::create(path, &cluster?, ShardId(args.shard))?)),
+            Ok(cluster) => match cluster? {
+                Some(cluster) => Some(Arc::new(Recorder::create(path, &cluster, ShardId(args.shard))?)),
+                None => {
+                    exit::complain(&format!("refused: {} is a replica, it takes no appends; none was sent", args.to));
+                    return Ok(ExitCode::from(exit::REFUSED));
+                }
+            },
             Err(error) => return Ok(exit::give_up(&error)),
         },
     };

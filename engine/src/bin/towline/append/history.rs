@@ -31,16 +31,19 @@ pub(super) struct Cluster {
     policy: CommitPolicy,
 }
 
-/// Asks the node how many replicas it has and what its policy is.
-pub(super) fn ask(addr: &str, policy: WirePolicy) -> Result<Result<Cluster, HistoryError>, ClientError> {
+/// Asks the node how many replicas it has and what its policy is. A replica has neither.
+pub(super) fn ask(addr: &str, policy: WirePolicy) -> Result<Result<Option<Cluster>, HistoryError>, ClientError> {
     let status = status(addr)?;
     Ok((|| {
         let status: Value = serde_json::from_str(&status).map_err(|_| HistoryError::Status("it is no JSON"))?;
+        if status["node"]["role"] == "replica" {
+            return Ok(None);
+        }
         let replicas = status["node"]["replicas"].as_array().map(Vec::len);
         let nodes = replicas.and_then(|n| u8::try_from(n + 1).ok());
         let own = status["node"]["policy"].as_str().and_then(|p| p.parse().ok());
         let policy = CommitPolicy::from_wire(policy).or(own).ok_or(HistoryError::Status("it names none"))?;
-        Ok(Cluster { nodes: nodes.ok_or(HistoryError::Status("it names no replicas"))?, policy })
+        Ok(Some(Cluster { nodes: nodes.ok_or(HistoryError::Status("it names no replicas"))?, policy }))
     })())
 }
 
