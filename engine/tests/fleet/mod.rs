@@ -39,6 +39,8 @@ pub struct Fleet {
     dir: PathBuf,
     pub nodes: [Option<Node>; 3],
     listen: [String; 3],
+    /// Where a replica connects instead of to the primary itself.
+    via: [Option<String>; 3],
     pub primary: usize,
     policy: &'static str,
     options: Vec<&'static str>,
@@ -46,11 +48,21 @@ pub struct Fleet {
 
 impl Fleet {
     pub fn start(dir: &Path, policy: &'static str, options: &[&'static str]) -> Self {
-        let listen = [fixed_address(), fixed_address(), fixed_address()];
-        let (nodes, options) = ([None, None, None], options.into());
-        let mut fleet = Self { dir: dir.into(), nodes, listen, primary: 0, policy, options };
+        let mut fleet = Self::new(dir, policy, options);
         fleet.start_missing(false);
         fleet
+    }
+
+    /// Nothing runs yet.
+    pub fn new(dir: &Path, policy: &'static str, options: &[&'static str]) -> Self {
+        let listen = [fixed_address(), fixed_address(), fixed_address()];
+        let (nodes, via, options) = ([None, None, None], [None, None, None], options.into());
+        Self { dir: dir.into(), nodes, listen, via, primary: 0, policy, options }
+    }
+
+    /// From its next start on, a replica connects there.
+    pub fn connect_via(&mut self, n: usize, addr: String) {
+        self.via[n] = Some(addr);
     }
 
     pub fn folder(&self, n: usize) -> PathBuf {
@@ -85,8 +97,11 @@ impl Fleet {
         }
         for n in self.replicas() {
             if self.nodes[n].is_none() {
-                let mut args = vec!["--role", "replica", "--name", NAMES[n], "--primary", &self.listen[self.primary]];
-                args.extend(["--listen", &self.listen[n], "--reconnect-max", "50ms", "--cpus", "1"]);
+                let primary = self.via[n].as_ref().unwrap_or(&self.listen[self.primary]);
+                // Who is to break links many times in a second wants them back as fast.
+                let pause = if self.via[n].is_some() { "1ms" } else { "50ms" };
+                let mut args = vec!["--role", "replica", "--name", NAMES[n], "--primary", primary];
+                args.extend(["--listen", &self.listen[n], "--reconnect-max", pause, "--cpus", "1"]);
                 args.extend(&self.options);
                 let node = Node::serve(&self.folder(n), &args).unwrap_or_else(|e| panic!("{e:?}"));
                 self.nodes[n] = Some(node);
@@ -170,16 +185,21 @@ pub struct Load {
 
 impl Load {
     pub fn start(dir: &Path, to: String, record_bytes: u64) -> Self {
+        Self::on_demand(dir, to, record_bytes, Arc::new(AtomicU64::new(u64::MAX)))
+    }
+
+    /// Appends as many records as `wanted` counts, one by one.
+    pub fn on_demand(dir: &Path, to: String, record_bytes: u64, wanted: Arc<AtomicU64>) -> Self {
         let (ending, paused) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (acknowledged, to) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(to)));
         let (stop, pause, got) = (ending.clone(), paused.clone(), acknowledged.clone());
         let (addr, dir) = (to.clone(), dir.to_path_buf());
         let thread = thread::spawn(move || {
-            let mut histories = Vec::new();
+            let (mut histories, fed) = (Vec::new(), Arc::new(AtomicU64::new(0)));
             for run in 0.. {
                 let history = dir.join(format!("history-{run}"));
                 let to = addr.lock().unwrap().clone();
-                append(&to, run, record_bytes, &history, (&stop, &pause), &got);
+                append(&to, run, record_bytes, &history, (&stop, &pause), (&fed, &wanted), &got);
                 // It was not begun if the node could not be reached.
                 if history.exists() {
                     histories.push(history);
@@ -227,6 +247,7 @@ fn append(
     record_bytes: u64,
     history: &Path,
     (stop, pause): (&Arc<AtomicBool>, &Arc<AtomicBool>),
+    (fed, wanted): (&Arc<AtomicU64>, &Arc<AtomicU64>),
     got: &Arc<AtomicU64>,
 ) {
     let mut command = towline();
@@ -235,10 +256,13 @@ fn append(
     let (mut stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     let (over, before) = (Arc::new(AtomicBool::new(false)), got.load(Ordering::Relaxed));
     let (stop, pause, acknowledged, ended) = (stop.clone(), pause.clone(), got.clone(), over.clone());
+    let (fed, wanted) = (fed.clone(), wanted.clone());
     let feeder = thread::spawn(move || {
         let mut n = 0;
         while !stop.load(Ordering::Relaxed) && !ended.load(Ordering::Relaxed) {
-            if pause.load(Ordering::Relaxed) || n > acknowledged.load(Ordering::Relaxed) - before + AHEAD {
+            let enough = fed.load(Ordering::Relaxed) >= wanted.load(Ordering::Relaxed);
+            let ahead = n > acknowledged.load(Ordering::Relaxed) - before + AHEAD;
+            if pause.load(Ordering::Relaxed) || enough || ahead {
                 thread::sleep(Duration::from_micros(200));
                 continue;
             }
@@ -247,6 +271,7 @@ fn append(
                 return;
             }
             n += 1;
+            fed.fetch_add(1, Ordering::Relaxed);
         }
     });
     for line in BufReader::new(stdout).lines().map_while(Result::ok) {
