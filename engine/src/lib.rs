@@ -26,7 +26,21 @@
 #![deny(missing_docs)]
 #![deny(clippy::undocumented_unsafe_blocks)]
 
+/// Whether a deliberate bug is on: never, but in the simulator.
+macro_rules! canary {
+    ($name:ident) => {{
+        #[cfg(feature = "sim")]
+        let on = crate::canary::is(crate::canary::Canary::$name);
+        #[cfg(not(feature = "sim"))]
+        let on = false;
+        on
+    }};
+}
+
 pub mod apply;
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub mod canary;
 pub mod client;
 pub mod config;
 pub mod history;
@@ -43,6 +57,10 @@ mod shard;
 pub mod sys;
 pub mod telemetry;
 pub mod units;
+
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub use rt::world;
 
 pub use apply::{AppliedBatch, Apply, ApplyError, ApplyFn, Deliver, LogApply};
 pub use config::{ConfigError, NodeConfig, PrimaryConfig, ReplicaConfig, Retain, TooFewReplicas};

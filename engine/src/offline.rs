@@ -5,7 +5,6 @@
 //! runs, its log's end is wherever the reader finds it: what is being written there looks like a
 //! torn tail, which is no damage.
 
-use std::fs;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -229,7 +228,7 @@ fn read_superblock(shard_folder: &Path, shard: ShardId) -> Result<(Option<OwnedS
     let mut bytes = Vec::new();
     // A running node may be writing a copy just now; it is whole a moment later.
     for _ in 0..ATTEMPTS {
-        bytes = match fs::read(&path) {
+        bytes = match crate::rt::disk::read(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 report.damage = Some(in_superblock(shard_folder, "the shard has no superblock".into()));
                 return Ok((None, report));

@@ -1,7 +1,7 @@
 //! The kernel calls that the standard library lacks: each wrapped once, each block with its reason.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -93,13 +93,12 @@ pub(crate) fn wall_us() -> u64 {
 }
 
 /// Sends pieces in one call, without blocking. `WouldBlock` if nothing could be taken.
-pub(crate) fn send(fd: RawFd, pieces: &[libc::iovec]) -> io::Result<usize> {
+pub(crate) fn send(fd: RawFd, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
     // SAFETY: msghdr is plain data for which all zeros is a value.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = pieces.as_ptr().cast_mut();
+    message.msg_iov = pieces.as_ptr().cast_mut().cast();
     message.msg_iovlen = pieces.len();
-    // SAFETY: the iovecs come from `piece`, whose slices the caller still borrows; sendmsg only
-    // reads through them.
+    // SAFETY: an IoSlice is an iovec of a slice that it borrows; sendmsg only reads through them.
     check_size(unsafe { libc::sendmsg(fd, &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) })
 }
 
@@ -115,11 +114,6 @@ pub(crate) fn receive(fd: RawFd, first: &mut [u8], second: &mut [u8]) -> io::Res
     message.msg_iovlen = pieces.len();
     // SAFETY: both iovecs describe slices that are borrowed mutably for the whole call.
     check_size(unsafe { libc::recvmsg(fd, &raw mut message, libc::MSG_DONTWAIT) })
-}
-
-/// A slice for [`send`]. The slice must be borrowed until the call.
-pub(crate) fn piece(bytes: &[u8]) -> libc::iovec {
-    libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
 }
 
 /// A socket address as the kernel takes it.

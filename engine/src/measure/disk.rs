@@ -97,7 +97,7 @@ fn run(
         latency_ns.add(&latency).map_err(io::Error::other)?;
     }
     for thread in threads {
-        thread.join().map_err(io::Error::other)?;
+        block_on(thread.join())?;
     }
     Ok(DiskLimit { bytes_per_s, latency_ns })
 }

@@ -1,7 +1,7 @@
 //! One core: an executor thread with its shards' tasks.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,12 +15,13 @@ use crate::apply::Apply;
 use crate::limits;
 use crate::oneshot;
 use crate::rt;
+use crate::rt::net::{Listener, Socket};
+use crate::rt::worker::Worker;
 use crate::shard::link::conn::Conn;
 use crate::shard::link::from_primary::Follower;
 use crate::shard::link::{accept, client, to_replica};
 use crate::shard::mesh::inbox;
 use crate::shard::mesh::local::LocalShard;
-use crate::shard::wal::background::Background;
 use crate::shard::wal::error::OpenError;
 use crate::shard::wal::folder;
 use crate::shard::wal::keep::{Keeper, LiveSuperblock};
@@ -46,11 +47,11 @@ pub(crate) struct CoreSetup {
     pub(crate) number: usize,
     pub(crate) shards: Vec<ShardSetup>,
     pub(crate) node: Arc<NodeShared>,
-    pub(crate) listener: Option<TcpListener>,
+    pub(crate) listener: Option<Listener>,
     /// Superblock writes.
-    pub(crate) keeper: Background,
+    pub(crate) keeper: Worker,
     /// Zero-fills and renames.
-    pub(crate) filler: Background,
+    pub(crate) filler: Worker,
 }
 
 /// A shard and what only its core needs of it.
@@ -77,8 +78,8 @@ pub(crate) async fn run(setup: CoreSetup, ready: oneshot::Sender<Result<(), Open
     let mailbox = node.cores[number].clone();
     loop {
         match mailbox.next().await {
-            Command::Connection(fd, hello) => match Conn::new(fd) {
-                Ok(conn) => serve(&local, &node, conn, *hello),
+            Command::Connection(socket, hello) => match Socket::attach(socket) {
+                Ok(socket) => serve(&local, &node, Conn::new(socket), *hello),
                 Err(e) => {
                     node.connections.fetch_sub(1, Ordering::Relaxed);
                     tracing::debug!("taking a connection over: {e}");
@@ -104,8 +105,8 @@ pub(crate) async fn run(setup: CoreSetup, ready: oneshot::Sender<Result<(), Open
 async fn start(
     setup: ShardSetup,
     node: &Arc<NodeShared>,
-    keeper: &Background,
-    filler: &Background,
+    keeper: &Worker,
+    filler: &Worker,
 ) -> Result<Local, OpenError> {
     let ShardSetup { id, config, role, slice, follow } = setup;
     let (first, end) = slice.segments;

@@ -13,12 +13,10 @@ pub(crate) mod status;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use atomic_waker::AtomicWaker;
@@ -29,11 +27,12 @@ use self::core::{CoreSetup, ShardSetup};
 use crate::config::{ConfigError, NodeConfig};
 use crate::limits;
 use crate::oneshot;
+use crate::rt::net::{Detached, Listener};
+use crate::rt::worker::{Worker, WorkerThread};
 use crate::rt::{self, ExecutorHandle};
 use crate::shard::mesh::inbox::Inbox;
 use crate::shard::mesh::local::LocalShard;
 use crate::shard::mesh::ticket::block_on;
-use crate::shard::wal::background::Background;
 use crate::shard::wal::error::OpenError;
 use crate::shard::wal::folder::FolderLock;
 use crate::sys;
@@ -44,7 +43,7 @@ pub use status::{ShardStatus, SlotState, SlotStatus};
 /// What a core is told.
 pub(crate) enum Command {
     /// A connection that is for one of its shards.
-    Connection(OwnedFd, Box<Hello>),
+    Connection(Detached, Box<Hello>),
     /// A task of the embedder's.
     Run(ShardId, Box<dyn FnOnce(LocalShard) + Send>),
     /// Let go of the log below an LSN.
@@ -192,7 +191,7 @@ impl NodeShared {
 pub(crate) struct Running {
     pub(crate) shared: Arc<NodeShared>,
     executors: Vec<ExecutorHandle>,
-    background: Vec<(Background, JoinHandle<()>)>,
+    workers: Vec<(Worker, WorkerThread)>,
     /// Held until everything else is gone.
     lock: Option<FolderLock>,
     pub(crate) listening: Option<SocketAddr>,
@@ -213,7 +212,7 @@ pub(crate) struct Machine {
     cpus: Vec<Option<usize>>,
     cores: usize,
     io_memory: usize,
-    listener: Option<TcpListener>,
+    listener: Option<Listener>,
 }
 
 impl Machine {
@@ -223,7 +222,7 @@ impl Machine {
         if let Err(e) = sys::raise_descriptor_limit() {
             tracing::warn!("raising the limit of open files: {e}");
         }
-        if let Some(cpu) = config.cpus.iter().find(|cpu| !may_run_on(**cpu)) {
+        if let Some(cpu) = config.cpus.iter().find(|cpu| rt::on_machine() && !may_run_on(**cpu)) {
             return Err(ConfigError::CpuNotAllowed(*cpu).into());
         }
         let io_memory = prepare::check_machine(config, cores)?;
@@ -236,9 +235,9 @@ impl Machine {
 }
 
 impl Running {
-    /// Starts the listener, the background threads and an executor for each core, and waits until
+    /// Starts the listener, the worker threads and an executor for each core, and waits until
     /// every shard takes appends.
-    pub(crate) fn start(
+    pub(crate) async fn start(
         config: &NodeConfig,
         description: Description,
         setups: Vec<ShardSetup>,
@@ -266,13 +265,13 @@ impl Running {
             fenced: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         });
-        let thread = |name| Background::start(name).map_err(OpenError::io("starting a thread for", &config.data));
+        let thread = |name| Worker::start(name).map_err(OpenError::io("starting a thread for", &config.data));
         let (keeper, keeper_thread) = thread("towline-keep")?;
         let (filler, filler_thread) = thread("towline-fill")?;
         let mut running = Self {
             shared,
             executors: Vec::new(),
-            background: vec![(keeper.clone(), keeper_thread), (filler.clone(), filler_thread)],
+            workers: vec![(keeper.clone(), keeper_thread), (filler.clone(), filler_thread)],
             lock: Some(lock),
             listening,
         };
@@ -293,8 +292,8 @@ impl Running {
                 filler: filler.clone(),
             };
             let executor = rt::start_executor(&format!("towline-{number}"), cpus[number], io_memory, move || {
-                rt::keep_until_thread_ends(CoreGuard { node: setup.node.clone(), number });
-                rt::keep_until_thread_ends(ready.guard());
+                rt::keep_until_executor_ends(CoreGuard { node: setup.node.clone(), number });
+                rt::keep_until_executor_ends(ready.guard());
                 async move {
                     core::run(setup, ready).await;
                     rt::end_all().await;
@@ -305,14 +304,14 @@ impl Running {
         }
         drop((keeper, filler));
         for started in starting {
-            block_on(started)??;
+            started.await??;
         }
         Ok(running)
     }
 
     /// Stops: what was appended is written, waiters that are not committed are told so, the
-    /// folder is left clean. Blocks until all threads have ended.
-    pub(crate) fn stop(&mut self) {
+    /// folder is left clean. Resolves when all threads have ended, for which it blocks on the machine.
+    pub(crate) async fn stop(&mut self) {
         if self.shared.stopping.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -323,14 +322,14 @@ impl Running {
             waits.push(wait);
         }
         for executor in self.executors.drain(..) {
-            if let Err(e) = executor.join() {
+            if let Err(e) = executor.join().await {
                 tracing::error!("a core ended badly: {e}");
             }
         }
         drop(waits);
-        for (background, thread) in self.background.drain(..) {
-            background.end();
-            let _ = thread.join();
+        for (worker, thread) in self.workers.drain(..) {
+            worker.end();
+            thread.join().await;
         }
         self.lock = None;
     }
@@ -339,13 +338,13 @@ impl Running {
 /// Listens. A killed process's `io_uring` operations keep its listener open for a moment, as they do
 /// its files (see [`folder::lock`](crate::shard::wal::folder::lock)): a restart on the same port waits
 /// for that.
-fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+fn bind(addr: SocketAddr) -> io::Result<Listener> {
     let mut attempt = 0;
     loop {
-        match TcpListener::bind(addr) {
+        match Listener::bind(addr) {
             Err(e) if e.kind() == io::ErrorKind::AddrInUse && attempt < limits::RELEASE_ATTEMPTS => {
                 attempt += 1;
-                std::thread::sleep(limits::RELEASE_PAUSE);
+                rt::block_for(limits::RELEASE_PAUSE);
             }
             other => return other,
         }
@@ -370,7 +369,10 @@ fn cpus(config: &NodeConfig) -> Vec<Option<usize>> {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.stop();
+        // A simulated process that is gone takes its tasks with it.
+        if rt::on_machine() {
+            block_on(self.stop());
+        }
     }
 }
 

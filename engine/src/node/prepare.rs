@@ -1,12 +1,13 @@
 //! Opening a node's folder: the lock, what the machine must offer, and every shard's recovery.
 
-use std::fs;
 use std::path::Path;
 
 use towline_wire::handshake::NodeName;
 use towline_wire::{ShardId, SystemId};
 
 use crate::config::NodeConfig;
+use crate::rt;
+use crate::rt::disk::{self, File, OpenHow};
 use crate::shard::wal::direct;
 use crate::shard::wal::error::OpenError;
 use crate::shard::wal::folder;
@@ -26,6 +27,9 @@ const IO_MEMORY_MIN: u64 = 64 << 10;
 /// Checks what the machine must offer before an executor starts; returns the registered memory that
 /// each of them may have.
 pub(crate) fn check_machine(config: &NodeConfig, cores: usize) -> Result<usize, OpenError> {
+    if !rt::on_machine() {
+        return Ok(0);
+    }
     sys::probe_io_uring().map_err(|source| OpenError::IoUring { source })?;
     let limit = sys::memlock_limit().map_err(OpenError::io("reading the memlock limit of", "this process"))?;
     io_memory(config.io_memory_bytes as u64, cores, limit)
@@ -53,7 +57,7 @@ pub(crate) fn identity(data: &Path) -> Result<Option<OwnedSuperblock>, OpenError
 pub(crate) fn new_system(data: &Path) -> Result<SystemId, OpenError> {
     let mut system = SystemId::NONE;
     while system.is_none() {
-        sys::random(&mut system.0).map_err(OpenError::io("making a system id for", data))?;
+        rt::random(&mut system.0).map_err(OpenError::io("making a system id for", data))?;
     }
     Ok(system)
 }
@@ -68,7 +72,7 @@ pub(crate) fn open_shards(
     let data = &config.data;
     direct::check_folder(data)?;
     let made = data.join(MADE);
-    let is_made = made.exists();
+    let is_made = disk::exists(&made);
     if !is_made && identity(data)?.is_some_and(|s| s.floor_lsn.0 > 0 || s.term.0 > 1) {
         // Lost, but the log itself says that the node was whole once.
         tracing::warn!("{} is missing and made anew", made.display());
@@ -83,18 +87,24 @@ pub(crate) fn open_shards(
     let shards: Vec<ShardId> = (0..shard_count).map(ShardId).collect();
     let mut opened = Vec::with_capacity(shards.len());
     for group in shards.chunks(threads) {
+        let open_one = |shard: ShardId| {
+            let new = NewSlice { system, shard, shard_count, segment_bytes, name: rename };
+            if is_made && superblock_file::read(&folder::shard_folder(data, shard))?.is_none() {
+                return Err(OpenError::MissingShard {
+                    path: folder::shard_folder(data, shard).join("superblock"),
+                    shards: shard_count,
+                });
+            }
+            open::open(data, &new, config.in_flight_bytes_max())
+        };
+        if !rt::on_machine() {
+            for shard in group {
+                opened.push(open_one(*shard)?);
+            }
+            continue;
+        }
         let results: Vec<_> = std::thread::scope(|scope| {
-            let open_one = |shard: ShardId| {
-                let new = NewSlice { system, shard, shard_count, segment_bytes, name: rename };
-                if is_made && superblock_file::read(&folder::shard_folder(data, shard))?.is_none() {
-                    return Err(OpenError::MissingShard {
-                        path: folder::shard_folder(data, shard).join("superblock"),
-                        shards: shard_count,
-                    });
-                }
-                open::open(data, &new, config.in_flight_bytes_max())
-            };
-            let running: Vec<_> = group.iter().map(|shard| scope.spawn(move || open_one(*shard))).collect();
+            let running: Vec<_> = group.iter().map(|shard| scope.spawn(|| open_one(*shard))).collect();
             running.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
         });
         for slice in results {
@@ -102,9 +112,12 @@ pub(crate) fn open_shards(
         }
     }
     if !is_made {
-        fs::write(&made, b"every shard of this node was made\n").map_err(OpenError::io("writing", &made))?;
-        fs::File::open(&made).and_then(|f| f.sync_all()).map_err(OpenError::io("flushing", &made))?;
-        direct::sync_folder(data).map_err(OpenError::io("flushing the folder", data))?;
+        let how = OpenHow { write: true, create: true, ..OpenHow::default() };
+        let file = File::open(&made, how).map_err(OpenError::io("creating", &made))?;
+        let text = b"every shard of this node was made\n";
+        file.write_all_at(text, 0).map_err(OpenError::io("writing", &made))?;
+        file.sync_all().map_err(OpenError::io("flushing", &made))?;
+        disk::sync_folder(data).map_err(OpenError::io("flushing the folder", data))?;
     }
     Ok(opened)
 }

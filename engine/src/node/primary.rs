@@ -13,6 +13,7 @@ use super::{Command, Machine, Running, prepare};
 use crate::config::PrimaryConfig;
 use crate::protocol::gate::CommitGate;
 use crate::protocol::primary::Primary as PrimaryState;
+use crate::rt;
 use crate::shard::mesh::handle::Handle;
 use crate::shard::mesh::local::LocalShard;
 use crate::shard::mesh::ticket::block_on;
@@ -20,7 +21,6 @@ use crate::shard::wal::error::OpenError;
 use crate::shard::wal::folder;
 use crate::shard::wal::open::OpenedSlice;
 use crate::shard::{Role, ShardConfig};
-use crate::sys;
 use towline_wire::Term;
 
 /// A running primary. Dropping it stops it.
@@ -40,6 +40,19 @@ impl Primary {
     /// # Errors
     /// [`OpenError`] says what is wrong and what to do; nothing was served then.
     pub fn open(config: PrimaryConfig) -> Result<Self, OpenError> {
+        block_on(Self::start(config))
+    }
+
+    /// As [`Primary::open`], for a task of a simulated node.
+    ///
+    /// # Errors
+    /// As [`Primary::open`].
+    #[cfg(feature = "sim")]
+    pub async fn open_simulated(config: PrimaryConfig) -> Result<Self, OpenError> {
+        Self::start(config).await
+    }
+
+    async fn start(config: PrimaryConfig) -> Result<Self, OpenError> {
         let (names, need) = config.check()?;
         let lock = folder::lock(&config.node.data)?;
         let data = config.node.data.clone();
@@ -63,7 +76,11 @@ impl Primary {
             }
         }
         let newest = slices.iter().map(|s| s.superblock.term).max().unwrap_or(Term::ZERO);
-        let term = if config.promote { promoted_after(newest, &data)? } else { Term(newest.0 + 1) };
+        let term = if config.promote && !canary!(PromotedTermNotUnique) {
+            promoted_after(newest, &data)?
+        } else {
+            Term(newest.0 + u64::from(!canary!(TermNotBumped)).max(u64::from(newest == Term::ZERO)))
+        };
         for slice in &mut slices {
             begin_reign(slice, term)?;
         }
@@ -84,7 +101,7 @@ impl Primary {
             policy: config.commit.to_string(),
             replicas: config.replicas.clone(),
         };
-        let running = Running::start(&config.node, description, setups.collect(), machine, lock)?;
+        let running = Running::start(&config.node, description, setups.collect(), machine, lock).await?;
         Ok(Self { running })
     }
 
@@ -153,7 +170,13 @@ impl Primary {
     /// Stops: what was appended is written, waiters that are not committed are told, the folder is
     /// left clean. Blocks until all threads have ended.
     pub fn stop(mut self) {
-        self.running.stop();
+        block_on(self.running.stop());
+    }
+
+    /// As `stop`, for a task of a simulated node.
+    #[cfg(feature = "sim")]
+    pub async fn stop_simulated(mut self) {
+        self.running.stop().await;
     }
 }
 
@@ -172,7 +195,7 @@ fn begin_reign(slice: &mut OpenedSlice, term: Term) -> Result<(), OpenError> {
 /// 2^32, which no primary reaches by being started again, and ends in random bits.
 fn promoted_after(newest: Term, data: &std::path::Path) -> Result<Term, OpenError> {
     let mut random = [0; 4];
-    sys::random(&mut random).map_err(OpenError::io("making a term for", data))?;
+    rt::random(&mut random).map_err(OpenError::io("making a term for", data))?;
     // The upper half of the low bits stays free for starts.
     let low = u64::from(u32::from_le_bytes(random) >> 1);
     Ok(Term((((newest.0 >> 32) + 1) << 32) | low))

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use towline_wire::handshake::NodeName;
 use towline_wire::{Lsn, ShardId, SystemId};
@@ -11,15 +10,19 @@ use super::core::{MakeHandler, ShardSetup};
 use super::status::ShardStatus;
 use super::{Machine, Running, prepare};
 use crate::apply::{Apply, LogApply};
-use crate::client::{AppendOptions, Appender, ConnectOptions};
 use crate::config::ReplicaConfig;
-use crate::limits;
+use crate::oneshot;
 use crate::protocol::replica::Replica as ReplicaState;
+use crate::rt;
+use crate::shard::link::ask;
 use crate::shard::mesh::ticket::block_on;
 use crate::shard::wal::error::OpenError;
 use crate::shard::wal::folder;
 use crate::shard::wal::superblock_file::SuperblockFile;
 use crate::shard::{Role, ShardConfig};
+
+/// Registered memory of the executor that asks a primary.
+const ASK_IO_MEMORY: usize = 64 << 10;
 
 /// A running replica. Dropping it stops it.
 pub struct Replica {
@@ -54,11 +57,32 @@ impl Replica {
         H: Apply + 'static,
         F: Fn(ShardId) -> H + Send + Sync + 'static,
     {
+        block_on(Self::start(config, handler))
+    }
+
+    /// As [`Replica::open_with`], for a task of a simulated node.
+    ///
+    /// # Errors
+    /// As [`Replica::open_with`].
+    #[cfg(feature = "sim")]
+    pub async fn open_simulated<H, F>(config: ReplicaConfig, handler: F) -> Result<Self, OpenError>
+    where
+        H: Apply + 'static,
+        F: Fn(ShardId) -> H + Send + Sync + 'static,
+    {
+        Self::start(config, handler).await
+    }
+
+    async fn start<H, F>(config: ReplicaConfig, handler: F) -> Result<Self, OpenError>
+    where
+        H: Apply + 'static,
+        F: Fn(ShardId) -> H + Send + Sync + 'static,
+    {
         let name = config.check()?;
         let lock = folder::lock(&config.node.data)?;
         let data = config.node.data.clone();
         let (system, shards, segment_bytes) = match prepare::identity(&data)? {
-            None => ask_primary(&config.primary),
+            None => ask_primary(config.primary).await?,
             Some(s) if s.name != name && s.name != NodeName::NONE => {
                 let (on_disk, configured) = (s.name.to_string(), config.name);
                 return Err(OpenError::ReplicaName { path: data, on_disk, configured });
@@ -93,7 +117,7 @@ impl Replica {
             policy: String::new(),
             replicas: Vec::new(),
         };
-        let running = Running::start(&config.node, description, setups.collect(), machine, lock)?;
+        let running = Running::start(&config.node, description, setups.collect(), machine, lock).await?;
         Ok(Self { running })
     }
 
@@ -130,29 +154,24 @@ impl Replica {
     /// Stops: what was received is written, the folder is left clean. Blocks until all threads have
     /// ended.
     pub fn stop(mut self) {
-        self.running.stop();
+        block_on(self.running.stop());
+    }
+
+    /// As `stop`, for a task of a simulated node.
+    #[cfg(feature = "sim")]
+    pub async fn stop_simulated(mut self) {
+        self.running.stop().await;
     }
 }
 
 /// Asks a primary for its system, shards and segment size, until it answers.
-fn ask_primary(primary: &SocketAddr) -> (SystemId, u32, u64) {
-    let mut pause = limits::RECONNECT_MIN;
-    let mut said = String::new();
-    loop {
-        match Appender::open(&primary.to_string(), 0, AppendOptions::default(), &ConnectOptions::default()) {
-            Ok(appender) => {
-                let w = appender.welcome();
-                return (w.system, w.shard_count, w.segment_bytes);
-            }
-            Err(e) => {
-                let text = e.to_string();
-                if text != said {
-                    tracing::warn!(%primary, "waiting for the primary: {text}");
-                    said = text;
-                }
-            }
-        }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(500));
-    }
+async fn ask_primary(primary: SocketAddr) -> Result<(SystemId, u32, u64), OpenError> {
+    let (reply, answer) = oneshot::channel();
+    let asking = rt::start_executor("towline-ask", None, ASK_IO_MEMORY, move || async move {
+        reply.send(ask::ask(primary).await);
+    });
+    let asking = asking.map_err(|source| OpenError::IoUring { source })?;
+    let answer = answer.await?;
+    asking.join().await.map_err(OpenError::io("asking", primary.to_string()))?;
+    Ok(answer)
 }

@@ -122,7 +122,7 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
                     applied_lsn: at.applied,
                     lag_bytes: tail.since(at.flushed),
                     lag_records: inner.next_seq.0.saturating_sub(slot.applied_seq.0),
-                    lag_ms: behind.map_or(0.0, |us| crate::sys::wall_us().saturating_sub(us) as f64 / 1000.0),
+                    lag_ms: behind.map_or(0.0, |us| crate::rt::wall_us().saturating_sub(us) as f64 / 1000.0),
                     connects: slot.connects,
                     ack_received: Percentiles::of(&shard.ack_times.borrow()[n][0]),
                     ack_flushed: Percentiles::of(&shard.ack_times.borrow()[n][1]),

@@ -101,7 +101,8 @@ impl Pipeline {
         let batch = self.in_flight.iter_mut().find(|b| b.end == end && !b.done);
         batch.expect("a completion is of a batch in flight").done = true;
         let before = self.durable;
-        while let Some(front) = self.in_flight.front().filter(|b| b.done) {
+        while let Some(front) = self.in_flight.front().filter(|b| b.done || (canary!(DurableOverHole) && b.end <= end))
+        {
             (self.last_durable, self.durable) = (front.start, front.end);
             self.in_flight.pop_front();
         }

@@ -190,6 +190,12 @@ pub fn read_on(
             return Ok(ControlFlow::Break(()));
         }
     };
+    if canary!(RecoveryCutsOneMore) && out.batches > 1 && out.last_batch > facts.floor {
+        let (at, until) = (out.last_batch, out.end.lsn);
+        out.end.lsn = at;
+        out.tear = Some(Tear { at, until, reason });
+        return Ok(ControlFlow::Continue(()));
+    }
     out.tear = judge(source, facts, &out.end, reason)?;
     Ok(ControlFlow::Continue(()))
 }
@@ -218,6 +224,9 @@ fn unlinked(h: &BatchHeader, facts: &Facts, end: &LogEnd) -> Option<&'static str
         (h.first_seq() == end.next_seq, "first sequence"),
         (h.term() >= end.last_term && h.term() <= facts.term, "term"),
     ];
+    if canary!(RecycledBatchRead) {
+        return None;
+    }
     fits.into_iter().find(|(ok, _)| !ok).map(|(_, field)| field)
 }
 

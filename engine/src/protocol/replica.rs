@@ -210,7 +210,7 @@ impl Replica {
                 return Err(Violation::SegmentBytes { theirs: w.segment_bytes, ours: self.segment_bytes });
             }
         }
-        if w.term < self.term {
+        if w.term < self.term && !canary!(TermNotChecked) {
             return Err(Violation::StalePrimary { theirs: w.term, ours: self.term });
         }
         match w.verdict {
@@ -222,7 +222,11 @@ impl Replica {
                 let last_term_began = self.history.entries().last().map_or(Lsn::ZERO, |e| e.1);
                 let to = if to >= self.flushed { last_term_began } else { to };
                 let commit = self.committed();
-                if to < commit { Err(Violation::CutBelowCommit { to, commit }) } else { Ok(Plan::Cut { to }) }
+                if to < commit && !canary!(CutBelowCommit) {
+                    Err(Violation::CutBelowCommit { to, commit })
+                } else {
+                    Ok(Plan::Cut { to })
+                }
             }
             Verdict::NeedSnapshot { oldest } => Ok(Plan::NeedSnapshot { oldest }),
             Verdict::Client | Verdict::Refused(_) => Err(Violation::NotForReplica),
@@ -231,7 +235,7 @@ impl Replica {
 
     /// The welcome is followed and its term durable.
     pub fn follow(&mut self, w: &Welcome) {
-        assert!(w.term >= self.term);
+        assert!(w.term >= self.term || canary!(TermNotChecked));
         (self.system, self.shard_count, self.segment_bytes) = (w.system, w.shard_count, w.segment_bytes);
         if w.term > self.term {
             // What an older primary announced and this node never got is not this history's.
@@ -245,7 +249,8 @@ impl Replica {
 
     /// The log was cut.
     pub fn on_cut(&mut self, end: LogEnd) {
-        assert!(self.flushed == self.received && end.lsn <= self.flushed && end.lsn >= self.committed());
+        assert!(self.flushed == self.received && end.lsn <= self.flushed);
+        assert!(end.lsn >= self.committed() || canary!(CutBelowCommit));
         self.history.cut(end.lsn);
         (self.received, self.flushed, self.chain) = (end.lsn, end.lsn, end.chain);
         (self.next_seq, self.last_term) = (end.next_seq, end.last_term);
@@ -325,7 +330,7 @@ impl Replica {
         assert!(self.received >= self.flushed && self.flushed >= self.applied);
         Ack {
             received: self.received,
-            flushed: self.flushed,
+            flushed: if canary!(AckBeforeFlush) { self.received } else { self.flushed },
             applied: self.applied,
             applied_seq: self.applied_seq,
             echo_us,

@@ -17,7 +17,6 @@ use crate::protocol::builder::{BatchBuilder, buffer_for_encoded};
 use crate::protocol::gate::Waiter;
 use crate::protocol::policy::{CommitPolicy, Requirement};
 use crate::rt::{self, DmaBuf};
-use crate::sys;
 use crate::telemetry::Stage;
 use towline_wire::message::AckLevel;
 
@@ -223,7 +222,7 @@ impl Shard {
             lsn: start,
             first_seq: open.first_seq,
             record_count: 0,
-            timestamp_us: sys::wall_us(),
+            timestamp_us: rt::wall_us(),
             prev_chain,
             durable_lsn: durable,
             commit_lsn: commit,
@@ -263,6 +262,11 @@ impl Shard {
     pub(crate) fn submit(self: &Rc<Self>, inner: &mut Inner, batch: Rc<Batch>, closed_ns: u64) {
         inner.pipeline.write(batch.lsn, batch.end);
         inner.ring.push(batch.clone());
+        if canary!(OwnCopyInFlight)
+            && let Role::Primary(p) = &mut inner.role
+        {
+            p.gate.on_durable(batch.end);
+        }
         self.moved.notify();
         if self.segments.end().since(batch.end) < self.config.segments_ahead * self.config.segment_bytes {
             self.keep.notify();

@@ -50,11 +50,12 @@ async fn apply_all(shard: &Rc<Shard>, handler: &mut dyn Apply) -> Result<(), App
             return Ok(());
         }
         let limit = match deliver {
+            Deliver::Committed if canary!(ApplyUncommitted) => shard.durable(),
             Deliver::Committed => shard.committed(),
             Deliver::Flushed => shard.durable(),
         };
         let applied = shard.inner.borrow_mut().replica().applied();
-        if applied < cursor.next() {
+        if applied < cursor.next() && !canary!(ApplyForgetsCut) {
             // The log was cut below what the handler has.
             handler.cut(shard.id, applied)?;
             cursor = Cursor::new(shard, applied);

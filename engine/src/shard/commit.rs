@@ -21,6 +21,7 @@ impl Shard {
     pub(crate) fn on_written(self: &Rc<Self>, batch: &Rc<Batch>, closed_ns: u64, written: io::Result<u64>) {
         let writes = match written {
             Ok(writes) => writes,
+            Err(_) if canary!(WriteErrorIgnored) => 1,
             Err(e) => {
                 self.failed.set(true);
                 tracing::error!(shard = self.id.0, lsn = batch.lsn.0, "write failed, the shard stops: {e}");
@@ -48,7 +49,9 @@ impl Shard {
                 inner.trim_ring(self.config.live_window_bytes);
             }
         }
-        self.work.notify();
+        if !canary!(LostWakeup) {
+            self.work.notify();
+        }
         self.moved.notify();
     }
 

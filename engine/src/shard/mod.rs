@@ -11,6 +11,8 @@ pub(crate) mod lanes;
 pub(crate) mod link;
 pub(crate) mod mesh;
 pub(crate) mod wal;
+#[cfg(feature = "sim")]
+mod watched;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -179,7 +181,7 @@ impl Shard {
         };
         let ack_times = (0..slots).map(|_| std::array::from_fn(|_| telemetry::histogram())).collect();
         let pipeline = Pipeline::new(log.end, log.last_batch, config.write_depth, config.in_flight_bytes_max);
-        Rc::new(Self {
+        let shard = Rc::new(Self {
             id,
             inner: RefCell::new(Inner {
                 role,
@@ -213,8 +215,13 @@ impl Shard {
             arriving: Cell::new(0),
             watermark,
             next_link: Cell::new(1),
-        })
+        });
+        shard.be_watched();
+        shard
     }
+
+    #[cfg(not(feature = "sim"))]
+    fn be_watched(self: &Rc<Self>) {}
 
     /// A number for a new link.
     pub(crate) fn number_link(&self) -> u64 {

@@ -3,8 +3,6 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::TcpListener;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,25 +17,24 @@ use super::frames::{self, LinkError};
 use super::to_replica::refusal_text;
 use crate::limits;
 use crate::node::{Command, NodeShared};
-use crate::rt::{self, Pollable};
-use crate::sys;
+use crate::rt;
+use crate::rt::net::{Acceptor, Detached, Listener, Socket};
 
 /// Accepts until the node stops.
-pub(crate) async fn run(listener: TcpListener, node: Arc<NodeShared>) {
-    if let Err(e) = accept_all(&listener, &node).await {
+pub(crate) async fn run(listener: Listener, node: Arc<NodeShared>) {
+    let all = async { accept_all(listener.attach()?, &node).await };
+    if let Err(e) = all.await {
         tracing::error!("no more connections are accepted: {e}");
     }
 }
 
-async fn accept_all(listener: &TcpListener, node: &Arc<NodeShared>) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let readiness = Pollable::new(OwnedFd::from(listener.try_clone()?))?;
+async fn accept_all(listener: Acceptor, node: &Arc<NodeShared>) -> io::Result<()> {
     let handshakes = Rc::new(Cell::new(0));
     while !node.is_stopping() {
         let socket = match listener.accept() {
-            Ok((socket, _)) => socket,
+            Ok(socket) => socket,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                readiness.readable().await?;
+                listener.readable().await?;
                 continue;
             }
             // Out of descriptors, or the peer is gone already: neither ends the listener.
@@ -52,11 +49,10 @@ async fn accept_all(listener: &TcpListener, node: &Arc<NodeShared>) -> io::Resul
             drop(socket);
             continue;
         }
-        socket.set_nonblocking(true)?;
         handshakes.set(handshakes.get() + 1);
         let (node, handshakes) = (node.clone(), handshakes.clone());
         rt::spawn(async move {
-            if let Err(e) = handshake(socket.into(), &node).await {
+            if let Err(e) = handshake(socket, &node).await {
                 tracing::debug!("handshake: {e}");
             }
             handshakes.set(handshakes.get() - 1);
@@ -65,8 +61,8 @@ async fn accept_all(listener: &TcpListener, node: &Arc<NodeShared>) -> io::Resul
     Ok(())
 }
 
-async fn handshake(fd: OwnedFd, node: &Arc<NodeShared>) -> Result<(), LinkError> {
-    let conn = Conn::new(fd)?;
+async fn handshake(socket: Detached, node: &Arc<NodeShared>) -> Result<(), LinkError> {
+    let conn = Conn::new(Socket::attach(socket)?);
     let hello = match rt::timeout(limits::HANDSHAKE_TIMEOUT, read_hello(&conn)).await.unwrap_or(Err(LinkError::Idle)) {
         Ok(hello) => hello,
         Err(e) => {
@@ -96,7 +92,7 @@ async fn handshake(fd: OwnedFd, node: &Arc<NodeShared>) -> Result<(), LinkError>
     }
     node.connections.fetch_add(1, Ordering::Relaxed);
     let core = node.core_of(hello.shard);
-    core.send(Command::Connection(conn.into_fd(), Box::new(hello)));
+    core.send(Command::Connection(conn.detach(), Box::new(hello)));
     Ok(())
 }
 
@@ -132,7 +128,7 @@ async fn refuse(conn: &Conn, node: &NodeShared, cause: Refusal) -> Result<(), Li
         tail: Lsn::ZERO,
         commit_lsn: Lsn::ZERO,
         segment_bytes: node.segment_bytes,
-        time_us: sys::wall_us(),
+        time_us: rt::wall_us(),
         record_bytes_max: 0,
     };
     frames::send(conn, FrameKind::Welcome, 0, 0, &welcome.to_bytes()).await?;

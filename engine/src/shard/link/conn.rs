@@ -3,20 +3,19 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use crate::limits;
 use crate::notify::Changed;
-use crate::rt::{self, Pollable};
-use crate::sys;
+use crate::rt;
+use crate::rt::net::{Detached, Socket};
 
 /// A connection.
 #[derive(Debug)]
 pub(crate) struct Conn {
-    socket: Pollable,
+    socket: Socket,
     turns: Turns,
     /// A send was given up half way: what follows would be taken for the rest of its frame.
     torn: Cell<bool>,
@@ -34,12 +33,11 @@ pub(crate) struct Conn {
 }
 
 impl Conn {
-    /// Takes a connected, non-blocking socket.
-    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        sys::set_nodelay(fd.as_raw_fd())?;
+    /// Takes a connected socket.
+    pub(crate) fn new(socket: Socket) -> Self {
         let now = rt::now_ns();
-        Ok(Self {
-            socket: Pollable::new(fd)?,
+        Self {
+            socket,
             turns: Turns::default(),
             torn: Cell::new(false),
             heard_ns: Cell::new(now),
@@ -50,33 +48,31 @@ impl Conn {
             send_calls: Cell::new(0),
             receive_calls: Cell::new(0),
             sent_bytes: Cell::new(0),
-        })
+        }
     }
 
     /// Connects.
     pub(crate) async fn connect(addr: &SocketAddr) -> io::Result<Self> {
-        let socket = Pollable::new(sys::start_connect(addr)?)?;
-        rt::timeout(limits::CONNECT_TIMEOUT, socket.writable())
+        rt::timeout(limits::CONNECT_TIMEOUT, Socket::connect(addr))
             .await
-            .unwrap_or_else(|| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer to the connect")))?;
-        sys::connect_result(socket.as_raw_fd())?;
-        Self::new(socket.into_inner())
+            .unwrap_or_else(|| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer to the connect")))
+            .map(Self::new)
     }
 
     /// Takes the socket back, to hand it to another core.
-    pub(crate) fn into_fd(self) -> OwnedFd {
-        self.socket.into_inner()
+    pub(crate) fn detach(self) -> Detached {
+        self.socket.detach()
     }
 
     /// Ends the connection: everybody who waits on it wakes up.
     pub(crate) fn close(&self) {
-        sys::shutdown(self.socket.as_raw_fd());
+        self.socket.shutdown();
     }
 
     /// Sends no more, and throws away what still comes until the peer closes too, or for a moment: a
     /// socket that is closed with unread bytes is reset, and the peer may never read what was sent.
     pub(crate) async fn drain(&self) {
-        sys::shutdown_send(self.socket.as_raw_fd());
+        self.socket.shutdown_send();
         let mut bytes = vec![0; 64 << 10];
         let all = async { while !matches!(self.receive(&mut bytes, &mut []).await, Ok(0) | Err(_)) {} };
         let _ = rt::timeout(limits::DRAIN_TIMEOUT, all).await;
@@ -110,31 +106,22 @@ impl Conn {
     }
 
     async fn send_now(&self, pieces: &[&[u8]]) -> io::Result<()> {
-        let mut vectors: [libc::iovec; PIECES_MAX] = [sys::piece(&[]); PIECES_MAX];
+        let mut vectors = [IoSlice::new(&[]); PIECES_MAX];
         assert!(pieces.len() <= PIECES_MAX);
         let mut total = 0;
         for (vector, piece) in vectors.iter_mut().zip(pieces) {
-            *vector = sys::piece(piece);
+            *vector = IoSlice::new(piece);
             total += piece.len();
         }
         let mut rest = &mut vectors[..pieces.len()];
         self.sent_bytes.set(self.sent_bytes.get() + total as u64);
         while total > 0 {
             self.send_calls.set(self.send_calls.get() + 1);
-            match sys::send(self.socket.as_raw_fd(), rest) {
-                Ok(mut sent) => {
+            match self.socket.send(rest) {
+                Ok(sent) => {
                     total -= sent;
                     self.said_ns.set(rt::now_ns());
-                    while sent > 0 {
-                        let first = &mut rest[0];
-                        if sent < first.iov_len {
-                            first.iov_base = first.iov_base.wrapping_byte_add(sent);
-                            first.iov_len -= sent;
-                            break;
-                        }
-                        sent -= first.iov_len;
-                        rest = &mut rest[1..];
-                    }
+                    IoSlice::advance_slices(&mut rest, sent);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     rt::timeout(limits::WRITE_TIMEOUT, self.socket.writable())
@@ -179,7 +166,7 @@ impl Conn {
     async fn receive_some(&self, first: &mut [u8], second: &mut [u8], need: usize) -> io::Result<usize> {
         loop {
             self.receive_calls.set(self.receive_calls.get() + 1);
-            match sys::receive(self.socket.as_raw_fd(), first, second) {
+            match self.socket.receive(first, second) {
                 Ok(n) => {
                     self.heard_ns.set(rt::now_ns());
                     return Ok(n);
@@ -198,7 +185,7 @@ impl Conn {
         // A few bytes more or less are not worth a system call.
         let change = low_water > 2 * self.low_water.get() || low_water < self.low_water.get();
         if change {
-            sys::set_receive_low_water(self.socket.as_raw_fd(), low_water)?;
+            self.socket.set_low_water(low_water)?;
             self.low_water.set(low_water);
         }
         self.waiting_ns.set(rt::now_ns());

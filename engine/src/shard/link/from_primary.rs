@@ -18,19 +18,18 @@ use super::lookahead::Lookahead;
 use super::to_replica::refusal_text;
 use crate::limits;
 use crate::protocol::replica::Plan;
+use crate::rt::worker::Worker;
 use crate::rt::{self, DmaBuf};
 use crate::shard::Shard;
-use crate::shard::wal::background::Background;
 use crate::shard::wal::keep::LiveSuperblock;
 use crate::shard::wal::open;
 use crate::shard::wal::ring::Batch;
-use crate::sys;
 
 /// Follows the primary until the shard stops.
 pub(crate) struct Follower {
     pub(crate) shard: Rc<Shard>,
     pub(crate) superblock: Rc<LiveSuperblock>,
-    pub(crate) filler: Background,
+    pub(crate) filler: Worker,
     pub(crate) name: NodeName,
     pub(crate) primary: SocketAddr,
 }
@@ -101,7 +100,7 @@ impl Follower {
         };
         match plan {
             Plan::Follow { term } => {
-                if self.superblock.current().term < term {
+                if self.superblock.current().term < term && !canary!(PromiseNotDurable) {
                     // The promise to follow nobody older is durable before anything is taken.
                     let promised = self.superblock.persist(|s| s.term = term).await;
                     self.must(promised)?;
@@ -343,7 +342,7 @@ fn closed(e: io::Error) -> LinkError {
 fn jitter(pause: Duration) -> Duration {
     let mut random = [0];
     // Without randomness every replica comes back at the same moment, no worse.
-    let _ = sys::random(&mut random);
+    let _ = rt::random(&mut random);
     pause.mul_f64(0.5 + f64::from(random[0]) / 256.0)
 }
 

@@ -5,6 +5,7 @@
 //! tasks of each kind of connection.
 
 pub(crate) mod accept;
+pub(crate) mod ask;
 pub(crate) mod client;
 pub(crate) mod conn;
 pub(crate) mod frames;

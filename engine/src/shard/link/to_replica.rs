@@ -19,7 +19,6 @@ use crate::shard::Shard;
 use crate::shard::wal::cursor::{Cursor, CursorError, position_at};
 use crate::shard::wal::keep::LiveSuperblock;
 use crate::shard::wal::ring::Batch;
-use crate::sys;
 use crate::telemetry::Stage;
 
 /// Live batches whose acks are timed; what is further back is not.
@@ -50,7 +49,7 @@ pub(crate) fn welcome(shard: &Shard, verdict: Verdict) -> Welcome {
         tail: inner.tail(),
         commit_lsn: inner.committed(),
         segment_bytes: shard.config.segment_bytes,
-        time_us: sys::wall_us(),
+        time_us: rt::wall_us(),
         record_bytes_max: shard.config.record_bytes_max as u64,
     }
 }
@@ -63,7 +62,7 @@ pub(crate) fn heartbeat(shard: &Shard) -> Heartbeat {
         tail: inner.tail(),
         tail_seq: inner.next_seq,
         commit_lsn: inner.committed(),
-        time_us: sys::wall_us(),
+        time_us: rt::wall_us(),
     }
 }
 

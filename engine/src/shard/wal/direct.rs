@@ -1,15 +1,13 @@
 //! Direct files for blocking threads: aligned buffers, whole writes, and the check that a folder
 //! can do direct I/O at all.
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use towline_wire::BLOCK;
 
 use super::error::OpenError;
-use crate::sys;
+use crate::rt::disk::{self, File, OpenHow};
 
 /// Bytes on an aligned address, without unsafe code: a little more is taken and the front skipped.
 #[derive(Debug)]
@@ -43,13 +41,12 @@ impl AsMut<[u8]> for AlignedBuf {
 
 /// Opens for direct I/O. With `durable`, a completed write is on the device.
 pub(crate) fn open(path: &Path, create: bool, durable: bool) -> io::Result<File> {
-    let flags = libc::O_DIRECT | if durable { libc::O_DSYNC } else { 0 };
-    OpenOptions::new().read(true).write(true).create_new(create).custom_flags(flags).open(path)
+    File::open(path, OpenHow { write: true, create, must_be_new: true, direct: true, durable })
 }
 
 /// Opens for direct reading.
 pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path)
+    File::open(path, OpenHow { direct: true, ..OpenHow::default() })
 }
 
 /// Makes a file of `len` zeros that is on the device, blocks and all.
@@ -64,18 +61,13 @@ pub(crate) fn write_zeros(file: &File, from: u64, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the names in a folder durable.
-pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
 /// Checks that a folder's file system can do what the log needs.
 pub(crate) fn check_folder(path: &Path) -> Result<(), OpenError> {
     let probe = path.join("direct-io-probe.tmp");
     // A probe that a crash left behind is of no use to anybody.
-    let _ = std::fs::remove_file(&probe);
+    let _ = disk::remove(&probe);
     let result = probe_file(path, &probe);
-    let _ = std::fs::remove_file(&probe);
+    let _ = disk::remove(&probe);
     result
 }
 
@@ -86,7 +78,7 @@ fn probe_file(path: &Path, probe: &Path) -> Result<(), OpenError> {
         }
         other => other.map_err(OpenError::io("creating", probe))?,
     };
-    if let Some(a) = sys::direct_alignment(&file).map_err(OpenError::io("asking for the alignment of", path))? {
+    if let Some(a) = file.direct_alignment().map_err(OpenError::io("asking for the alignment of", path))? {
         if a.offset == 0 || a.memory == 0 {
             let source = io::Error::from(io::ErrorKind::Unsupported);
             return Err(OpenError::NoDirectIo { path: path.into(), source });

@@ -1,13 +1,14 @@
 //! The layout of a node's folder: names, the lock, and the list of segments.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use towline_wire::{Lsn, ShardId};
 
 use super::error::OpenError;
 use crate::limits;
+use crate::rt;
+use crate::rt::disk::{self, File, OpenHow};
 
 /// Holds the folder for this process until it is dropped.
 #[derive(Debug)]
@@ -18,37 +19,27 @@ pub(crate) struct FolderLock(#[allow(dead_code, reason = "held for its drop")] F
 /// A killed process's `io_uring` operations keep its files open for a moment, so the lock is tried
 /// for a second before it counts as held by somebody (as `TigerBeetle` does).
 pub(crate) fn lock(data: &Path) -> Result<FolderLock, OpenError> {
-    fs::create_dir_all(data).map_err(OpenError::io("making the folder", data))?;
+    disk::create_dir_all(data).map_err(OpenError::io("making the folder", data))?;
     let path = data.join("towline.lock");
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(OpenError::io("opening", &path))?;
+    let how = OpenHow { write: true, create: true, ..OpenHow::default() };
+    let file = File::open(&path, how).map_err(OpenError::io("opening", &path))?;
     for attempt in 0.. {
-        match file.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::WouldBlock) if attempt < limits::RELEASE_ATTEMPTS => {
-                std::thread::sleep(limits::RELEASE_PAUSE)
-            }
-            Err(TryLockError::WouldBlock) => {
-                let mut pid = String::new();
-                let _ = file.read_to_string(&mut pid);
-                let pid = pid.trim();
-                let by = if pid.is_empty() { String::new() } else { format!(" (pid {pid})") };
-                return Err(OpenError::Locked { path: data.into(), by });
-            }
-            Err(TryLockError::Error(e)) => return Err(OpenError::io("locking", &path)(e)),
+        if file.try_lock().map_err(OpenError::io("locking", &path))? {
+            break;
         }
+        if attempt == limits::RELEASE_ATTEMPTS {
+            let pid = disk::read(&path).ok().and_then(|pid| String::from_utf8(pid).ok()).unwrap_or_default();
+            let pid = pid.trim();
+            let by = if pid.is_empty() { String::new() } else { format!(" (pid {pid})") };
+            return Err(OpenError::Locked { path: data.into(), by });
+        }
+        rt::block_for(limits::RELEASE_PAUSE);
     }
-    let write = |file: &mut File| -> io::Result<()> {
+    let write = || -> io::Result<()> {
         file.set_len(0)?;
-        file.rewind()?;
-        writeln!(file, "{}", std::process::id())
+        file.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)
     };
-    write(&mut file).map_err(OpenError::io("writing", &path))?;
+    write().map_err(OpenError::io("writing", &path))?;
     Ok(FolderLock(file))
 }
 
@@ -70,12 +61,8 @@ pub(crate) fn segment_path(segments: &Path, start: Lsn) -> PathBuf {
 /// The shards that have a folder here, in order.
 pub(crate) fn shards(data: &Path) -> Result<Vec<ShardId>, OpenError> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(data).map_err(OpenError::io("reading the folder", data))? {
-        let entry = entry.map_err(OpenError::io("reading the folder", data))?;
-        let name = entry.file_name();
-        if let Some(n) = name.to_str().and_then(|n| n.strip_prefix("shard-")?.parse().ok()) {
-            found.push(ShardId(n));
-        }
+    for name in disk::names(data).map_err(OpenError::io("reading the folder", data))? {
+        found.extend(name.strip_prefix("shard-").and_then(|n| n.parse().ok()).map(ShardId));
     }
     found.sort_unstable();
     Ok(found)
@@ -84,10 +71,8 @@ pub(crate) fn shards(data: &Path) -> Result<Vec<ShardId>, OpenError> {
 /// The segments that are there, in order of their first LSN.
 pub(crate) fn list_segments(segments: &Path) -> Result<Vec<Lsn>, OpenError> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(segments).map_err(OpenError::io("reading the folder", segments))? {
-        let path = entry.map_err(OpenError::io("reading the folder", segments))?.path();
-        if let Some(name) = path.file_name().and_then(|n| n.to_str())
-            && let Some(hex) = name.strip_suffix(".wal").filter(|h| h.len() == 16)
+    for name in disk::names(segments).map_err(OpenError::io("reading the folder", segments))? {
+        if let Some(hex) = name.strip_suffix(".wal").filter(|h| h.len() == 16)
             && let Ok(start) = u64::from_str_radix(hex, 16)
         {
             found.push(Lsn(start));
@@ -99,10 +84,10 @@ pub(crate) fn list_segments(segments: &Path) -> Result<Vec<Lsn>, OpenError> {
 
 /// Removes files that a crash left half made.
 pub(crate) fn remove_half_made(segments: &Path) -> Result<(), OpenError> {
-    for entry in fs::read_dir(segments).map_err(OpenError::io("reading the folder", segments))? {
-        let path = entry.map_err(OpenError::io("reading the folder", segments))?.path();
-        if path.extension().is_some_and(|e| e == "tmp") {
-            fs::remove_file(&path).map_err(OpenError::io("removing", &path))?;
+    for name in disk::names(segments).map_err(OpenError::io("reading the folder", segments))? {
+        if name.ends_with(".tmp") {
+            let path = segments.join(name);
+            disk::remove(&path).map_err(OpenError::io("removing", &path))?;
         }
     }
     Ok(())

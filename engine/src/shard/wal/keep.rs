@@ -1,9 +1,8 @@
 //! Keeping a slice in order beside the commit path: segments ready ahead of the log's end, old ones
 //! used again, the superblock's floor not too far behind. Everything that blocks runs on a
-//! background thread.
+//! worker thread.
 
 use std::cell::RefCell;
-use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -11,7 +10,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use towline_wire::{BLOCK, BatchHeader, Lsn};
 
-use super::background::Background;
 use super::direct;
 use super::error::OpenError;
 use super::folder;
@@ -19,6 +17,8 @@ use super::superblock_file::{OwnedSuperblock, SuperblockFile};
 use crate::config::Retain;
 use crate::limits;
 use crate::rt;
+use crate::rt::disk;
+use crate::rt::worker::Worker;
 use crate::shard::{Role, Shard};
 
 /// The superblock of a live shard: changed in memory first, then on the device, in order.
@@ -26,12 +26,12 @@ use crate::shard::{Role, Shard};
 pub(crate) struct LiveSuperblock {
     current: RefCell<OwnedSuperblock>,
     file: Arc<Mutex<SuperblockFile>>,
-    background: Background,
+    worker: Worker,
 }
 
 impl LiveSuperblock {
-    pub(crate) fn new(current: OwnedSuperblock, file: SuperblockFile, background: Background) -> Rc<Self> {
-        Rc::new(Self { current: RefCell::new(current), file: Arc::new(Mutex::new(file)), background })
+    pub(crate) fn new(current: OwnedSuperblock, file: SuperblockFile, worker: Worker) -> Rc<Self> {
+        Rc::new(Self { current: RefCell::new(current), file: Arc::new(Mutex::new(file)), worker })
     }
 
     /// What it says now.
@@ -47,7 +47,7 @@ impl LiveSuperblock {
             current.clone()
         };
         let file = self.file.clone();
-        self.background.call(move || file.lock().unwrap_or_else(PoisonError::into_inner).write(&mut next)).await?
+        self.worker.call(move || file.lock().unwrap_or_else(PoisonError::into_inner).write(&mut next)).await?
     }
 
     /// Takes over where a shard's log stands: its floor, what is committed, where terms began.
@@ -67,7 +67,7 @@ pub(crate) struct Keeper {
     pub(crate) shard: Rc<Shard>,
     pub(crate) superblock: Rc<LiveSuperblock>,
     /// Zero-fills and renames.
-    pub(crate) filler: Background,
+    pub(crate) filler: Worker,
     /// Files that may be used again.
     pub(crate) spare: Vec<PathBuf>,
 }
@@ -157,12 +157,12 @@ impl Keeper {
             let folder = folder.clone();
             move || {
                 for path in extra {
-                    match fs::remove_file(path) {
+                    match disk::remove(&path) {
                         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                         _ => {}
                     }
                 }
-                direct::sync_folder(&folder)
+                disk::sync_folder(&folder)
             }
         });
         removed.await?.map_err(OpenError::io("removing spare segments of", folder))
@@ -206,6 +206,9 @@ impl Keeper {
                 Role::Replica(r) => r.history.trim(boundary),
             }
         }
+        if canary!(TrimBeforeSuperblock) {
+            self.spare_below(keep_from).await;
+        }
         let commit = self.shard.committed();
         self.superblock
             .persist(|s| {
@@ -214,11 +217,15 @@ impl Keeper {
                 s.floor_lsn = s.floor_lsn.max(boundary);
             })
             .await?;
+        self.spare_below(keep_from).await;
+        Ok(())
+    }
+
+    async fn spare_below(&mut self, keep_from: Lsn) {
         while self.shard.segments.first() < keep_from {
             self.spare.push(folder::segment_path(self.shard.segments.folder(), self.shard.segments.first()));
             self.shard.segments.pop().await;
         }
-        Ok(())
     }
 
     /// Up to where the log may go: never the last durable batch, never what the retention keeps,
@@ -274,10 +281,10 @@ fn make_segment(
     bytes: u64,
 ) -> io::Result<()> {
     if let Some(spare) = spare {
-        fs::rename(spare, target)?;
+        disk::rename(&spare, target)?;
     } else {
         let making = target.with_extension("tmp");
-        let _ = fs::remove_file(&making);
+        let _ = disk::remove(&making);
         let fill = || -> io::Result<()> {
             let file = direct::open(&making, true, false)?;
             direct::write_zeros(&file, 0, bytes)?;
@@ -285,10 +292,10 @@ fn make_segment(
         };
         if let Err(e) = fill() {
             // Half a segment is of no use and holds space that somebody may be waiting for.
-            let _ = fs::remove_file(&making);
+            let _ = disk::remove(&making);
             return Err(e);
         }
-        fs::rename(&making, target)?;
+        disk::rename(&making, target)?;
     }
-    direct::sync_folder(folder)
+    if canary!(SegmentNameNotSynced) { Ok(()) } else { disk::sync_folder(folder) }
 }

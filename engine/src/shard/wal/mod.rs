@@ -3,9 +3,8 @@
 //! Comes in: closed batches, positions to read from. Goes out: completions, bytes by LSN.
 //! [`open`](fn@open::open) recovers a slice with plain blocking calls before any executor runs; [`live`] writes and
 //! reads it on its core afterwards; what would block a core (zero-filling, renames, superblocks) is
-//! done by [`background`] threads.
+//! done by [`crate::rt::worker`] threads.
 
-pub(crate) mod background;
 pub(crate) mod cursor;
 pub(crate) mod direct;
 pub(crate) mod error;

@@ -1,8 +1,6 @@
 //! Opening a slice: superblock, segments, recovery, and the removal of what a crash left half
 //! done. Blocking; runs before any executor.
 
-use std::fs;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -18,6 +16,7 @@ use crate::limits;
 use crate::protocol::history::History;
 use crate::protocol::recovery::{Facts, Recovered, RecoveryError, recover};
 use crate::protocol::replica::LogEnd;
+use crate::rt::disk::{self, File, OpenHow};
 
 /// A slice that is whole and ready to be written.
 #[derive(Debug)]
@@ -69,9 +68,9 @@ pub(crate) fn fresh(new: &NewSlice) -> OwnedSuperblock {
 pub(crate) fn open(data: &std::path::Path, new: &NewSlice, in_flight_bytes_max: u64) -> Result<OpenedSlice, OpenError> {
     let shard_folder = folder::shard_folder(data, new.shard);
     let segments_folder = folder::segments_folder(&shard_folder);
-    fs::create_dir_all(&segments_folder).map_err(OpenError::io("making the folder", &segments_folder))?;
+    disk::create_dir_all(&segments_folder).map_err(OpenError::io("making the folder", &segments_folder))?;
     for path in [data, &shard_folder] {
-        direct::sync_folder(path).map_err(OpenError::io("flushing the folder", path))?;
+        disk::sync_folder(path).map_err(OpenError::io("flushing the folder", path))?;
     }
     folder::remove_half_made(&segments_folder)?;
     let mut superblock = superblock_file::read(&shard_folder)?.unwrap_or_else(|| fresh(new));
@@ -103,7 +102,7 @@ pub(crate) fn open(data: &std::path::Path, new: &NewSlice, in_flight_bytes_max: 
     }
     // A term that was begun and lost its tail is not part of this history.
     history.cut(recovered.end.lsn);
-    if let Some(tear) = &recovered.tear {
+    if let Some(tear) = recovered.tear.as_ref().filter(|_| !canary!(TornTailLeft)) {
         zero(&source, tear.at, tear.until)?;
         tracing::warn!(shard = new.shard.0, at = tear.at.0, until = tear.until.0, reason = %tear.reason, "cut a torn tail");
     }
@@ -210,7 +209,8 @@ pub(crate) fn cut(
     let side = segments_folder.with_file_name(name);
     let mut save = || -> std::io::Result<()> {
         use crate::protocol::recovery::LogSource;
-        let file = fs::File::create(&side)?;
+        let file = File::open(&side, OpenHow { write: true, create: true, ..OpenHow::default() })?;
+        file.set_len(0)?;
         let mut at = new_end.lsn;
         while at < end {
             let len = (end.since(at) as usize).min(limits::READ_CHUNK_BYTES);
@@ -219,7 +219,7 @@ pub(crate) fn cut(
             at = Lsn(at.0 + len as u64);
         }
         file.sync_all()?;
-        direct::sync_folder(side.parent().expect("it has one"))
+        disk::sync_folder(side.parent().expect("it has one"))
     };
     save().map_err(OpenError::io("saving the cut tail to", &side))?;
     // From the back, header by header: whenever a crash comes, what is left is a whole log that ends

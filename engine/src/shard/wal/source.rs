@@ -1,8 +1,6 @@
 //! Reading a slice with blocking direct reads, by LSN: for recovery, verification and dumps.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use towline_wire::{BLOCK, Lsn};
@@ -12,6 +10,7 @@ use super::error::OpenError;
 use super::folder;
 use crate::limits;
 use crate::protocol::recovery::LogSource;
+use crate::rt::disk::{self, File, OpenHow};
 
 /// The segments of a slice, in order and without gaps, and a window over them.
 #[derive(Debug)]
@@ -47,7 +46,7 @@ impl SegmentSource {
                 return Err(OpenError::MissingSegment { path: folder::segment_path(folder, next), lsn: next });
             }
             let file = open_to_read(&path).map_err(OpenError::io("opening", &path))?;
-            let bytes = file.metadata().map_err(OpenError::io("reading the size of", &path))?.len();
+            let bytes = file.len().map_err(OpenError::io("reading the size of", &path))?;
             if bytes != segment_bytes {
                 return Err(OpenError::SegmentSize { path, bytes, expected: segment_bytes });
             }
@@ -61,7 +60,7 @@ impl SegmentSource {
             return Err(OpenError::MissingSegment { path: folder::segment_path(folder, next), lsn: next });
         }
         if sync {
-            direct::sync_folder(folder).map_err(OpenError::io("flushing the folder", folder))?;
+            disk::sync_folder(folder).map_err(OpenError::io("flushing the folder", folder))?;
         }
         Ok(Self {
             folder: folder.into(),
@@ -105,7 +104,7 @@ impl SegmentSource {
 fn open_to_read(path: &Path) -> io::Result<File> {
     match direct::open_to_read(path) {
         // A copy on a file system without direct I/O can still be read.
-        Err(e) if e.kind() == io::ErrorKind::InvalidInput => File::open(path),
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => File::open(path, OpenHow::default()),
         other => other,
     }
 }

@@ -1,9 +1,6 @@
-//! The runtime: the one module that names glommio, so that it can be swapped.
-//!
-//! It offers executors pinned to cores, local tasks and timers, direct files, buffers for them, and
-//! readiness of sockets. Nothing here knows what a batch is.
+//! glommio: the one module that names it, so that it can be swapped. What is offered, and what it
+//! promises, stands in [`super`].
 
-use std::any::Any;
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
@@ -32,16 +29,6 @@ where
 {
     let placement = cpu.map_or(Placement::Unbound, Placement::Fixed);
     LocalExecutorBuilder::new(placement).name(name).io_memory(io_memory).spawn(main).map_err(io::Error::from)
-}
-
-thread_local! {
-    static AT_END: RefCell<Vec<Box<dyn Any>>> = RefCell::default();
-}
-
-/// Keeps `what` until this thread ends, and drops it then, however it ends: after a panic the
-/// runtime forgets its tasks with all that they hold.
-pub(crate) fn keep_until_thread_ends(what: impl Any) {
-    AT_END.with_borrow_mut(|kept| kept.push(Box::new(what)));
 }
 
 /// What is known of a task that was started.
@@ -128,11 +115,11 @@ pub(crate) async fn end_all() {
 }
 
 /// A task that can be cancelled: dropping it does.
-pub(crate) struct Task(#[allow(dead_code, reason = "held for its drop")] glommio::Task<()>);
+pub(crate) type Task = glommio::Task<()>;
 
 /// Runs a task on this executor until it ends or its handle is dropped.
 pub(crate) fn spawn_scoped(task: impl Future<Output = ()> + 'static) -> Task {
-    Task(glommio::spawn_local(task))
+    glommio::spawn_local(task)
 }
 
 /// Resolves after `pause`.
@@ -158,17 +145,9 @@ pub(crate) fn now_ns() -> u64 {
     START.get_or_init(Instant::now).elapsed().as_nanos() as u64 + 1
 }
 
-/// Runs `future`, or gives up after `limit`.
-pub(crate) async fn timeout<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
-    let mut future = std::pin::pin!(future);
-    let mut timer = std::pin::pin!(glommio::timer::Timer::new(limit));
-    std::future::poll_fn(|cx| {
-        if let std::task::Poll::Ready(out) = future.as_mut().poll(cx) {
-            return std::task::Poll::Ready(Some(out));
-        }
-        timer.as_mut().poll(cx).map(|_| None)
-    })
-    .await
+/// Ready after `limit`.
+pub(crate) fn timer(limit: Duration) -> impl Future {
+    glommio::timer::Timer::new(limit)
 }
 
 /// A buffer that the device can read from and write to directly: aligned, from this executor's

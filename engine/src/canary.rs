@@ -1,0 +1,94 @@
+//! Deliberate bugs, to show that the simulator can fail. Present with the feature `sim` only, and
+//! off unless a run of the simulator switches one on for its thread.
+
+use std::cell::Cell;
+
+/// A deliberate bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Canary {
+    /// A replica acknowledges as flushed what it has only received.
+    AckBeforeFlush,
+    /// A primary counts its own copy as durable when the write has only begun.
+    OwnCopyInFlight,
+    /// The gate takes `received` for `flushed`.
+    ReceivedAsFlushed,
+    /// A completed write counts as durable although one before it is still in flight.
+    DurableOverHole,
+    /// A failed write is taken for a good one.
+    WriteErrorIgnored,
+    /// The rest of a short write is not written.
+    ShortWriteIgnored,
+    /// Recovery cuts the last whole batch too.
+    RecoveryCutsOneMore,
+    /// Recovery does not look whether a batch continues the log: recycled bytes read as live.
+    RecycledBatchRead,
+    /// A torn tail is not overwritten with zeros.
+    TornTailLeft,
+    /// A replica follows a primary of an older term.
+    TermNotChecked,
+    /// A start does not bump the term.
+    TermNotBumped,
+    /// A promoted node takes the next term, as a start does.
+    PromotedTermNotUnique,
+    /// A primary streams from where the replica ends, whatever it holds there.
+    ChainNotCompared,
+    /// A primary takes an ack for what it has not sent.
+    AckAboveSentTaken,
+    /// A replica cuts what it knows to be committed.
+    CutBelowCommit,
+    /// A handler is given what is not known to be committed.
+    ApplyUncommitted,
+    /// After a cut the handler goes on as if nothing had happened.
+    ApplyForgetsCut,
+    /// Whoever waits for room on the device is not woken when a write is done.
+    LostWakeup,
+    /// The superblock is always written to the same copy.
+    SuperblockInPlace,
+    /// A new segment's name is not made durable.
+    SegmentNameNotSynced,
+    /// Segments are used again before the superblock says that their log is gone.
+    TrimBeforeSuperblock,
+    /// A replica promises to follow a newer term in memory only.
+    PromiseNotDurable,
+}
+
+impl Canary {
+    /// All of them.
+    pub const ALL: [Self; 22] = [
+        Self::AckBeforeFlush,
+        Self::OwnCopyInFlight,
+        Self::ReceivedAsFlushed,
+        Self::DurableOverHole,
+        Self::WriteErrorIgnored,
+        Self::ShortWriteIgnored,
+        Self::RecoveryCutsOneMore,
+        Self::RecycledBatchRead,
+        Self::TornTailLeft,
+        Self::TermNotChecked,
+        Self::TermNotBumped,
+        Self::PromotedTermNotUnique,
+        Self::ChainNotCompared,
+        Self::AckAboveSentTaken,
+        Self::CutBelowCommit,
+        Self::ApplyUncommitted,
+        Self::ApplyForgetsCut,
+        Self::LostWakeup,
+        Self::SuperblockInPlace,
+        Self::SegmentNameNotSynced,
+        Self::TrimBeforeSuperblock,
+        Self::PromiseNotDurable,
+    ];
+}
+
+thread_local! {
+    static ON: Cell<Option<Canary>> = const { Cell::new(None) };
+}
+
+/// Switches one on for this thread, or all off.
+pub fn set(canary: Option<Canary>) {
+    ON.set(canary);
+}
+
+pub(crate) fn is(canary: Canary) -> bool {
+    ON.get() == Some(canary)
+}

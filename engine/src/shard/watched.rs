@@ -1,0 +1,47 @@
+//! Where a shard stands, for a simulator's checks between any two steps.
+
+use std::rc::Rc;
+
+use super::{Role, Shard};
+use crate::protocol::primary::Slot;
+use crate::rt::world::{self, ShardView};
+
+impl Shard {
+    /// Lets the world of this thread look at the shard for as long as it lives.
+    pub(super) fn be_watched(self: &Rc<Self>) {
+        let Some(world) = world::current() else { return };
+        let shard = Rc::downgrade(self);
+        world.watch(Box::new(move || shard.upgrade().map(|shard| shard.view())));
+    }
+
+    fn view(&self) -> ShardView {
+        let inner = self.inner.borrow();
+        let (applied, is_deposed, slots) = match &inner.role {
+            Role::Primary(p) => {
+                let slot = |(n, s): (usize, &Slot)| {
+                    let at = p.gate.slot(n);
+                    (s.link.is_some(), s.sent, at.received, at.flushed, at.applied)
+                };
+                (p.gate.commit(), p.is_deposed(), p.slots().iter().enumerate().map(slot).collect())
+            }
+            Role::Replica(r) => (r.applied(), false, Vec::new()),
+        };
+        ShardView {
+            shard: self.id,
+            is_primary: matches!(inner.role, Role::Primary(_)),
+            term: inner.term(),
+            oldest: inner.oldest,
+            commit: inner.committed(),
+            durable: inner.pipeline.durable(),
+            appended: inner.pipeline.appended(),
+            in_flight_bytes: inner.pipeline.appended().since(inner.pipeline.durable()),
+            in_flight_bytes_max: self.config.in_flight_bytes_max,
+            ring_bytes: inner.ring.bytes(),
+            applied,
+            next_seq: inner.next_seq,
+            stopped: inner.stopped.clone(),
+            is_deposed,
+            slots,
+        }
+    }
+}
