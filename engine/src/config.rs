@@ -204,6 +204,8 @@ pub struct ReplicaConfig {
     pub primary: SocketAddr,
     /// Where clients connect for tails and the status. `None`: nobody can.
     pub listen: Option<SocketAddr>,
+    /// Longest pause before a shard connects again, 1 ms to 60 s. Default 2 s.
+    pub reconnect_max: Duration,
     /// Listen on an address that is not loopback although nothing authenticates a peer yet.
     pub insecure_no_auth: bool,
 }
@@ -212,12 +214,23 @@ impl ReplicaConfig {
     /// The defaults for a replica of `primary`.
     #[must_use]
     pub fn new(data: impl Into<PathBuf>, name: impl Into<String>, primary: SocketAddr) -> Self {
-        Self { node: NodeConfig::new(data), name: name.into(), primary, listen: None, insecure_no_auth: false }
+        Self {
+            node: NodeConfig::new(data),
+            name: name.into(),
+            primary,
+            listen: None,
+            reconnect_max: limits::RECONNECT_MAX,
+            insecure_no_auth: false,
+        }
     }
 
     pub(crate) fn check(&self) -> Result<NodeName, ConfigError> {
         self.node.check()?;
         check_listen(self.listen, self.insecure_no_auth)?;
+        let (value, max) = (self.reconnect_max.as_millis() as u64, 60_000);
+        if !(1..=max).contains(&value) {
+            return Err(ConfigError::Bounds { field: "reconnect_max in ms", value, min: 1, max });
+        }
         name(&self.name)
     }
 }
@@ -317,6 +330,11 @@ mod tests {
         ] {
             let got = refused(change);
             assert!(got.contains(message), "{got:?} does not say {message:?}");
+        }
+        for (pause, fits) in [(0, false), (1, true), (60_000, true), (60_001, false)] {
+            let mut c = ReplicaConfig::new("unused", "r1", "127.0.0.1:1".parse().unwrap());
+            c.reconnect_max = Duration::from_millis(pause);
+            assert_eq!(c.check().is_ok(), fits, "{pause} ms");
         }
     }
 }

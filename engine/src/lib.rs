@@ -43,6 +43,7 @@ pub mod apply;
 pub mod canary;
 pub mod client;
 pub mod config;
+pub mod history;
 pub mod limits;
 pub mod measure;
 mod node;

@@ -47,9 +47,9 @@ pub const CLIENT_WINDOW_BYTES: usize = 16 << 20;
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connect may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// First pause before a reconnect; it doubles, with jitter, up to [`RECONNECT_MAX`].
+/// First pause before a reconnect; it doubles, with jitter, up to what is configured.
 pub const RECONNECT_MIN: Duration = Duration::from_millis(20);
-/// Longest pause before a reconnect.
+/// Longest pause before a reconnect, unless configured.
 pub const RECONNECT_MAX: Duration = Duration::from_secs(2);
 /// Time between heartbeats. A peer that is silent for three of them is dropped.
 pub const HEARTBEAT: Duration = Duration::from_millis(1000);

@@ -1,16 +1,16 @@
 //! What can be wrong with a folder, a machine or a configuration, and what `towline serve` says of
 //! it. A case that this machine cannot produce is skipped, and says why.
 
+mod mounts;
 mod processes;
 
-use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
+use mounts::{Mounted, skip};
 use processes::{Node, Said, await_in_step, eventually, folder, run, signal, tail, towline};
 use towline::wire::superblock::{COPY, Superblock};
 
@@ -60,35 +60,9 @@ fn generation(bytes: &[u8], n: usize) -> u64 {
     Superblock::check(&bytes[n * COPY..(n + 1) * COPY]).map_or(0, |s| s.generation)
 }
 
-fn skip(case: &str, why: impl std::fmt::Display) {
-    println!("SKIPPED: {case}: {why}");
-}
-
 fn is_root() -> bool {
     // SAFETY: no preconditions.
     unsafe { libc::geteuid() == 0 }
-}
-
-/// A file system of its own, gone when this is dropped.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn new(at: &Path, kind: &str, options: &str) -> io::Result<Self> {
-        fs::create_dir_all(at)?;
-        let text = |s: &[u8]| CString::new(s).unwrap();
-        let (path, kind, options) = (text(at.as_os_str().as_bytes()), text(kind.as_bytes()), text(options.as_bytes()));
-        // SAFETY: all four are C strings that outlive the call.
-        let done = unsafe { libc::mount(kind.as_ptr(), path.as_ptr(), kind.as_ptr(), 0, options.as_ptr().cast()) };
-        if done == 0 { Ok(Self(at.into())) } else { Err(io::Error::last_os_error()) }
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let path = CString::new(self.0.as_os_str().as_bytes()).unwrap();
-        // SAFETY: the path is a C string that outlives the call.
-        unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
-    }
 }
 
 #[test]

@@ -5,7 +5,6 @@ mod processes;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,33 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use processes::{Node, await_in_step, end_of, eventually, folder, run, tail, towline};
+use processes::{Node, Random, await_in_step, end_of, eventually, fixed_address, folder, run, seed, tail, towline};
 use serde_json::Value;
-
-/// SplitMix64: a failure names the seed, and the seed gives the same choices again.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
-}
-
-/// An address to come back to. Not of the ports that the kernel deals out: while the primary is down,
-/// one of those may become some connection's own.
-fn fixed_address() -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    loop {
-        let n = u64::from(std::process::id()) * 16 + NEXT.fetch_add(1, Ordering::Relaxed);
-        let addr = format!("127.0.0.1:{}", 12_000 + n % 18_000);
-        if TcpListener::bind(&addr).is_ok() {
-            return addr;
-        }
-    }
-}
 
 /// A primary and two replicas on fixed folders; the primary comes back on its port.
 struct Cluster {
@@ -261,10 +235,6 @@ fn same_bytes(folders: &[PathBuf]) {
     for report in rest.iter().filter(|r| r["end_lsn"] == first["end_lsn"]) {
         assert_eq!(report["chain"], first["chain"]);
     }
-}
-
-fn seed() -> u64 {
-    std::env::var("TOWLINE_TEST_SEED").ok().map_or(0x7031_11e5, |s| s.parse().unwrap())
 }
 
 #[test]

@@ -234,6 +234,13 @@ impl Submitter {
         self.record_max
     }
 
+    /// Whether [`Submitter::submit`] of a record of so many bytes first sends what was collected
+    /// before.
+    #[must_use]
+    pub const fn sends_before(&self, record_bytes: usize) -> bool {
+        self.collected > 0 && self.used + record::encoded_len(record_bytes) > RECORDS_AT + self.options.frame_bytes
+    }
+
     /// As [`Appender::submit`].
     ///
     /// # Errors
@@ -242,10 +249,10 @@ impl Submitter {
         if record.len() > self.record_max {
             return Err(AppendError::RecordTooLarge { len: record.len(), max: self.record_max });
         }
-        let need = record::encoded_len(record.len());
-        if self.collected > 0 && self.used + need > RECORDS_AT + self.options.frame_bytes {
+        if self.sends_before(record.len()) {
             self.flush()?;
         }
+        let need = record::encoded_len(record.len());
         if self.used + need > self.frame.len() {
             self.frame.resize(self.used + need, 0);
         }

@@ -105,7 +105,8 @@ impl Replica {
             let identity = (system, id, shards, segment_bytes);
             let (term, history) = (slice.superblock.term, slice.history.clone());
             let role = ReplicaState::new(identity, term, history, slice.end, slice.commit);
-            let config_of_shard = ShardConfig::new(&config.node, shards, segment_bytes);
+            let mut config_of_shard = ShardConfig::new(&config.node, shards, segment_bytes);
+            config_of_shard.reconnect_max = config.reconnect_max;
             let follow = Some((name, config.primary, make.clone()));
             ShardSetup { id, config: config_of_shard, role: Role::Replica(role), slice, follow }
         });

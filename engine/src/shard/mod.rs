@@ -58,6 +58,8 @@ pub(crate) struct ShardConfig {
     pub(crate) need: Requirement,
     pub(crate) deadline: Duration,
     pub(crate) too_few: TooFewReplicas,
+    /// A replica's longest pause before it connects again.
+    pub(crate) reconnect_max: Duration,
 }
 
 impl ShardConfig {
@@ -79,6 +81,7 @@ impl ShardConfig {
             need: CommitPolicy::Local.requirement(0).expect("local always holds"),
             deadline: Duration::from_secs(10),
             too_few: TooFewReplicas::Wait,
+            reconnect_max: limits::RECONNECT_MAX,
         }
     }
 }

@@ -4,9 +4,11 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,6 +23,37 @@ const LOOK: Duration = Duration::from_millis(2);
 /// A folder for one test, on the file system of the build.
 pub fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// SplitMix64: a failure names the seed, and the seed gives the same choices again.
+#[derive(Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+}
+
+/// An address to come back to. Not of the ports that the kernel deals out: while the primary is down,
+/// one of those may become some connection's own.
+pub fn fixed_address() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let n = u64::from(std::process::id()) * 16 + NEXT.fetch_add(1, Ordering::Relaxed);
+        let addr = format!("127.0.0.1:{}", 12_000 + n % 18_000);
+        if TcpListener::bind(&addr).is_ok() {
+            return addr;
+        }
+    }
+}
+
+/// The seed of this run; `TOWLINE_TEST_SEED` gives another one.
+pub fn seed() -> u64 {
+    std::env::var("TOWLINE_TEST_SEED").ok().map_or(0x7031_11e5, |s| s.parse().unwrap())
 }
 
 /// The command.
@@ -177,6 +210,12 @@ impl Node {
     pub fn word(&self, key: &str) -> &str {
         let found = self.line.split(' ').find_map(|w| w.strip_prefix(key)?.strip_prefix('='));
         found.unwrap_or_else(|| panic!("no {key} in {:?}", self.line))
+    }
+
+    /// It runs: nothing but us has ended it.
+    pub fn assert_alive(&mut self) {
+        let ended = self.child.try_wait().unwrap();
+        assert!(ended.is_none(), "{} has ended by itself: {ended:?}", self.line);
     }
 
     /// What it logged.

@@ -1,24 +1,28 @@
 //! `towline append`: stdin becomes records in a shard's log.
 
+mod history;
 mod input;
 mod report;
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use towline::client::policy::parse_policy;
 use towline::client::{
-    AppendError, AppendOptions, Appender, ClientError, ConnectOptions, Lost, Outcomes, Submitter, WirePolicy,
+    AppendError, AppendOptions, Appender, ClientError, Committed, ConnectOptions, Lost, Outcomes, Submitter, WirePolicy,
 };
-use towline::units;
 use towline::wire::message::ErrorCode;
+use towline::{ShardId, units};
 
 use crate::exit;
+use history::{HistoryError, Recorder};
 use input::{Filled, Framing, InputError, Splitter};
 use report::{Run, Tally};
 
@@ -80,6 +84,10 @@ pub(crate) struct Args {
     /// One JSON object for each line of output
     #[arg(long)]
     json: bool,
+
+    /// Write what is appended and what became of it to a new FILE, for `towline verify --history`
+    #[arg(long, value_name = "FILE")]
+    history: Option<PathBuf>,
 }
 
 impl Args {
@@ -122,6 +130,9 @@ pub(crate) enum Failure {
     /// Stdout. A closed one is no failure to talk about.
     #[error("cannot write to stdout: {0}")]
     Output(io::Error),
+    /// The history.
+    #[error(transparent)]
+    History(#[from] HistoryError),
     /// The client did not take a record that the splitter let pass.
     #[error(transparent)]
     Append(#[from] AppendError),
@@ -138,12 +149,26 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
         Ok(appender) => appender,
         Err(error) => return Ok(exit::give_up(&error)),
     };
+    let recorder = match &args.history {
+        None => None,
+        Some(path) => match history::ask(&args.to, options.policy) {
+            Ok(cluster) => match cluster? {
+                Some(cluster) => Some(Arc::new(Recorder::create(path, &cluster, ShardId(args.shard))?)),
+                None => {
+                    exit::complain(&format!("refused: {} is a replica, it takes no appends; none was sent", args.to));
+                    return Ok(ExitCode::from(exit::REFUSED));
+                }
+            },
+            Err(error) => return Ok(exit::give_up(&error)),
+        },
+    };
     let stdin = owned(&io::stdin()).map_err(|source| Failure::Handle { what: "stdin", source })?;
     let stdout = owned(&io::stdout()).map_err(|source| Failure::Handle { what: "stdout", source })?;
     let splitter = Splitter::new(stdin, args.framing(), appender.record_bytes_max())?;
     let (submitter, outcomes) = appender.split();
-    let feeder = thread::spawn(move || feed(splitter, submitter));
-    let mut report = Report::new(stdout, args.json);
+    let feeder_recorder = recorder.clone();
+    let feeder = thread::spawn(move || feed(splitter, submitter, feeder_recorder.as_deref()));
+    let mut report = Report::new(stdout, args.json, recorder);
     let ended = report.all(outcomes);
     let code = report.exit_code(&ended);
     match ended {
@@ -153,6 +178,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
         }
         // The feeder may be waiting for input that never comes: the process's end ends it.
         Ended::Stopped { unsent } => {
+            if let Some(failure) = report.history_error.take() {
+                return Err(failure.into());
+            }
             if let Some(source) = report.output_error.take() {
                 return Err(Failure::Output(source));
             }
@@ -167,7 +195,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
             Ok(code)
         }
         Ended::Complete => match feeder.join() {
-            Ok(Ok(())) => Ok(code),
+            Ok(Ok(())) => report.history_error.take().map_or(Ok(code), |failure| Err(failure.into())),
             Ok(Err(failure)) if report.tally.unknown() + report.tally.refused == 0 => Err(failure),
             // Both have to be said, and an unknown outcome is the graver one.
             Ok(Err(failure)) => {
@@ -186,20 +214,37 @@ fn owned(handle: &impl AsFd) -> io::Result<File> {
 
 /// Submits every record. What was collected is sent whenever the input pauses, and at its end, also
 /// if that is an error: the records before it are whole.
-fn feed(mut splitter: Splitter<File>, mut submitter: Submitter) -> Result<(), Failure> {
+fn feed(mut splitter: Splitter<File>, mut submitter: Submitter, recorder: Option<&Recorder>) -> Result<(), Failure> {
+    // Nothing is sent that the history does not have yet.
+    let note = || recorder.map_or(Ok(()), Recorder::write);
     let fed = (|| {
         loop {
             let filled = splitter.fill()?;
             while let Some(record) = splitter.record()? {
-                submitter.submit(record)?;
+                let Some(recorder) = recorder else {
+                    submitter.submit(record)?;
+                    continue;
+                };
+                if submitter.sends_before(record.len()) {
+                    recorder.write()?;
+                }
+                recorder.append(record)?;
+                recorder.submitted(submitter.submit(record)?);
             }
             match filled {
                 Filled::Full => {}
-                Filled::Short => submitter.flush()?,
+                Filled::Short => {
+                    note()?;
+                    submitter.flush()?;
+                }
                 Filled::End => return Ok(()),
             }
         }
     })();
+    if let Err(Failure::History(_)) = fed {
+        return fed;
+    }
+    note()?;
     match (fed, submitter.finish()) {
         // The outcomes' side knows of these and tells them better.
         (Err(Failure::Append(AppendError::Lost(_) | AppendError::Finished)), _) => Ok(()),
@@ -233,11 +278,21 @@ struct Report {
     /// Nobody reads our output any more.
     closed: bool,
     output_error: Option<io::Error>,
+    recorder: Option<Arc<Recorder>>,
+    history_error: Option<HistoryError>,
 }
 
 impl Report {
-    fn new(out: File, json: bool) -> Self {
-        Self { out, json, line: String::new(), tally: Tally::default(), closed: false, output_error: None }
+    fn new(out: File, json: bool, recorder: Option<Arc<Recorder>>) -> Self {
+        let (line, tally) = (String::new(), Tally::default());
+        Self { out, json, line, tally, closed: false, output_error: None, recorder, history_error: None }
+    }
+
+    fn count(&mut self, outcome: &Committed) {
+        self.tally.count(outcome);
+        if let Some(recorder) = &self.recorder {
+            recorder.outcome(outcome);
+        }
     }
 
     /// Prints every outcome until there are no more.
@@ -256,9 +311,9 @@ impl Report {
             };
             let since = Instant::now();
             let mut run = Run::new(&first);
-            self.tally.count(&first);
+            self.count(&first);
             while let Some(next) = outcomes.try_next_outcome() {
-                self.tally.count(&next);
+                self.count(&next);
                 if !run.absorb(&next) {
                     self.push(&run);
                     run = Run::new(&next);
@@ -269,7 +324,8 @@ impl Report {
             }
             self.push(&run);
             self.print();
-            let done = self.closed || self.output_error.is_some() || self.tally.refused + self.tally.undecided > 0;
+            let failed = self.closed || self.output_error.is_some() || self.history_error.is_some();
+            let done = failed || self.tally.refused + self.tally.undecided > 0;
             if done && !stopping {
                 stopping = true;
                 outcomes.stop_submitting();
@@ -283,6 +339,10 @@ impl Report {
     }
 
     fn print(&mut self) {
+        // What is told here stands in the history already.
+        if let Some(Err(error)) = self.recorder.as_ref().map(|r| r.write()) {
+            self.history_error.get_or_insert(error);
+        }
         if !self.closed && self.output_error.is_none() {
             match self.out.write_all(self.line.as_bytes()) {
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.closed = true,

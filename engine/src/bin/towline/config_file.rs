@@ -60,6 +60,10 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "ADDR")]
     pub(crate) primary: Option<String>,
 
+    /// Replica: the longest pause before it connects again, 1ms to 1m [default: 2s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) reconnect_max: Option<Time>,
+
     /// Cores to run on, like 0,1; shards are dealt out to them in turn [default: all]
     #[arg(long, value_name = "CPUS", value_delimiter = ',')]
     pub(crate) cpus: Option<Vec<usize>>,
@@ -132,6 +136,7 @@ macro_rules! every_field {
             too_few,
             name,
             primary,
+            reconnect_max,
             cpus,
             segment_size,
             segments_ahead,
@@ -171,7 +176,11 @@ impl Settings {
                 ("max-linger", self.max_linger.is_some()),
                 ("retain-max", self.retain_max.is_some()),
             ],
-            [("name", self.name.is_some()), ("primary", self.primary.is_some())],
+            [
+                ("name", self.name.is_some()),
+                ("primary", self.primary.is_some()),
+                ("reconnect-max", self.reconnect_max.is_some()),
+            ],
         );
         let others: &[(&str, bool)] = if role == Role::Primary { &replica } else { &primary };
         others.iter().find(|(_, given)| *given).map(|(name, _)| *name)

@@ -17,6 +17,7 @@ Exit status of every subcommand:
   5  the connection could not be opened, or was lost
   6  verify, dump: the log is damaged
   7  serve: a shard has stopped after an error, so the node has ended
+  8  verify: the logs are not what the history says
   101  a bug: an invariant did not hold
 
 `towline SUBCOMMAND --help` says more.";
@@ -35,6 +36,8 @@ pub(crate) const LOST: u8 = 5;
 pub(crate) const DAMAGED: u8 = 6;
 /// A shard has stopped after an error.
 pub(crate) const SHARD_STOPPED: u8 = 7;
+/// A log is not what the history says.
+pub(crate) const VIOLATED: u8 = 8;
 /// A panic, as the standard library has it.
 pub(crate) const PANICKED: u8 = 101;
 

@@ -318,6 +318,7 @@ fn plan(settings: Settings, promote: bool) -> Result<Result<Plan, Failure>, Stri
             };
             let mut config = ReplicaConfig::new(&node.data, name, addr);
             (config.node, config.listen, config.insecure_no_auth) = (node, listen, insecure_no_auth);
+            config.reconnect_max = settings.reconnect_max.map_or(config.reconnect_max, |t| t.0);
             Ok(Ok(Plan::Replica(config, primary)))
         }
     }
@@ -362,7 +363,9 @@ mod tests {
         let text = include_str!("../../../../docs/towline.example.toml");
         let shown = |line: &str| {
             let key = line.strip_prefix('#').and_then(|l| l.split_once(" = ")).map(|(key, _)| key);
-            key.is_some_and(|k| !k.contains(' ') && !["cpus", "retain-max", "name", "primary"].contains(&k))
+            key.is_some_and(|k| {
+                !k.contains(' ') && !["cpus", "retain-max", "name", "primary", "reconnect-max"].contains(&k)
+            })
         };
         let all: Vec<&str> = text.lines().map(|l| if shown(l) { &l[1..] } else { l }).collect();
         let Ok(Ok(Plan::Primary(config))) = plan(toml::from_str(&all.join("\n")).unwrap(), false) else {

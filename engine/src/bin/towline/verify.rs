@@ -1,15 +1,19 @@
-//! `towline verify`: every byte of a node's folder, checked.
+//! `towline verify`: every byte of a node's folder, checked; and what clients were told, held
+//! against the folders that are left.
+
+mod history;
+mod report;
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use thiserror::Error;
 use towline::OpenError;
-use towline::offline::{self, CopyState, Finding, Progress, ShardReport, VerifyReport};
+use towline::offline::{self, Progress, VerifyReport};
 use towline::units::show_size;
 
 use crate::exit;
@@ -17,22 +21,45 @@ use crate::exit;
 /// How long it may take before it says how far it is, and how often it says so.
 const PROGRESS: Duration = Duration::from_secs(1);
 
-/// Check every byte of a node's folder, whether the node runs or not. Nothing is written.
+/// Check every byte of nodes' folders, whether they run or not. Nothing is written.
 ///
 /// Reads each shard's log from the oldest position that is kept: CRCs, chain, sequence numbers,
 /// padding, terms and the superblock's copies. A torn tail is what a crash leaves, or what a running
 /// node is writing just now: it is told and is no damage.
+///
+/// With --history, what clients were told is held against the folders: acknowledged records that are
+/// missing where their policy promised them, records that nobody appended, that are there twice, out
+/// of order or out of place, and logs that differ. The folders are those of the nodes that are left;
+/// nodes without one count as lost. They should be stopped. docs/TESTING.md describes the file.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit status:
-  0  every shard is whole
-  1  the folder cannot be read
+  0  every shard is whole; with --history: and holds what was promised
+  1  a folder or a history cannot be read
   2  the command line cannot be understood
-  6  at least one shard is damaged; says file and offset")]
+  6  at least one shard is damaged; says file and offset
+  8  the logs are not what the history says: an acknowledged record is missing, or another promise is
+     broken (whether a shard is damaged or not)
+
+Examples:
+  towline append --to 127.0.0.1:4790 --shard 0 --history h.jsonl < data
+  towline verify --history h.jsonl --converged p r1 r2")]
 pub(crate) struct Args {
-    /// The node's folder
-    #[arg(value_name = "DIR")]
-    dir: PathBuf,
+    /// The nodes' folders
+    #[arg(value_name = "DIR", required = true)]
+    dirs: Vec<PathBuf>,
+
+    /// What clients were told, as `towline append --history` writes it; more than one may be given
+    #[arg(long, value_name = "FILE")]
+    history: Vec<PathBuf>,
+
+    /// Not every append is in the history: records that it does not know are no phantoms
+    #[arg(long, requires = "history")]
+    partial: bool,
+
+    /// All nodes have caught up: a log that ends before another one is an error
+    #[arg(long, requires = "history")]
+    converged: bool,
 
     /// One JSON object, for programs
     #[arg(long)]
@@ -42,9 +69,12 @@ pub(crate) struct Args {
 /// Why the command ends with exit status 1.
 #[derive(Debug, Error)]
 pub(crate) enum Failure {
-    /// The folder.
+    /// A folder.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// A history, or what it has to do with the folders.
+    #[error(transparent)]
+    History(#[from] history::HistoryError),
     /// Stdout.
     #[error("cannot write to stdout: {0}")]
     Output(io::Error),
@@ -52,10 +82,58 @@ pub(crate) enum Failure {
 
 /// Verifies and prints.
 pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
+    // A bad history is told before gigabytes are read.
+    let checker = if args.history.is_empty() { None } else { Some(history::read(&args.history, args.dirs.len())?) };
+    let reports = args.dirs.iter().map(|dir| verify(dir)).collect::<Result<Vec<_>, _>>()?;
+    let verdict = match &checker {
+        Some(checker) => Some(history::check(checker, &args, &reports)?),
+        None => None,
+    };
+    let text = if args.json {
+        let nodes: Vec<_> = args.dirs.iter().zip(&reports).collect();
+        let whole = reports.iter().all(VerifyReport::is_whole);
+        let document = match (&nodes[..], &verdict) {
+            ([(_, report)], None) => report::to_json(report),
+            _ => {
+                let node = |(dir, report): &(&PathBuf, &VerifyReport)| {
+                    let mut node = report::to_json(report);
+                    node["dir"] = json!(dir.display().to_string());
+                    node
+                };
+                let nodes: Vec<_> = nodes.iter().map(node).collect();
+                json!({"whole": whole, "history": verdict.as_ref().map(history::to_json), "nodes": nodes})
+            }
+        };
+        format!("{document}\n")
+    } else {
+        let mut text = String::new();
+        for (n, (dir, report)) in args.dirs.iter().zip(&reports).enumerate() {
+            if args.dirs.len() > 1 {
+                let _ = writeln!(text, "log {n}: {}", dir.display());
+            }
+            text.push_str(&report::to_text(report));
+        }
+        if let Some(verdict) = &verdict {
+            text.push_str(&history::to_text(verdict));
+        }
+        text
+    };
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(Failure::Output(error)),
+        _ => {}
+    }
+    Ok(match verdict {
+        Some(verdict) if !verdict.holds() => ExitCode::from(exit::VIOLATED),
+        _ if reports.iter().all(VerifyReport::is_whole) => ExitCode::SUCCESS,
+        _ => ExitCode::from(exit::DAMAGED),
+    })
+}
+
+fn verify(dir: &Path) -> Result<VerifyReport, OpenError> {
     let mut said = Instant::now();
     let mut shown = false;
     let terminal = io::stderr().is_terminal();
-    let report = offline::verify_with(&args.dir, |p| {
+    let report = offline::verify_with(dir, |p| {
         if said.elapsed() >= PROGRESS {
             said = Instant::now();
             shown = true;
@@ -65,13 +143,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     if shown && terminal {
         let _ = writeln!(io::stderr());
     }
-    let report = report?;
-    let text = if args.json { format!("{}\n", to_json(&report)) } else { to_text(&report) };
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(Failure::Output(error)),
-        _ => {}
-    }
-    Ok(if report.is_whole() { ExitCode::SUCCESS } else { ExitCode::from(exit::DAMAGED) })
+    report
 }
 
 /// On a terminal in one line that is written again and again.
@@ -79,100 +151,4 @@ fn say(p: Progress, terminal: bool) {
     let (before, behind) = if terminal { ("\r", "\u{1b}[K") } else { ("", "\n") };
     let (read, most) = (show_size(p.read_bytes), show_size(p.at_most_bytes));
     let _ = write!(io::stderr(), "{before}shard {}: {read} of at most {most} read{behind}", p.shard);
-}
-
-fn place(finding: &Finding) -> String {
-    let lsn = finding.lsn.map(|lsn| format!(" (LSN {lsn})")).unwrap_or_default();
-    format!("{} offset {}{lsn}: {}", finding.path.display(), finding.offset, finding.reason)
-}
-
-fn copy(state: &CopyState) -> String {
-    match state {
-        CopyState::Whole(generation) => format!("write {generation}"),
-        CopyState::Unused => "never written".into(),
-        CopyState::Bad(e) => format!("not whole: {e}"),
-    }
-}
-
-fn to_text(report: &VerifyReport) -> String {
-    let mut out = String::new();
-    for s in &report.shards {
-        let state = if s.damage.is_some() { "DAMAGED" } else { "whole" };
-        let _ = writeln!(out, "shard {}: {state}", s.shard);
-        if !s.system.is_none() {
-            let node = if s.name.is_empty() { "primary".into() } else { format!("replica {}", s.name) };
-            let _ = writeln!(out, "  node        {node} of system {}, term {}", s.system, s.term);
-            let _ = writeln!(
-                out,
-                "  log         LSN {}..{} ({}), {} batches, {} records, next seq {}, chain {}",
-                s.oldest,
-                s.end,
-                show_size(s.bytes),
-                s.batches,
-                s.records,
-                s.next_seq,
-                s.chain
-            );
-            let _ = writeln!(out, "  committed   at least up to LSN {}", s.commit);
-            let terms: Vec<String> = s.terms.iter().map(|(term, lsn)| format!("{term} from {lsn}")).collect();
-            let _ = writeln!(out, "  terms       {}", if terms.is_empty() { "none".into() } else { terms.join(", ") });
-            let each = show_size(s.segment_bytes);
-            let _ = writeln!(out, "  segments    {} of {each}, {} spare", s.segments, s.spare_segments);
-        }
-        for (n, state) in s.superblock.iter().enumerate() {
-            let _ = writeln!(out, "  superblock  copy {n}: {}", copy(state));
-        }
-        if let Some(tear) = &s.tear {
-            let _ = writeln!(out, "  torn tail   {} (no damage: the next start cuts it)", place(tear));
-        }
-        if let Some(damage) = &s.damage {
-            let _ = writeln!(out, "  damage      {}", place(damage));
-        }
-    }
-    let damaged = report.shards.iter().filter(|s| s.damage.is_some()).count();
-    let _ = match damaged {
-        0 => writeln!(out, "every shard is whole: {} checked", report.shards.len()),
-        _ => writeln!(out, "{damaged} of {} shards are damaged", report.shards.len()),
-    };
-    out
-}
-
-fn finding_json(finding: &Option<Finding>) -> Value {
-    finding.as_ref().map_or(Value::Null, |f| {
-        json!({
-            "file": f.path.display().to_string(),
-            "offset": f.offset,
-            "lsn": f.lsn.map(|l| l.0),
-            "reason": f.reason,
-        })
-    })
-}
-
-fn shard_json(s: &ShardReport) -> Value {
-    json!({
-        "shard": s.shard.0,
-        "whole": s.damage.is_none(),
-        "system": s.system.to_string(),
-        "name": s.name,
-        "term": s.term.0,
-        "oldest_lsn": s.oldest.0,
-        "end_lsn": s.end.0,
-        "commit_lsn": s.commit.0,
-        "next_seq": s.next_seq.0,
-        "chain": s.chain.to_string(),
-        "terms": s.terms.iter().map(|(term, lsn)| json!({"term": term.0, "first_lsn": lsn.0})).collect::<Vec<_>>(),
-        "batches": s.batches,
-        "records": s.records,
-        "bytes": s.bytes,
-        "segments": s.segments,
-        "spare_segments": s.spare_segments,
-        "segment_bytes": s.segment_bytes,
-        "superblock": s.superblock.iter().map(copy).collect::<Vec<_>>(),
-        "tear": finding_json(&s.tear),
-        "damage": finding_json(&s.damage),
-    })
-}
-
-fn to_json(report: &VerifyReport) -> Value {
-    json!({"whole": report.is_whole(), "shards": report.shards.iter().map(shard_json).collect::<Vec<_>>()})
 }

@@ -44,7 +44,8 @@ enum Ended {
 
 impl Follower {
     pub(crate) async fn run(self) {
-        let mut pause = limits::RECONNECT_MIN;
+        let longest = self.shard.config.reconnect_max;
+        let mut pause = limits::RECONNECT_MIN.min(longest);
         let mut said = String::new();
         while !self.shard.is_stopped() {
             match self.session().await {
@@ -52,7 +53,7 @@ impl Follower {
                 Ok(Ended::Streamed(e)) => {
                     tracing::info!(shard = self.shard.id.0, "link to the primary ended: {e}");
                     *self.shard.link.borrow_mut() = format!("the link ended: {e}");
-                    pause = limits::RECONNECT_MIN;
+                    pause = limits::RECONNECT_MIN.min(longest);
                 }
                 Err(e) => {
                     // The same reason again and again is said once.
@@ -65,7 +66,7 @@ impl Follower {
                 }
             }
             self.pause(jitter(pause)).await;
-            pause = (pause * 2).min(limits::RECONNECT_MAX);
+            pause = (pause * 2).min(longest);
         }
     }
 

@@ -225,6 +225,16 @@ pub enum OpenError {
         /// On what.
         path: PathBuf,
     },
+    /// The file system takes no writes.
+    #[error(
+        "{action} {path}: the file system is read-only. The node needs to write its folder: see the kernel's log for why, and mount it for writing"
+    )]
+    ReadOnly {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+    },
     /// Anything else the system says.
     #[error("{action} {path}: {source}")]
     Io {
@@ -244,7 +254,8 @@ impl OpenError {
         move |source| match source.kind() {
             _ if is_out_of_descriptors(&source) => Self::TooManyFiles { action, path },
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { path },
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::Permission { action, path },
+            io::ErrorKind::PermissionDenied => Self::Permission { action, path },
+            io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly { action, path },
             _ => Self::Io { action, path, source },
         }
     }

@@ -13,6 +13,7 @@ use towline_wire::{BLOCK, BatchHeader, Lsn};
 use super::direct;
 use super::error::OpenError;
 use super::folder;
+use super::live::LiveSegments;
 use super::superblock_file::{OwnedSuperblock, SuperblockFile};
 use crate::config::Retain;
 use crate::limits;
@@ -177,8 +178,16 @@ impl Keeper {
         let recycled = spare.is_some();
         let target = path.clone();
         let made = self.filler.call(move || make_segment(&folder, &target, spare, bytes)).await?;
-        made.map_err(OpenError::io("making segment", &path))?;
-        segments.push().await.map_err(OpenError::io("opening segment", &path))?;
+        let added = match made {
+            Ok(()) => segments.push().await.map_err(OpenError::io("opening segment", &path)),
+            Err(e) => Err(OpenError::io("making segment", &path)(e)),
+        };
+        // Files that are open stay in a folder that is moved away, and the new one would go to the
+        // folder in its place: no log would be whole. This is also the better word for what failed.
+        let (folder, identity) = (segments.folder().to_path_buf(), segments.identity());
+        let same = self.filler.call(move || LiveSegments::same_folder(&folder, identity)).await?;
+        same.map_err(OpenError::io("making a segment in", segments.folder()))?;
+        added?;
         self.shard.count(|c| if recycled { c.segments_recycled += 1 } else { c.segments_zeroed += 1 });
         self.shard.work.notify();
         // A replica waits for segments here too.

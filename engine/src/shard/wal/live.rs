@@ -11,6 +11,7 @@ use towline_wire::{BLOCK, Lsn};
 use super::folder;
 use super::ring::Batch;
 use crate::limits;
+use crate::rt::disk;
 use crate::rt::{DirectFile, DmaBuf, ReadBuf, SharedBuf};
 
 /// The segments of a slice, in order and without gaps, written with zeros or used before.
@@ -20,6 +21,8 @@ use crate::rt::{DirectFile, DmaBuf, ReadBuf, SharedBuf};
 #[derive(Debug)]
 pub(crate) struct LiveSegments {
     folder: PathBuf,
+    /// Which folder that was when it was opened.
+    identity: (u64, u64),
     segment_bytes: u64,
     first: Cell<Lsn>,
     files: RefCell<VecDeque<Option<Rc<DirectFile>>>>,
@@ -32,7 +35,8 @@ impl LiveSegments {
     pub(crate) async fn open(folder: &Path, segment_bytes: u64, first: Lsn, end: Lsn) -> io::Result<Self> {
         let files = (0..end.since(first) / segment_bytes).map(|_| None).collect();
         let (files, opened) = (RefCell::new(files), RefCell::default());
-        let segments = Self { folder: folder.into(), segment_bytes, first: Cell::new(first), files, opened };
+        let identity = disk::identity(folder)?;
+        let segments = Self { folder: folder.into(), identity, segment_bytes, first: Cell::new(first), files, opened };
         // What is written next need not be opened on the way, and what cannot be opened shows here.
         let newest = segments.files.borrow().len().min(limits::SEGMENTS_OPEN_NEWEST) as u64;
         for back in (1..=newest).rev() {
@@ -44,6 +48,22 @@ impl LiveSegments {
     /// The folder.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Fails if another folder has taken its place. Blocking.
+    pub(crate) fn same_folder(folder: &Path, identity: (u64, u64)) -> io::Result<()> {
+        match disk::identity(folder) {
+            Ok(now) if now == identity => Ok(()),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Err(io::Error::other(
+                "it was moved away or replaced while the node ran. Put it back and start the node again",
+            )),
+        }
+    }
+
+    /// What [`LiveSegments::same_folder`] wants.
+    pub(crate) fn identity(&self) -> (u64, u64) {
+        self.identity
     }
 
     /// First LSN of the first segment.

@@ -1,0 +1,140 @@
+//! Storms: nodes are killed, held still and promoted at random moments under load. What was
+//! acknowledged is never lost, says the history checker, and the logs come out the same.
+
+mod fleet;
+mod processes;
+
+use std::time::{Duration, Instant};
+
+use fleet::{Fleet, Load, campaigns, spin};
+use processes::{Random, eventually, folder, seed, signal};
+
+/// How long a node is held still when nobody can go on without it.
+const STILL: Duration = Duration::from_millis(30);
+
+const OPTIONS: [&str; 4] = ["--batch-size", "16KiB", "--record-max", "64KiB"];
+
+impl Fleet {
+    fn hold(&self, n: usize) {
+        signal(&self.node(n).child, libc::SIGSTOP);
+    }
+
+    fn let_go(&self, n: usize) {
+        signal(&self.node(n).child, libc::SIGCONT);
+    }
+}
+
+/// One blow at the fleet. Afterwards all nodes run.
+fn strike(fleet: &mut Fleet, load: &Load, random: &mut Random) -> &'static str {
+    let primary = fleet.primary;
+    let [a, b] = if random.below(2) == 0 { fleet.replicas() } else { [fleet.replicas()[1], fleet.replicas()[0]] };
+    let what = match random.below(9) {
+        0 => {
+            fleet.kill(primary);
+            "the primary was killed"
+        }
+        1 => {
+            fleet.kill(a);
+            // One replica of two is enough: nobody waits for the other.
+            load.await_more(1);
+            "a replica was killed"
+        }
+        2 => {
+            for n in [a, primary, b] {
+                fleet.kill(n);
+            }
+            "all were killed"
+        }
+        3 => {
+            fleet.hold(primary);
+            spin(random, STILL);
+            fleet.let_go(primary);
+            "the primary was held still"
+        }
+        4 => {
+            fleet.hold(a);
+            load.await_more(1 + random.below(400));
+            fleet.let_go(a);
+            "a replica was held still"
+        }
+        5 => {
+            fleet.hold(a);
+            fleet.hold(b);
+            spin(random, STILL);
+            fleet.let_go(b);
+            load.await_more(1);
+            fleet.let_go(a);
+            "both replicas were held still"
+        }
+        6 => {
+            fleet.hold(a);
+            spin(random, STILL);
+            fleet.kill(primary);
+            fleet.let_go(a);
+            "the primary was killed while a replica was held still"
+        }
+        7 => {
+            fleet.hold(primary);
+            fleet.kill(b);
+            fleet.kill(primary);
+            "the primary was killed while it was held still, and a replica"
+        }
+        _ => {
+            fleet.kill(primary);
+            spin(random, STILL);
+            fleet.promote_the_furthest();
+            load.turn_to(fleet.addr());
+            "the furthest replica was promoted"
+        }
+    };
+    fleet.start_missing(false);
+    what
+}
+
+#[test]
+fn what_is_acknowledged_outlives_kills_pauses_and_promotions() {
+    campaigns(seed(), |seed| {
+        let (began, mut random, dir) = (Instant::now(), Random(seed), folder());
+        let mut fleet = Fleet::start(dir.path(), "ack_n=1", &OPTIONS);
+        let load = Load::start(dir.path(), fleet.addr(), 700);
+        let rounds = 30;
+        for round in 0..rounds {
+            load.await_more(1 + random.below(600));
+            spin(&mut random, Duration::from_millis(3));
+            let what = strike(&mut fleet, &load, &mut random);
+            println!("round {round}: {what}, {} acknowledged", load.acknowledged());
+            fleet.assert_alive();
+        }
+        load.await_more(1);
+        let told = load.end();
+        let verdict = fleet.check(&told);
+        assert_eq!(verdict["promised"], told.acknowledged);
+        println!("{rounds} rounds, {} acknowledged records, {:?}", told.acknowledged, began.elapsed());
+    });
+}
+
+#[test]
+fn a_replica_that_is_held_still_beyond_every_limit_comes_back() {
+    let dir = folder();
+    let fleet = Fleet::start(dir.path(), "ack_n=1", &OPTIONS);
+    let load = Load::start(dir.path(), fleet.addr(), 700);
+    load.await_more(1);
+    let [a, b] = fleet.replicas();
+    // Long enough that the primary gives up on it, with what is in the sockets still to come.
+    fleet.hold(a);
+    load.await_more(100);
+    load.pause(true);
+    eventually("the primary drops it", || {
+        let status = fleet.node(fleet.primary).status();
+        let down = |s: &serde_json::Value| s["name"] == fleet::NAMES[a] && s["state"] == "down";
+        status["shards"][0]["slots"].as_array().unwrap().iter().any(down).then_some(())
+    });
+    load.pause(false);
+    load.await_more(100);
+    // Now the other one: whatever is acknowledged from here on, the first one has.
+    fleet.let_go(a);
+    fleet.hold(b);
+    load.await_more(1000);
+    fleet.let_go(b);
+    fleet.check(&load.end());
+}
