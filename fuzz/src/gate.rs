@@ -10,7 +10,7 @@ use crate::gate_model::{Came, Model, Waiting};
 
 const LEVELS: [AckLevel; 3] = [AckLevel::Received, AckLevel::Flushed, AckLevel::Applied];
 /// Each requirement in use keeps room for this many waiters, at 48 bytes each.
-const QUEUES_BYTES: usize = 16 * towline::limits::WAITERS_RESERVED * 48;
+const QUEUES_BYTES: usize = 8 * towline::limits::WAITERS_RESERVED * 48;
 
 /// A gate, a model of it, and events for both.
 pub fn run(data: &[u8]) {
@@ -172,8 +172,8 @@ impl Pair {
     }
 }
 
-/// Replicas and level, of which at most three pairs are made, so that queues grow.
+/// One of four pairs of replicas and level, so that queues grow: each takes room for many waiters.
 fn requirement(u: &mut Unstructured<'_>, slots: usize) -> Result<(usize, usize)> {
     let byte = usize::from(u.arbitrary::<u8>()?);
-    Ok(((byte / 3) % (slots + 1), byte % 3))
+    Ok([(0, 1), (1, byte / 4 % 3), (2, 1), (slots, 2)].map(|(n, level)| (n.min(slots), level))[byte % 4])
 }

@@ -95,6 +95,7 @@ pub fn run(input: &[u8]) {
         oldest: Lsn(0),
         floor: Lsn(0),
         commit: Lsn(0),
+        reached: (Term(0), Lsn(0)),
         in_flight_bytes_max: 4 * BLOCK as u64,
     };
     let mut memory = Memory { bytes, first: Lsn(0), given: 0 };
