@@ -7,6 +7,7 @@
 //! | [`policy`] | what a commit waits for |
 //! | [`gate`] | which waiters a position completes, and the commit LSN |
 //! | [`builder`] | how records become a batch |
+//! | [`framing`] | how bytes from a connection become frames, and how much memory they may take |
 //! | [`pipeline`] | when a batch may be closed, and how far the device has come |
 //! | [`history`] | where terms began, and where two histories part |
 //! | [`primary`] | slots, acks, handshakes, fencing |
@@ -14,6 +15,7 @@
 //! | [`recovery`] | how far a log is whole after a crash, and whether what follows is a tear or damage |
 
 pub mod builder;
+pub mod framing;
 pub mod gate;
 pub mod history;
 pub mod pipeline;

@@ -21,9 +21,14 @@ use std::ops::ControlFlow;
 
 use thiserror::Error;
 use towline_wire::superblock::Superblock;
-use towline_wire::{BLOCK, BatchError, BatchHeader, BatchView, Lsn, ShardId, SystemId, Term, batch};
+use towline_wire::{
+    BLOCK, BODY_BYTES_MAX, BatchError, BatchHeader, BatchView, Lsn, ShardId, SystemId, Term, batch, round_up_to_block,
+};
 
 use super::replica::LogEnd;
+
+/// The most bytes that one batch takes on disk.
+const BATCH_BYTES_MAX: u64 = round_up_to_block((batch::HEADER + BODY_BYTES_MAX) as u64);
 
 /// Bytes of a log by LSN.
 pub trait LogSource {
@@ -51,6 +56,9 @@ pub struct Facts {
     pub floor: Lsn,
     /// What was known to be committed and durable here.
     pub commit: Lsn,
+    /// The last term that had begun in front of the floor, and where: no batch from there on is of an
+    /// older one.
+    pub reached: (Term, Lsn),
     /// The most bytes that may have been in flight.
     pub in_flight_bytes_max: u64,
 }
@@ -58,8 +66,10 @@ pub struct Facts {
 impl Facts {
     /// What a start goes by.
     #[must_use]
-    pub fn of<H>(s: &Superblock<H>) -> Self {
+    pub fn of<H: AsRef<[(Term, Lsn)]>>(s: &Superblock<H>) -> Self {
+        let before = s.history.as_ref().iter().rfind(|(_, first)| *first < s.floor_lsn);
         Self {
+            reached: before.copied().unwrap_or_default(),
             system: s.system,
             shard: s.shard,
             term: s.term,
@@ -228,6 +238,10 @@ fn unlinked(h: &BatchHeader, facts: &Facts, end: &LogEnd) -> Option<&'static str
         (h.prev_chain() == end.chain, "chain"),
         (h.first_seq() == end.next_seq, "first sequence"),
         (h.term() >= end.last_term, "term"),
+        (
+            h.term() >= facts.reached.0 || h.lsn() < facts.reached.1,
+            "term, which is older than the superblock's history,",
+        ),
     ];
     if canary!(RecycledBatchRead) {
         return None;
@@ -263,9 +277,11 @@ fn judge(
     let mut until = at;
     let mut probe = at;
     let window = Lsn(at.0.saturating_add(facts.in_flight_bytes_max));
-    // Past the window only what hangs together with a live batch is of interest, and one more
-    // window shows whether anything does.
-    while probe <= window.max(until) {
+    // The bad batch itself may be larger than the window, which is of the last run's settings: what
+    // follows it is looked for as far as the largest batch reaches. Further on only what hangs
+    // together with a live batch is of interest.
+    let reach = Lsn(at.0.saturating_add(facts.in_flight_bytes_max.max(BATCH_BYTES_MAX)));
+    while probe <= reach.max(until) {
         let io = |source| RecoveryError::Io { at: probe, source };
         let bytes = source.bytes(probe, BLOCK).map_err(io)?;
         if bytes.len() < batch::HEADER {

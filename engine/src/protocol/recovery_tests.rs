@@ -25,6 +25,7 @@ fn facts() -> Facts {
         oldest: Lsn(0),
         floor: Lsn(0),
         commit: Lsn(0),
+        reached: (Term(0), Lsn(0)),
         in_flight_bytes_max: 4 * BLOCK as u64,
     }
 }
@@ -143,6 +144,55 @@ fn a_live_batch_beyond_what_can_be_in_flight_is_damage() {
     m.0[4096] ^= 1;
     let narrow = Facts { own_term: Term(0), in_flight_bytes_max: 3 * 4096, ..facts() };
     assert!(matches!(run(&mut m, &narrow), Err(RecoveryError::Damage { at: Lsn(4096), .. })));
+}
+
+/// Found by fuzzing: the window was too narrow to see past the bad batch, so that a log whose first
+/// batch was damaged opened empty, and the next start found the rest of it.
+#[test]
+fn a_damaged_batch_larger_than_what_can_be_in_flight_does_not_hide_what_follows() {
+    let (mut m, _) = log(&[(9 * 4096, 0), (10, 0)]);
+    m.0[0] ^= 1;
+    for in_flight_bytes_max in [0, 4 * 4096] {
+        let narrow = Facts { own_term: Term(0), in_flight_bytes_max, ..facts() };
+        assert!(matches!(run(&mut m, &narrow), Err(RecoveryError::Damage { at: Lsn(0), .. })));
+    }
+}
+
+/// Found by fuzzing: a superblock beside another copy's segments made the start panic when it put the
+/// history together.
+#[test]
+fn a_log_that_is_older_than_the_superblocks_history_is_damage() {
+    let (mut m, ends) = log(&[(10, 0), (10, 0), (10, 0)]);
+    let floor = Facts { floor: Lsn(8192), term: Term(9), ..facts() };
+    assert_eq!(run(&mut m, &Facts { reached: (Term(3), Lsn(4096)), ..floor }).unwrap().end, ends[3].end);
+    let e = run(&mut m, &Facts { reached: (Term(4), Lsn(4096)), ..floor }).unwrap_err();
+    assert!(matches!(e, RecoveryError::Damage { at: Lsn(8192), .. }), "{e}");
+    assert!(e.to_string().contains("older than the superblock's history"), "{e}");
+    // What lies in front of where that term began may be of an older one.
+    let r = run(&mut m, &Facts { reached: (Term(4), Lsn(12288)), term: Term(9), ..facts() });
+    assert_eq!(r.unwrap().end, ends[3].end);
+}
+
+#[test]
+fn the_superblock_says_which_term_the_log_had_reached_at_its_floor() {
+    let mut s = Superblock {
+        generation: 1,
+        system: SYSTEM,
+        shard: ShardId(0),
+        shard_count: 1,
+        term: Term(9),
+        own_term: Term(0),
+        segment_bytes: 1 << 16,
+        oldest_lsn: Lsn(0),
+        floor_lsn: Lsn(8192),
+        commit_lsn: Lsn(0),
+        in_flight_bytes_max: 0,
+        name: towline_wire::handshake::NodeName::NONE,
+        history: vec![(Term(2), Lsn(0)), (Term(5), Lsn(4096)), (Term(9), Lsn(8192))],
+    };
+    assert_eq!(Facts::of(&s).reached, (Term(5), Lsn(4096)));
+    s.floor_lsn = Lsn(0);
+    assert_eq!(Facts::of(&s).reached, (Term(0), Lsn(0)));
 }
 
 #[test]

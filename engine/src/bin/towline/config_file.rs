@@ -320,10 +320,15 @@ pub(crate) enum FileError {
 /// Reads a file.
 pub(crate) fn read(path: &Path) -> Result<Settings, FileError> {
     let text = fs::read_to_string(path).map_err(|source| FileError::Read { path: path.into(), source })?;
-    toml::from_str(&text).map_err(|error| {
+    parse(path, &text)
+}
+
+/// Reads a file's text.
+pub(crate) fn parse(path: &Path, text: &str) -> Result<Settings, FileError> {
+    toml::from_str(text).map_err(|error| {
         let span = error.span().unwrap_or(0..0);
-        let (line, column) = position(&text, &span);
-        let field = field(&text, line).map(|f| format!("{f}: ")).unwrap_or_default();
+        let (line, column) = position(text, &span);
+        let field = field(text, line).map(|f| format!("{f}: ")).unwrap_or_default();
         // In one line: it goes to logs.
         let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
         FileError::Content { path: path.into(), line, column, field, message }

@@ -9,6 +9,7 @@ use towline_wire::frame::{self, FrameError, FrameHead, FrameKind};
 use towline_wire::message::{ErrorCode, ErrorHead};
 
 use super::conn::Conn;
+use crate::protocol::framing::FrameBuffer;
 
 /// Why a connection ends.
 #[derive(Debug, Error)]
@@ -33,71 +34,34 @@ pub(crate) enum LinkError {
     Stopped(String),
 }
 
-/// Reads frames with small payloads; memory grows to the largest frame that was announced and
-/// allowed.
+/// Reads frames with small payloads; memory grows with what has come of them.
 #[derive(Debug)]
 pub(crate) struct FrameReader {
     conn: Rc<Conn>,
-    buf: Vec<u8>,
-    /// What is read and not taken yet.
-    from: usize,
-    to: usize,
-    /// No payload may be larger, whatever its kind's cap.
-    payload_max: usize,
+    frames: FrameBuffer,
 }
 
 impl FrameReader {
     /// A reader that takes no payload above `payload_max`.
     pub(crate) fn new(conn: Rc<Conn>, payload_max: usize) -> Self {
-        Self { conn, buf: vec![0; 4096], from: 0, to: 0, payload_max }
+        Self { conn, frames: FrameBuffer::new(payload_max) }
     }
 
     /// The next frame, checked. `None` if the peer closed between two frames.
     pub(crate) async fn next(&mut self) -> Result<Option<(FrameHead, &[u8])>, LinkError> {
-        if !self.fill(frame::HEADER).await? {
-            return if self.to == self.from { Ok(None) } else { Err(LinkError::Closed) };
+        while self.frames.missing()? > 0 {
+            let n = self.conn.receive(self.frames.room()?, &mut []).await?;
+            if n == 0 {
+                return if self.frames.is_empty() { Ok(None) } else { Err(LinkError::Closed) };
+            }
+            self.frames.received(n);
         }
-        let header = self.buf[self.from..self.from + frame::HEADER].try_into().expect("a header's length");
-        let head = FrameHead::check(header)?;
-        if head.len > self.payload_max {
-            return Err(FrameError::TooLarge { kind: head.kind, len: head.len, cap: self.payload_max }.into());
-        }
-        if !self.fill(frame::HEADER + head.len).await? {
-            return Err(LinkError::Closed);
-        }
-        let payload = &self.buf[self.from + frame::HEADER..self.from + frame::HEADER + head.len];
-        head.check_payload(payload)?;
-        self.from += frame::HEADER + head.len;
-        Ok(Some((head, payload)))
+        Ok(Some(self.frames.take()?))
     }
 
     /// Whether a whole frame is there without reading.
-    pub(crate) fn has_next(&self) -> bool {
-        let rest = &self.buf[self.from..self.to];
-        let head = rest.get(..frame::HEADER).and_then(|h| FrameHead::check(h.try_into().ok()?).ok());
-        head.is_some_and(|h| rest.len() >= frame::HEADER + h.len)
-    }
-
-    /// Reads until `need` bytes are there. `false` if the peer closes before.
-    async fn fill(&mut self, need: usize) -> Result<bool, LinkError> {
-        if self.to - self.from >= need {
-            return Ok(true);
-        }
-        if self.from > 0 {
-            self.buf.copy_within(self.from..self.to, 0);
-            (self.from, self.to) = (0, self.to - self.from);
-        }
-        if self.buf.len() < need {
-            self.buf.resize(need.max(64 << 10), 0);
-        }
-        while self.to < need {
-            let n = self.conn.receive(&mut self.buf[self.to..], &mut []).await?;
-            if n == 0 {
-                return Ok(false);
-            }
-            self.to += n;
-        }
-        Ok(true)
+    pub(crate) fn has_next(&mut self) -> bool {
+        self.frames.missing() == Ok(0)
     }
 }
 

@@ -1,0 +1,81 @@
+//! Bytes from a peer as a connection: header, cap, payload, message, and so on to the first error.
+//! What passes is what the encoder would have sent.
+
+use towline_wire::BatchView;
+use towline_wire::frame::{self, FrameHead, FrameKind, PREAMBLE};
+use towline_wire::handshake::{Hello, Welcome};
+use towline_wire::message::{Ack, AppendHead, Committed, ErrorHead, Heartbeat, TailRequest};
+
+use crate::alloc::nothing;
+use crate::batch::encoded;
+use crate::mend;
+
+/// The input as it is, then with its CRCs made right.
+pub fn run(data: &[u8]) {
+    let data = data.strip_prefix(&PREAMBLE).unwrap_or(data);
+    connection(data);
+    let mut data = data.to_vec();
+    mend::frames(&mut data);
+    connection(&data);
+}
+
+/// Reads frames until one is refused or the input ends.
+fn connection(mut data: &[u8]) {
+    while let Some((header, rest)) = data.split_first_chunk() {
+        let Ok(head) = nothing(|| FrameHead::check(header)) else { return };
+        assert!(head.len <= head.kind.payload_max(), "a length is bounded before memory is taken for it");
+        let Some((payload, rest)) = rest.split_at_checked(head.len) else { return };
+        if nothing(|| head.check_payload(payload)).is_err() {
+            return;
+        }
+        nothing(|| checked(head.kind, payload));
+        if let Some(again) = encoded_again(head.kind, payload) {
+            assert_eq!(again, payload, "{:?}", head.kind);
+            let again = frame::header(head.kind, head.flags, head.arg, &again);
+            // A batch frame's payload CRC is not looked at: its bytes 16 to 24 may differ.
+            let compared = if head.kind == FrameKind::Batch { 16 } else { frame::HEADER };
+            assert_eq!(again[..compared], header[..compared]);
+        }
+        data = rest;
+    }
+}
+
+/// Decodes a payload and encodes what came out; nothing if the payload is refused.
+fn encoded_again(kind: FrameKind, payload: &[u8]) -> Option<Vec<u8>> {
+    Some(match kind {
+        FrameKind::Hello => Hello::check(payload).ok()?.to_bytes().to_vec(),
+        FrameKind::Welcome => Welcome::check(payload).ok()?.to_bytes().to_vec(),
+        FrameKind::Batch => BatchView::check(payload).ok()?.as_bytes().to_vec(),
+        FrameKind::Ack => Ack::check(payload).ok()?.to_bytes().to_vec(),
+        FrameKind::Heartbeat => Heartbeat::check(payload).ok()?.to_bytes().to_vec(),
+        FrameKind::Append => {
+            let (head, records) = AppendHead::check(payload).ok()?;
+            assert_eq!(records.clone().count(), head.record_count as usize);
+            [head.to_bytes().to_vec(), encoded(records)].concat()
+        }
+        FrameKind::Committed => Committed::check(payload).ok()?.to_bytes().to_vec(),
+        FrameKind::Tail => TailRequest::check(payload).ok()?.to_bytes().to_vec(),
+        FrameKind::Error => {
+            let (head, text) = ErrorHead::check(payload).ok()?;
+            let (head, shown) = head.to_bytes(text);
+            [&head, shown.as_bytes()].concat()
+        }
+        _ => payload.to_vec(),
+    })
+}
+
+/// Every check of a payload, without its value.
+fn checked(kind: FrameKind, payload: &[u8]) -> bool {
+    match kind {
+        FrameKind::Hello => Hello::check(payload).is_ok(),
+        FrameKind::Welcome => Welcome::check(payload).is_ok(),
+        FrameKind::Batch => BatchView::check(payload).is_ok(),
+        FrameKind::Ack => Ack::check(payload).is_ok(),
+        FrameKind::Heartbeat => Heartbeat::check(payload).is_ok(),
+        FrameKind::Append => AppendHead::check(payload).is_ok(),
+        FrameKind::Committed => Committed::check(payload).is_ok(),
+        FrameKind::Tail => TailRequest::check(payload).is_ok(),
+        FrameKind::Error => ErrorHead::check(payload).is_ok(),
+        _ => true,
+    }
+}

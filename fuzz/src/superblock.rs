@@ -1,0 +1,67 @@
+//! Two copies of a superblock. What passes is what `encode` would have written, and what a start
+//! does with it holds.
+
+use towline::protocol::history::History;
+use towline_wire::superblock::{COPY, HISTORY_MAX, Superblock};
+use towline_wire::{Lsn, Term};
+
+use crate::alloc::nothing;
+use crate::mend;
+
+/// A flag byte, then the front of each copy: what the input does not reach is zero.
+pub fn run(data: &[u8]) {
+    let Some((&flags, fronts)) = data.split_first() else { return };
+    let (a, b) = fronts.split_at(if flags & 4 == 0 { fronts.len() } else { fronts.len() / 2 });
+    for (front, mended) in [(a, flags & 1 == 0), (b, flags & 2 == 0)] {
+        examine(&copy(front, mended));
+    }
+    // Any size but one copy's is refused.
+    assert!(Superblock::check(fronts).is_err() || fronts.len() == COPY);
+}
+
+/// A copy that begins like this.
+pub fn copy(front: &[u8], mended: bool) -> Vec<u8> {
+    let mut copy = front[..front.len().min(COPY)].to_vec();
+    copy.resize(COPY, 0);
+    if mended {
+        mend::superblock(&mut copy);
+    }
+    copy
+}
+
+/// What is read, with its history in memory.
+pub fn owned(copy: &[u8]) -> Option<Superblock<Vec<(Term, Lsn)>>> {
+    let s = nothing(|| Superblock::check(copy)).ok()?;
+    Some(Superblock {
+        generation: s.generation,
+        system: s.system,
+        shard: s.shard,
+        shard_count: s.shard_count,
+        term: s.term,
+        own_term: s.own_term,
+        segment_bytes: s.segment_bytes,
+        oldest_lsn: s.oldest_lsn,
+        floor_lsn: s.floor_lsn,
+        commit_lsn: s.commit_lsn,
+        in_flight_bytes_max: s.in_flight_bytes_max,
+        name: s.name,
+        history: s.history.iter().collect(),
+    })
+}
+
+fn examine(copy: &[u8]) {
+    let Some(s) = owned(copy) else { return };
+    let mut again = vec![0xa5; COPY];
+    s.encode(&mut again);
+    assert_eq!(again, copy);
+    assert!(s.history.len() <= HISTORY_MAX && s.own_term <= s.term && s.oldest_lsn <= s.floor_lsn);
+    let mut history = History::from_entries(s.history.clone());
+    for (term, first) in &s.history {
+        assert!(history.end_of(*term, Lsn(u64::MAX)).is_some_and(|end| end > *first));
+        assert!(history.common_end(*term, Lsn(u64::MAX)).is_some_and(|end| end > *first));
+    }
+    history.trim(s.oldest_lsn);
+    history.cut(s.floor_lsn);
+    history.begin(Term(u64::MAX), s.floor_lsn);
+    assert!(history.entries().len() <= HISTORY_MAX);
+}
