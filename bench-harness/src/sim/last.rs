@@ -210,9 +210,12 @@ pub fn check(c: &Cluster) -> Result<(), String> {
     Ok(())
 }
 
+/// Where a log begins, its first record's number, and whose each record is and where its batch ends.
+type Records = (Lsn, Seq, Vec<(usize, Lsn)>);
+
 /// The records of a shard: where the log begins, the first one's number, and whose each is and where
 /// its batch ends.
-fn records(c: &Cluster, n: usize, shard: ShardId) -> Result<(Lsn, Seq, Vec<(usize, Lsn)>), String> {
+fn records(c: &Cluster, n: usize, shard: ShardId) -> Result<Records, String> {
     let oracle = lock(&c.oracle);
     let mut ids = Vec::new();
     let mut first = None;

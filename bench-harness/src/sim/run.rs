@@ -85,7 +85,7 @@ pub fn run(seed: u64, how: &How) -> Ran {
     if let Err(panic) = went {
         drop(panic);
         let text = format!("panic: {}", PANIC.take());
-        if !lock(&cluster.wrong).iter().any(|w| *w == text) {
+        if !lock(&cluster.wrong).contains(&text) {
             cluster.fail(text);
         }
     }
@@ -167,7 +167,7 @@ fn all(cluster: &mut Cluster, steps: &mut u64) {
     go(cluster, &mut seen, steps, until, |c| act(c, &mut nemesis), |_| false);
     nemesis.heal(cluster);
     let until = cluster.world.now_ns() + CONVERGE_NS;
-    let together = go(cluster, &mut seen, steps, until, |c| last::mend(c), last::is_together);
+    let together = go(cluster, &mut seen, steps, until, last::mend, last::is_together);
     if !lock(&cluster.wrong).is_empty() {
         return;
     }

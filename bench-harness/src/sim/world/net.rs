@@ -61,10 +61,10 @@ impl End {
     }
 
     fn wake_reader(&mut self, buffer: usize) {
-        if self.is_readable(buffer) {
-            if let Some(waker) = self.reader.take() {
-                waker.wake();
-            }
+        if self.is_readable(buffer)
+            && let Some(waker) = self.reader.take()
+        {
+            waker.wake();
         }
     }
 
