@@ -20,9 +20,14 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks at something that is awaited.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// A folder for one test, on the file system of the build.
+/// A folder for one test, on the file system of the build. `TOWLINE_TEST_KEEP` keeps it.
 pub fn folder() -> tempfile::TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+    let mut dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    if std::env::var_os("TOWLINE_TEST_KEEP").is_some() {
+        dir.disable_cleanup(true);
+        println!("kept: {}", dir.path().display());
+    }
+    dir
 }
 
 /// SplitMix64: a failure names the seed, and the seed gives the same choices again.
@@ -258,7 +263,8 @@ impl Drop for Node {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
-            eprintln!("--- {}\n{}", self.line, self.logged());
+            // A second panic would end the process before the first one is told.
+            eprintln!("--- {}\n{}", self.line, fs::read_to_string(&self.log).unwrap_or_default());
         }
     }
 }
