@@ -43,13 +43,14 @@ impl Random {
     }
 }
 
-/// An address to come back to. Not of the ports that the kernel deals out: while the primary is down,
-/// one of those may become some connection's own.
+/// An address to come back to: on a loopback address of this process's own, so that no other test
+/// takes it meanwhile, and not of the ports that the kernel deals out, so that no connection does.
 pub fn fixed_address() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
     loop {
-        let n = u64::from(std::process::id()) * 16 + NEXT.fetch_add(1, Ordering::Relaxed);
-        let addr = format!("127.0.0.1:{}", 12_000 + n % 18_000);
+        let port = 12_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 18_000;
+        let addr = format!("127.{high}.{low}.1:{port}");
         if TcpListener::bind(&addr).is_ok() {
             return addr;
         }
