@@ -7,6 +7,7 @@ mod mounts;
 mod processes;
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -29,19 +30,16 @@ impl Fleet {
     }
 }
 
-/// Fills a file system up to its last block, or to so many bytes before it.
-fn fill(at: &Path, leave: u64) {
-    let filler = at.join("filler");
-    let mut bytes = 1 << 20;
-    let mut all: Vec<u8> = Vec::new();
+/// Fills a file system up to its last block.
+fn fill(at: &Path) {
+    let mut filler = fs::File::create(at.join("filler")).unwrap();
+    let block = vec![1; 1 << 20];
+    let mut bytes = block.len();
     while bytes >= 4096 {
-        all.resize(all.len() + bytes, 1);
-        if fs::write(&filler, &all).is_err() {
-            all.truncate(all.len() - bytes);
+        if filler.write_all(&block[..bytes]).is_err() {
             bytes /= 2;
         }
     }
-    fs::write(&filler, &all[..all.len().saturating_sub(leave as usize)]).unwrap();
 }
 
 #[test]
@@ -58,7 +56,7 @@ fn a_replica_whose_disk_is_full_holds_nobody_up_and_comes_back() {
     fleet.start_missing(false);
     let load = Load::on_demand(dir.path(), fleet.addr(), 700, wanted.clone());
     load.await_more(100);
-    fill(&at, 0);
+    fill(&at);
     // More than the segments that it has ready hold.
     wanted.fetch_add(600, Ordering::Relaxed);
     load.await_more(600);
@@ -216,4 +214,43 @@ fn a_replica_whose_device_stalls_holds_nobody_up_and_comes_back() {
     drop(frozen);
     fleet.check(&load.end());
     drop(mounted);
+}
+
+/// A device whose writes fail from some moment on: an ext4 in a sparse file on a tmpfs that is full.
+#[test]
+fn a_write_that_fails_stops_the_shard_for_good_and_loses_nothing() {
+    for victim in 0..2 {
+        let dir = folder();
+        let ram = dir.path().join("ram");
+        let _tmpfs = match Mounted::new(&ram, "tmpfs", "size=40m") {
+            Ok(mounted) => mounted,
+            Err(e) => return skip("a device that fails", format!("mount: {e}")),
+        };
+        let image = ram.join("image");
+        let mut fleet = Fleet::new(dir.path(), "ack_n=1", &OPTIONS);
+        let device = match Mounted::ext4(&image, &fleet.folder(victim), 32 << 20) {
+            Ok(mounted) => mounted,
+            Err(e) => return skip("a device that fails", e),
+        };
+        fleet.start_missing(false);
+        let load = Load::start(dir.path(), fleet.addr(), 700);
+        load.await_more(50);
+        load.pause(true);
+        await_in_step(fleet.node(fleet.primary));
+        // What is zero in the image takes no space any more, and there is none left to write there.
+        device.sparse(&image);
+        fill(&ram);
+        load.pause(false);
+        let logged = fleet.await_stopped(victim);
+        let message = "shard 0 has stopped: writing the batch at LSN ";
+        assert_eq!(logged.matches(message).count(), 1, "{logged}");
+        // What the device has is what a start finds.
+        fs::remove_file(ram.join("filler")).unwrap();
+        drop(device);
+        let device = Mounted::image(&image, &fleet.folder(victim)).unwrap();
+        fleet.start_missing(false);
+        load.await_more(50);
+        fleet.check(&load.end());
+        drop(device);
+    }
 }

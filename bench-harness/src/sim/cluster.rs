@@ -14,6 +14,7 @@ use towline::{
 
 use super::clients::{self, Client};
 use super::handler::{Handler, Kept, lock};
+use super::judge::Judge;
 use super::oracle::Oracle;
 use super::plan::Plan;
 use super::world::rng::Rng;
@@ -153,7 +154,8 @@ impl Cluster {
             refuses: 0,
         });
         let nodes = nodes.collect();
-        let oracle = Oracle { left: plan.appends + 1, ..Oracle::default() };
+        let judge = Some(Judge::new(plan.replicas + 1));
+        let oracle = Oracle { left: plan.appends + 1, judge, ..Oracle::default() };
         Self {
             world,
             nodes,

@@ -3,7 +3,8 @@
 //!
 //! [`world`] is the machine park. [`plan`] draws a run from its seed; [`cluster`] runs the nodes,
 //! [`clients`] append, [`nemesis`] breaks things, [`checks`] look between any two steps, [`last`]
-//! reads the disks at the end and compares them with what [`oracle`] was promised. [`run`] is one
+//! reads the disks at the end and compares them with what [`oracle`] was promised, and [`judge`] has the
+//! public history checker do so too. [`run`] is one
 //! seed, [`many`] are many, [`images`] are all the ways in which a disk can be found after a crash, [`minimise`] makes a failing one shorter.
 
 pub mod checks;
@@ -11,6 +12,7 @@ pub mod clients;
 pub mod cluster;
 pub mod handler;
 pub mod images;
+pub mod judge;
 pub mod last;
 pub mod many;
 pub mod minimise;

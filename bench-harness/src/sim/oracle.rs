@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use super::judge::Judge;
 use towline::protocol::policy::Requirement;
 use towline::{AckLevel, Bookmark, Lsn, Outcome, Seq, ShardId};
 
@@ -76,6 +77,8 @@ pub struct Oracle {
     pub commits: u64,
     /// Other outcomes.
     pub others: u64,
+    /// The same for the public checker, if it is to judge.
+    pub judge: Option<Judge>,
 }
 
 impl Oracle {
@@ -90,16 +93,27 @@ impl Oracle {
         let bytes = bytes as u32;
         let losses = self.losses;
         self.appends.push(Append { shard, bytes, lane, seq: None, became: Became::Unknown, losses });
-        self.appends.len() - 1
+        let id = self.appends.len() - 1;
+        if let Some(judge) = &mut self.judge {
+            judge.append(id, lane, shard, &payload(id, bytes as usize));
+        }
+        id
     }
 
     /// It was refused.
     pub fn refused(&mut self, id: usize) {
         self.appends[id].became = Became::Refused;
+        if let Some(judge) = &mut self.judge {
+            judge.refused(id);
+        }
     }
 
     /// It has an outcome.
     pub fn done(&mut self, id: usize, outcome: &Outcome, need: Requirement, by: usize) {
+        self.settle(id, outcome, need, by, true);
+    }
+
+    fn settle(&mut self, id: usize, outcome: &Outcome, need: Requirement, by: usize, exact: bool) {
         let became = match outcome {
             Outcome::Committed { bookmark, .. } => {
                 let flushed = need.replicas > 0 && need.level != AckLevel::Received;
@@ -109,7 +123,7 @@ impl Oracle {
                 // An ack that counts may be of a copy that was lost meanwhile.
                 let meanwhile = self.losses - self.appends[id].losses;
                 let lost = meanwhile + self.tainted.len() as u8 + u8::from(self.deposed.contains(&by));
-                Became::Committed(Promise { bookmark: *bookmark, need, copies, lost, by, exact: true })
+                Became::Committed(Promise { bookmark: *bookmark, need, copies, lost, by, exact })
             }
             _ => {
                 self.others += 1;
@@ -119,18 +133,24 @@ impl Oracle {
         let append = &mut self.appends[id];
         assert!(append.became == Became::Unknown, "append {id} has two outcomes");
         append.became = became;
+        // What was lost before, or is not told exactly, only the oracle can weigh.
+        if let (Became::Committed(p), true, Some(judge)) = (became, exact, &mut self.judge)
+            && p.lost == 0
+        {
+            judge.committed(id, p.bookmark, need);
+        }
     }
 
     /// It is committed at or below a position.
     pub fn done_by(&mut self, id: usize, at: Bookmark, need: Requirement, by: usize) {
-        self.done(id, &Outcome::Committed { bookmark: at, acks: need.replicas }, need, by);
-        if let Became::Committed(promise) = &mut self.appends[id].became {
-            promise.exact = false;
-        }
+        self.settle(id, &Outcome::Committed { bookmark: at, acks: need.replicas }, need, by, false);
     }
 
     /// Some node's copies are gone: of everything that is committed, one copy fewer is there.
     pub fn lose_copies(&mut self) {
+        if let Some(judge) = &mut self.judge {
+            judge.lost();
+        }
         self.losses += 1;
         for append in &mut self.appends {
             if let Became::Committed(promise) = &mut append.became {

@@ -9,10 +9,10 @@ use towline::canary::{self, Canary};
 use super::checks::Seen;
 use super::cluster::{Cluster, Role};
 use super::handler::lock;
-use super::last;
 use super::nemesis::Nemesis;
 use super::plan::{Fault, Less, Plan};
 use super::world::SimWorld;
+use super::{judge, last};
 
 /// How to run.
 #[derive(Clone, Debug, Default)]
@@ -204,7 +204,7 @@ fn all(cluster: &mut Cluster, steps: &mut u64) {
         return;
     }
     assert!(matches!(cluster.nodes[cluster.primary].role, Role::Primary { .. }));
-    if let Err(e) = last::check(cluster) {
+    if let Err(e) = last::check(cluster).and_then(|()| judge::judge(cluster)) {
         cluster.fail(e);
     }
 }

@@ -20,9 +20,14 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks at something that is awaited.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// A folder for one test, on the file system of the build.
+/// A folder for one test, on the file system of the build. `TOWLINE_TEST_KEEP` keeps it.
 pub fn folder() -> tempfile::TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+    let mut dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    if std::env::var_os("TOWLINE_TEST_KEEP").is_some() {
+        dir.disable_cleanup(true);
+        println!("kept: {}", dir.path().display());
+    }
+    dir
 }
 
 /// SplitMix64: a failure names the seed, and the seed gives the same choices again.
@@ -38,13 +43,14 @@ impl Random {
     }
 }
 
-/// An address to come back to. Not of the ports that the kernel deals out: while the primary is down,
-/// one of those may become some connection's own.
+/// An address to come back to: on a loopback address of this process's own, so that no other test
+/// takes it meanwhile, and not of the ports that the kernel deals out, so that no connection does.
 pub fn fixed_address() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
     loop {
-        let n = u64::from(std::process::id()) * 16 + NEXT.fetch_add(1, Ordering::Relaxed);
-        let addr = format!("127.0.0.1:{}", 12_000 + n % 18_000);
+        let port = 12_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 18_000;
+        let addr = format!("127.{high}.{low}.1:{port}");
         if TcpListener::bind(&addr).is_ok() {
             return addr;
         }
@@ -258,7 +264,8 @@ impl Drop for Node {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
-            eprintln!("--- {}\n{}", self.line, self.logged());
+            // A second panic would end the process before the first one is told.
+            eprintln!("--- {}\n{}", self.line, fs::read_to_string(&self.log).unwrap_or_default());
         }
     }
 }
