@@ -3,6 +3,7 @@
 //! either side; and as long as nothing was changed, both come to hold one history.
 
 use arbitrary::{Result, Unstructured};
+use towline::protocol::framing::FIRST_BYTES;
 use towline::{Lsn, Seq, Term};
 use towline_wire::frame::{self, FrameKind};
 use towline_wire::message::Heartbeat;
@@ -14,8 +15,9 @@ use crate::node::{Ends, PrimaryNode, ReplicaNode, append, end_of, name};
 /// Handshakes that it may take to find out what two histories share: one for each term that only the
 /// replica's has, and one more.
 const ROUNDS: u32 = 8;
-/// What a side may take for a frame beside twice its bytes: its list of batches and its history grow.
-const FRAME_BYTES: usize = 64 << 10;
+/// What a side may take for a frame beside twice its bytes: its buffer, once, and its list of batches
+/// and its history, which grow.
+const FRAME_BYTES: usize = FIRST_BYTES + (16 << 10);
 
 /// Two logs, then what happens.
 pub fn run(data: &[u8]) {

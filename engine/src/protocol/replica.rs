@@ -247,7 +247,17 @@ impl Replica {
         self.commit = self.committed().max(w.commit_lsn);
     }
 
-    /// The log was cut.
+    /// Whether the log may be cut at `end`, the batch boundary that was found for [`Plan::Cut`].
+    ///
+    /// # Errors
+    /// If what is known to be committed ends behind it. That is inside of a batch then, where no commit
+    /// ends: a primary has said what is not so. Nothing is cut on its word.
+    pub fn may_cut(&self, end: Lsn) -> Result<(), Violation> {
+        let commit = self.committed();
+        if end < commit { Err(Violation::CutBelowCommit { to: end, commit }) } else { Ok(()) }
+    }
+
+    /// The log was cut, where [`Replica::may_cut`] has allowed it.
     pub fn on_cut(&mut self, end: LogEnd) {
         assert!(self.flushed == self.received && end.lsn <= self.flushed);
         assert!(end.lsn >= self.committed() || canary!(CutBelowCommit));

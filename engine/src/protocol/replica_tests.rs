@@ -139,6 +139,21 @@ fn what_is_known_to_be_committed_is_never_cut() {
     assert_eq!(cut(4 * BLOCK), Err(Violation::CutBelowCommit { to: Lsn(0), commit: Lsn(2 * BLOCK) }));
 }
 
+/// A commit LSN that lies inside of a batch passes every check of a single frame. The boundary below it
+/// is found only when the cut is made: that must not be a panic, and not a cut.
+#[test]
+fn a_commit_inside_of_a_batch_is_no_reason_to_cut_that_batch() {
+    let mut r = replica(4, 0);
+    let beat =
+        Heartbeat { term: Term(3), tail: Lsn(4 * BLOCK), tail_seq: Seq(4), commit_lsn: Lsn(2 * BLOCK + 1), time_us: 0 };
+    assert_eq!(r.on_heartbeat(&beat), Ok(()));
+    let to = Lsn(3 * BLOCK);
+    assert_eq!(r.on_welcome(&welcome(5, Verdict::Cut { to })), Ok(Plan::Cut { to }));
+    let commit = Lsn(2 * BLOCK + 1);
+    assert_eq!(r.may_cut(Lsn(2 * BLOCK)), Err(Violation::CutBelowCommit { to: Lsn(2 * BLOCK), commit }));
+    assert_eq!(r.may_cut(to), Ok(()));
+}
+
 #[test]
 fn a_cut_to_its_own_end_takes_the_whole_last_term() {
     let mut r = replica(2, 2 * BLOCK);

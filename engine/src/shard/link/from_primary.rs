@@ -158,6 +158,8 @@ impl Follower {
         });
         let place = place.await.unwrap_or_else(|gone| Err(gone.into()));
         let place = self.must(place)?;
+        let may = self.shard.inner.borrow_mut().replica().may_cut(place.end.lsn);
+        may.map_err(|v| LinkError::Refused(v.to_string()))?;
         self.take_back(place.end.lsn, place.end.next_seq).await?;
         // The floor goes down first: a crash in between must find a log that may end early.
         let lowered = self.superblock.persist(|s| {
