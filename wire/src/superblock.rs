@@ -192,7 +192,7 @@ impl<'a> Superblock<HistoryBytes<'a>> {
             return bad("history_len");
         }
         let (history, unused) = bytes[HEAD..CRC_AT].split_at(history_len * ENTRY);
-        if b.reserved != [0; 2] || b.reserved2 != [0; 88] || unused.iter().any(|x| *x != 0) {
+        if b.reserved != [0; 2] || b.reserved2 != [0; 88] || unused.iter().fold(0, |all, byte| all | byte) != 0 {
             return bad("reserved");
         }
         let history = HistoryBytes(history);

