@@ -6,16 +6,19 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::panic::catch_unwind;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use towline::canary::{self, Canary};
 use towline::{Lsn, Primary, PrimaryConfig, Replica, ReplicaConfig, Retain, Seq, ShardId, offline};
 
 use super::cluster::{Cluster, DATA};
 use super::handler::lock;
 use super::oracle::{Became, Oracle, owner};
 use super::plan::{Less, Plan};
+use super::run;
 use super::world::images::{Left, Picture};
 use super::world::rng::Rng;
 use super::world::{Faults, NodeId, SimWorld};
@@ -65,7 +68,14 @@ fn plan(seed: u64) -> Plan {
 ///
 /// # Errors
 /// The first image that is not as it must be.
-pub fn enumerate(seed: u64, most: u64) -> Result<Images, String> {
+pub fn enumerate(seed: u64, most: u64, canary: Option<Canary>) -> Result<Images, String> {
+    canary::set(canary);
+    let found = catch_unwind(|| photograph(seed, most));
+    canary::set(None);
+    found.unwrap_or_else(|_| Err(run::last_panic()))
+}
+
+fn photograph(seed: u64, most: u64) -> Result<Images, String> {
     let plan = plan(seed);
     let world = SimWorld::new(seed, super::nemesis::rates(&plan));
     let entered = world.enter();
