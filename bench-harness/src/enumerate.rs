@@ -96,6 +96,9 @@ pub(crate) struct Errors {
     /// The first of them
     #[arg(long, default_value_t = 1)]
     from: u64,
+    /// Let only one in so many calls fail
+    #[arg(long, default_value_t = 1)]
+    step: usize,
     /// Switch a deliberate bug on, to see that it is found
     #[arg(long)]
     canary: Option<String>,
@@ -110,7 +113,7 @@ pub(crate) fn every_error(args: &Errors) -> Result<(), String> {
     let began = Instant::now();
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     let all: Vec<_> =
-        (0..args.seeds).map(|n| (args.from + n, errors::enumerate(args.from + n, jobs, canary))).collect();
+        (0..args.seeds).map(|n| (args.from + n, errors::enumerate(args.from + n, args.step, jobs, canary))).collect();
     let seconds = began.elapsed().as_secs_f64();
     let (runs, commits) = all.iter().fold((0, 0), |(r, c), (_, e)| (r + e.runs, c + e.commits));
     let mut wrong = Vec::new();

@@ -105,15 +105,16 @@ pub struct Errors {
     pub failed: Vec<(Failing, Ran)>,
 }
 
-/// Runs the workload of a seed once for each call, of each node, for once and for ever, on `jobs`
-/// threads.
+/// Runs the workload of a seed once for each call, or for one in `step`, of each node, for once and for
+/// ever, on `jobs` threads.
 #[must_use]
-pub fn enumerate(seed: u64, jobs: usize, canary: Option<Canary>) -> Errors {
+pub fn enumerate(seed: u64, step: usize, jobs: usize, canary: Option<Canary>) -> Errors {
     let whole = run_plan(plan(seed), &How { canary, ..How::default() });
     let all: Vec<Failing> = [true, false]
         .into_iter()
         .flat_map(|forever| (0..whole.calls.len()).map(move |node| (forever, node)))
         .flat_map(|(forever, node)| (0..whole.calls[node]).map(move |call| Failing { node, call, forever }))
+        .step_by(step.max(1))
         .collect();
     let out = Mutex::new(Errors { calls: whole.calls.clone(), ..Errors::default() });
     let next = AtomicU64::new(0);

@@ -12,6 +12,8 @@ pub mod images;
 mod inside;
 mod net;
 pub mod rng;
+#[cfg(test)]
+mod tests;
 pub mod trace;
 
 use std::cell::{Cell, Ref, RefCell};
