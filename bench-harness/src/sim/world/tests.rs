@@ -8,7 +8,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use towline::world::{Disk as _, DiskFile, OpenHow, Socket, World as _, current};
+use towline::world::{DiskFile, OpenHow, Socket, World as _, current};
 
 use super::{Faults, NodeId, SimWorld};
 
