@@ -5,6 +5,7 @@
 
 mod allocations;
 mod cluster;
+mod enumerate;
 mod limit;
 mod pipe;
 mod remote;
@@ -41,7 +42,9 @@ enum Command {
     /// A pipe of real files through the real commands: appended, replicated, read back, compared
     Pipe(pipe::Args),
     /// Every way in which a crash can leave a disk, at every boundary of a call: opened and checked
-    Images(simulate::ImagesArgs),
+    Images(enumerate::Images),
+    /// Every call to a disk fails, one in each run: nothing is acknowledged on it afterwards, nothing lost
+    Errors(enumerate::Errors),
     /// Whole clusters in a simulated machine, under faults drawn from seeds
     Sim(simulate::Args),
     /// A replica in a process of its own: started by the workload
@@ -54,7 +57,8 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Some(Command::Limit(args)) => limit::run(&args),
         Some(Command::Pipe(args)) => pipe::run(&args),
-        Some(Command::Images(args)) => simulate::images(&args),
+        Some(Command::Images(args)) => enumerate::every_image(&args),
+        Some(Command::Errors(args)) => enumerate::every_error(&args),
         Some(Command::Sim(args)) => simulate::execute(&args).map_err(|e| e.to_string()),
         Some(Command::Replica(args)) => remote::run(&args),
         None => workload::run(&cli.workload),
