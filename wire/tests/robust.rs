@@ -77,6 +77,16 @@ fn a_batch_with_bytes_behind_it_is_refused_on_the_network_and_read_on_disk() {
 }
 
 #[test]
+fn a_view_of_bytes_that_were_checked_before_still_ends_where_the_batch_does() {
+    let wire = samples::batch_bytes();
+    assert_eq!(BatchView::of_checked(&wire).unwrap().as_bytes(), wire);
+    let longer = samples::on_disk(wire.clone());
+    let e = BatchView::of_checked(&longer).unwrap_err();
+    assert_eq!(e, BatchError::Truncated { need: wire.len(), have: longer.len() });
+    assert!(BatchView::of_checked(&wire[..batch::HEADER - 1]).is_err());
+}
+
+#[test]
 fn a_body_of_another_length_than_the_header_says_is_refused() {
     let wire = samples::batch_bytes();
     let (header, body) = wire.split_at(batch::HEADER);

@@ -422,6 +422,20 @@ mod tests {
     }
 
     #[test]
+    fn a_link_that_was_replaced_takes_nothing_from_the_one_that_serves() {
+        let mut p = primary();
+        p.attach(0, 1, Lsn(20480));
+        p.attach(0, 2, Lsn(24576));
+        p.on_sent(0, 2, Lsn(28672));
+        p.on_ack(0, 2, &Ack { received: Lsn(28672), flushed: Lsn(24576), ..Ack::default() }).unwrap();
+        // Its tasks notice late.
+        p.on_sent(0, 1, Lsn(40960));
+        p.detach(0, 1);
+        assert_eq!((p.slots()[0].link, p.slots()[0].sent, p.connected()), (Some(2), Lsn(28672), 1));
+        assert_eq!(p.gate.slot(0).received, Lsn(28672));
+    }
+
+    #[test]
     fn what_a_lost_replica_had_only_received_counts_no_more() {
         let mut p = primary();
         p.attach(0, 1, Lsn(20480));
