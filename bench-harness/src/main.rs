@@ -5,6 +5,7 @@
 
 mod allocations;
 mod cluster;
+mod counts;
 mod enumerate;
 mod limit;
 mod pipe;
@@ -45,6 +46,8 @@ enum Command {
     Images(enumerate::Images),
     /// Every call to a disk fails, one in each run: nothing is acknowledged on it afterwards, nothing lost
     Errors(enumerate::Errors),
+    /// Instructions of the hot path's parts, held against the stored counts
+    Counts(counts::Args),
     /// Whole clusters in a simulated machine, under faults drawn from seeds
     Sim(simulate::Args),
     /// A replica in a process of its own: started by the workload
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Some(Command::Limit(args)) => limit::run(&args),
+        Some(Command::Counts(args)) => counts::run(&args),
         Some(Command::Pipe(args)) => pipe::run(&args),
         Some(Command::Images(args)) => enumerate::every_image(&args),
         Some(Command::Errors(args)) => enumerate::every_error(&args),
