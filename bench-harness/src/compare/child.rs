@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::interrupt;
+
 /// How to start a server.
 #[derive(Debug)]
 pub(crate) struct Launch {
@@ -112,6 +114,19 @@ impl Server {
             Ok(None) => Ok(()),
             Ok(Some(status)) => Err(format!("{} ended with {status}: {}", self.name, self.last_words())),
             Err(e) => Err(format!("{}: {e}", self.name)),
+        }
+    }
+
+    /// Waits for its end, unless that of the harness is asked for, and gives what it wrote.
+    pub(crate) fn finish(mut self) -> Result<String, String> {
+        loop {
+            match self.child.try_wait() {
+                Ok(None) => interrupt::sleep(Duration::from_millis(10))?,
+                Ok(Some(status)) if status.success() => {
+                    return std::fs::read_to_string(&self.log).map_err(|e| format!("{}: {e}", self.log.display()));
+                }
+                _ => return self.check().map(|()| String::new()),
+            }
         }
     }
 

@@ -1,7 +1,15 @@
 //! The contenders. Each finds what it needs on this machine, starts its nodes in an empty folder,
 //! puts the load on them, and ends them.
 
+mod etcd;
+mod h2;
+mod kevy;
+mod local;
+mod nats;
+mod nats_wire;
 mod nodes;
+mod pg_wire;
+mod postgres;
 mod redis;
 mod resp;
 mod towline;
@@ -101,13 +109,21 @@ pub(crate) trait Peer {
 
 /// Every contender, in the order of the table.
 pub(crate) fn all() -> Vec<Box<dyn Peer>> {
-    vec![
+    let mut all: Vec<Box<dyn Peer>> = vec![
         Box::new(towline::Embedded::new(Scope::Replicated)),
         Box::new(towline::Client),
+        Box::new(postgres::Postgres::messages()),
+        Box::new(postgres::Postgres::inserts()),
         Box::new(redis::Redis::wait()),
         Box::new(redis::Redis::wait_aof()),
+        Box::new(etcd::Etcd::default()),
+        Box::new(nats::Nats::new()),
+        Box::new(nats::Nats::sync_always()),
+        Box::new(kevy::Kevy::default()),
         Box::new(towline::Embedded::new(Scope::Local)),
-    ]
+    ];
+    all.extend(local::Local::all().map(|log| Box::new(log) as Box<dyn Peer>));
+    all
 }
 
 /// Where a program is: in `PATH`, or where Debian puts servers.
