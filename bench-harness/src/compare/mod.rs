@@ -8,6 +8,7 @@ mod args;
 mod child;
 mod drive;
 mod epoll;
+mod html;
 mod interrupt;
 mod machine;
 mod model;
@@ -36,6 +37,9 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&report).map_err(|e| e.to_string())?;
         write(path, &text)?;
+    }
+    if let Some(path) = &args.html {
+        write(path, &html::page(&report))?;
     }
     Ok(())
 }
