@@ -32,7 +32,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     if args.list {
         return list();
     }
-    let report = if args.join.is_empty() { measure(&args)? } else { join(&args.join)? };
+    let (report, ended) = if args.join.is_empty() { measure(&args)? } else { (join(&args.join)?, Ok(())) };
     print!("{}\n{}\n", table::text(&report), table::LEGEND);
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&report).map_err(|e| e.to_string())?;
@@ -41,26 +41,28 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     if let Some(path) = &args.html {
         write(path, &html::page(&report))?;
     }
-    Ok(())
+    ended
 }
 
 fn write(path: &Path, text: &str) -> Result<(), String> {
     std::fs::write(path, text).map_err(|e| format!("writing {}: {e}", path.display()))
 }
 
-fn measure(args: &Args) -> Result<Report, String> {
+/// What was measured, and whether that is all that was asked for.
+fn measure(args: &Args) -> Result<(Report, Result<(), String>), String> {
     let field = session::field(&args.peers, peers::all())?;
     if field.peers.is_empty() {
         return Err("nothing can be measured: nobody that was asked for is installed".into());
     }
     interrupt::watch();
     let scratch = Scratch::new(args.dir.as_deref())?;
-    let part = session::run(args, field, &scratch.0)?;
+    let (part, ended) = session::run(args, field, &scratch.0)?;
     drop(scratch);
     if part.groups.iter().all(|g| g.rows.iter().all(|r| r.runs.is_empty())) {
+        ended?;
         return Err("nothing could be measured: every run failed; the lines above say why".into());
     }
-    Ok(Report { format: FORMAT, parts: vec![part] })
+    Ok((Report { format: FORMAT, parts: vec![part] }, ended))
 }
 
 fn join(files: &[std::path::PathBuf]) -> Result<Report, String> {

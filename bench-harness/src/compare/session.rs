@@ -85,8 +85,9 @@ fn plan(args: &Args, field: &Field) -> Vec<(Scope, usize, u64, Vec<Entry>)> {
     groups
 }
 
-/// Measures everything; progress goes to stderr.
-pub(crate) fn run(args: &Args, mut field: Field, scratch: &Path) -> Result<Part, String> {
+/// Measures everything; progress goes to stderr. What was measured before an end was asked for, or
+/// before the disk probe failed, is there in any case.
+pub(crate) fn run(args: &Args, mut field: Field, scratch: &Path) -> Result<(Part, Result<(), String>), String> {
     for skipped in &field.skipped {
         eprintln!("left out: {}: {}", skipped.peer, skipped.why);
     }
@@ -136,10 +137,16 @@ pub(crate) fn run(args: &Args, mut field: Field, scratch: &Path) -> Result<Part,
     let total = groups.iter().map(|g| g.3.len()).sum::<usize>() * args.runs as usize;
     let mut runner =
         Runner { args, cpus: args.layout(), scratch, probe: &mut probe, field: &mut field, done: 0, total };
-    for group in groups {
-        part.groups.push(runner.group(group)?);
+    let mut ended = Ok(());
+    for (scope, record_bytes, outstanding, entries) in groups {
+        let mut group = Group { scope, record_bytes, outstanding, probes_us: Vec::new(), rows: Vec::new() };
+        ended = runner.group(&mut group, entries);
+        part.groups.push(group);
+        if ended.is_err() {
+            break;
+        }
     }
-    Ok(part)
+    Ok((part, ended))
 }
 
 fn limit(args: &Args, scope: Scope, dir: &Path) -> Result<Limit, String> {
@@ -164,24 +171,30 @@ struct Runner<'a> {
 }
 
 impl Runner<'_> {
-    fn group(
-        &mut self,
-        (scope, record_bytes, outstanding, mut entries): (Scope, usize, u64, Vec<Entry>),
-    ) -> Result<Group, String> {
-        let mut probes_us = vec![self.probe.measure(PROBE)?];
+    /// Runs everybody in turn and leaves the rows in the group, also when it is cut short.
+    fn group(&mut self, group: &mut Group, mut entries: Vec<Entry>) -> Result<(), String> {
+        let ended = self.turns(group, &mut entries);
+        group.rows = entries.into_iter().map(|e| e.row).collect();
+        ended
+    }
+
+    fn turns(&mut self, group: &mut Group, entries: &mut [Entry]) -> Result<(), String> {
+        group.probes_us.push(self.probe.measure(PROBE)?);
         for turn in 1..=self.args.runs {
-            for entry in &mut entries {
+            for entry in &mut *entries {
                 self.done += 1;
                 let about = format!(
-                    "[{}/{}] {}, {record_bytes} B, {outstanding} outstanding, run {turn} of {}: {} {}",
+                    "[{}/{}] {}, {} B, {} outstanding, run {turn} of {}: {} {}",
                     self.done,
                     self.total,
-                    scope.title(),
+                    group.scope.title(),
+                    group.record_bytes,
+                    group.outstanding,
                     self.args.runs,
                     entry.row.peer,
                     entry.row.shape
                 );
-                match self.run(entry, record_bytes, &mut probes_us) {
+                match self.run(entry, group.record_bytes, &mut group.probes_us) {
                     Ok(run) => {
                         eprintln!(
                             "{about}: {:.0} commits/s, p50 {:.0} us (disk {:.0} us)",
@@ -197,8 +210,7 @@ impl Runner<'_> {
                 }
             }
         }
-        let rows = entries.into_iter().map(|e| e.row).collect();
-        Ok(Group { scope, record_bytes, outstanding, probes_us, rows })
+        Ok(())
     }
 
     fn run(&mut self, entry: &Entry, record_bytes: usize, probes_us: &mut Vec<f64>) -> Result<Run, String> {
