@@ -51,8 +51,9 @@ fn write(path: &Path, text: &str) -> Result<(), String> {
 /// What was measured, and whether that is all that was asked for.
 fn measure(args: &Args) -> Result<(Report, Result<(), String>), String> {
     let field = session::field(&args.peers, peers::all())?;
-    if field.peers.is_empty() {
-        return Err("nothing can be measured: nobody that was asked for is installed".into());
+    if !field.has_wanted(&args.peers) {
+        let why: Vec<_> = field.skipped.iter().map(|s| s.why.as_str()).collect();
+        return Err(format!("nothing can be measured: {}", why.join("; ")));
     }
     interrupt::watch();
     let scratch = Scratch::new(args.dir.as_deref())?;

@@ -25,6 +25,14 @@ pub(crate) struct Field {
     pub(crate) skipped: Vec<Skipped>,
 }
 
+impl Field {
+    /// Whether anybody takes part who was asked for by name, if names were given.
+    pub(crate) fn has_wanted(&self, wanted: &[String]) -> bool {
+        let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w == name);
+        self.peers.iter().any(|(p, _)| is_wanted(p.facts().name))
+    }
+}
+
 /// Finds those who are wanted (all, if nobody is named). Towline takes part beside everybody.
 pub(crate) fn field(wanted: &[String], all: Vec<Box<dyn Peer>>) -> Result<Field, String> {
     let known: Vec<_> = all.iter().map(|p| p.facts().name).collect();
@@ -298,6 +306,9 @@ mod tests {
         assert_eq!(names(&field), ["towline", "there", "towline-local", "log"]);
         assert_eq!(field.skipped, [Skipped { peer: "missing".into(), why: "apt-get install it".into() }]);
         assert_eq!(names(&super::field(&["log".into()], all()).unwrap()), ["towline-local", "log"]);
+        let missing = ["missing".to_string()];
+        assert!(!super::field(&missing, all()).unwrap().has_wanted(&missing), "Towline alone is no comparison");
+        assert!(field.has_wanted(&[]));
         assert!(super::field(&["nobody".into()], all()).is_err_and(|e| e.contains("missing, towline-local")));
     }
 

@@ -60,7 +60,7 @@ fn machine(part: &Part) -> String {
     let m = &part.machine;
     let kind = if m.virtualised { "virtual cores" } else { "cores" };
     format!(
-        "{} {kind} ({}), {} GiB of memory, {}, Linux {}, {}. {}.",
+        "{} {kind} ({}), {} GiB of memory, {}, Linux {}, {}; {}.",
         m.cores, m.processor, m.memory_gib, m.system, m.kernel, m.file_system, part.pinning
     )
 }
@@ -187,39 +187,39 @@ fn group(report: &Report, summary: &Summary, out: &mut String) {
     header(
         &[
             ("t", "peer"),
+            ("t", "a commit means"),
             ("", "shape"),
             ("", "commits/s"),
             ("", "min to max"),
             ("", "runs"),
-            ("", "of the device"),
             ("", "p50"),
             ("", "p99"),
             ("", "p99.9"),
             ("", "CPU us"),
-            ("", "Towline embedded makes"),
-            ("", "its client makes"),
-            ("t", "a commit means"),
+            ("", "of device"),
+            ("", "embedded"),
+            ("", "client"),
         ],
         out,
     );
     for line in &summary.lines {
         let rate = line.commits_per_s;
-        let share = summary.limit_commits.map_or_else(|| "-".into(), |l| format!("{:.2}", rate.median / l));
-        let repeated = if line.repeated > 0 { format!(" ({} repeated)", line.repeated) } else { String::new() };
+        let share = summary.limit_commits.map_or_else(|| "-".into(), |l| format!("{:.1} %", 100.0 * rate.median / l));
+        let repeated = if line.repeated > 0 { format!(" +{}", line.repeated) } else { String::new() };
         let cells = [
             ("t", line.peer.clone()),
+            ("w", super::table::durability(report, &line.peer).to_string()),
             ("", line.shape.clone()),
             ("", number(rate.median)),
             ("", format!("{} to {}", number(rate.min), number(rate.max))),
             ("", format!("{}{repeated}", rate.count)),
-            ("", share),
             ("", time(line.p50_us)),
             ("", time(line.p99_us)),
             ("", time(line.p999_us)),
             ("", number(line.cpu_us)),
+            ("", share),
             ("", ratio(line, 0)),
             ("", ratio(line, 1)),
-            ("w", super::table::durability(report, &line.peer).to_string()),
         ];
         row(&cells, if is_own(&line.peer) { "own" } else { "" }, out);
     }
@@ -260,7 +260,9 @@ fn peers(report: &Report, out: &mut String) {
 fn runs(report: &Report, out: &mut String) {
     out.push_str(
         "<h2>The runs</h2>\n<p>Parts are invocations of the harness. Ratios are taken within a part and their median is \
-         shown; runs of several parts are pooled. \u{201c}Of the device\u{201d} is against durable 256 KiB overwrites of as \
+         shown; runs of several parts are pooled.</p>\n<p>\u{201c}embedded\u{201d} and \u{201c}client\u{201d} in the tables \
+         above: how many times as many commits Towline made. \u{201c}runs\u{201d}: those that count, and behind a + those \
+         that were repeated. \u{201c}shape\u{201d}: see the table of peers. \u{201c}of device\u{201d} is against durable 256 KiB overwrites of as \
          many files as there are copies, at depth 8, measured in the same part.</p>\n",
     );
     header(&[("t", "date"), ("", "device, files: MB/s"), ("t", "command")], out);

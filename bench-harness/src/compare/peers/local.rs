@@ -85,13 +85,13 @@ impl Local {
             Self::new(
                 facts(
                     "sqlite",
-                    "SQLite",
+                    "SQLite, as bundled with rusqlite",
                     "flushed (WAL, synchronous = FULL)",
                     "journal_mode WAL, synchronous FULL, a table with a rowid, a prepared INSERT, one transaction for each \
                      batch",
                     BATCHES,
                 ),
-                "libsqlite3-sys",
+                "rusqlite",
                 16384,
                 false,
             ),
