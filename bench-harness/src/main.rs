@@ -6,6 +6,7 @@
 mod allocations;
 mod cluster;
 mod compare;
+mod enumerate;
 mod limit;
 mod pipe;
 mod remote;
@@ -42,7 +43,9 @@ enum Command {
     /// A pipe of real files through the real commands: appended, replicated, read back, compared
     Pipe(pipe::Args),
     /// Every way in which a crash can leave a disk, at every boundary of a call: opened and checked
-    Images(simulate::ImagesArgs),
+    Images(enumerate::Images),
+    /// Every call to a disk fails, one in each run: nothing is acknowledged on it afterwards, nothing lost
+    Errors(enumerate::Errors),
     /// Whole clusters in a simulated machine, under faults drawn from seeds
     Sim(simulate::Args),
     /// The same work on Towline and on its peers, side by side: a table, JSON, a page with plots
@@ -60,7 +63,8 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Some(Command::Limit(args)) => limit::run(&args),
         Some(Command::Pipe(args)) => pipe::run(&args),
-        Some(Command::Images(args)) => simulate::images(&args),
+        Some(Command::Images(args)) => enumerate::every_image(&args),
+        Some(Command::Errors(args)) => enumerate::every_error(&args),
         Some(Command::Sim(args)) => simulate::execute(&args).map_err(|e| e.to_string()),
         Some(Command::Compare(args)) => compare::run(&args),
         Some(Command::CompareNode(args)) => compare::node(&args),

@@ -6,7 +6,6 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use towline::canary::Canary;
-use towline_bench::sim::images::{Images, enumerate};
 use towline_bench::sim::many::many;
 use towline_bench::sim::minimise::minimise;
 use towline_bench::sim::plan::{Fault, Less};
@@ -110,15 +109,17 @@ pub(crate) fn execute(args: &Args) -> Result<(), Box<dyn Error>> {
     if all.failed.is_empty() { Ok(()) } else { Err(format!("{} seeds failed", all.failed.len()).into()) }
 }
 
+/// The deliberate bug of a name.
+pub(crate) fn canary_of(name: &str) -> Result<Canary, String> {
+    let found = Canary::ALL.into_iter().find(|c| format!("{c:?}") == name);
+    found.ok_or_else(|| format!("no canary {name:?}: see towline-bench sim --canary list"))
+}
+
 fn how(args: &Args) -> Result<How, Box<dyn Error>> {
     let fault = |name: &String| {
         let all = Fault::ALL.map(Fault::name);
         let at = all.iter().position(|n| n == name);
         at.map(|at| Fault::ALL[at]).ok_or_else(|| format!("no fault {name:?}: there are {}", all.join(", ")))
-    };
-    let canary = |name: &String| {
-        let found = Canary::ALL.into_iter().find(|c| format!("{c:?}") == *name);
-        found.ok_or_else(|| format!("no canary {name:?}: see --canary list"))
     };
     Ok(How {
         less: Less {
@@ -128,8 +129,8 @@ fn how(args: &Args) -> Result<How, Box<dyn Error>> {
             shards: args.shards,
             clients: args.clients,
         },
-        canary: args.canary.as_ref().map(canary).transpose()?,
-        trace: false,
+        canary: args.canary.as_deref().map(canary_of).transpose()?,
+        ..How::default()
     })
 }
 
@@ -186,75 +187,4 @@ impl Progress {
             let _ = std::io::stderr().flush();
         }
     }
-}
-
-/// Photograph a workload's disks at every boundary of a call (write, flush, rename, start and end of
-/// a direct write), build what a crash there may leave (nothing that was not flushed, everything,
-/// prefixes, random subsets, writes torn at 512 bytes with old bytes, zeros, ones and random bytes
-/// behind the tear), and open each image with the real engine.
-///
-/// Exit code 1: an image lost something that was acknowledged, held something that was not appended,
-/// did not open, or was another when it was opened again.
-#[derive(Debug, clap::Args)]
-pub(crate) struct ImagesArgs {
-    /// Workloads
-    #[arg(long, default_value_t = 2)]
-    seeds: u64,
-    /// The first of them
-    #[arg(long, default_value_t = 1)]
-    from: u64,
-    /// About how many images of each are opened
-    #[arg(long, default_value_t = 12_000)]
-    most: u64,
-    /// Print one JSON document instead of text
-    #[arg(long)]
-    json: bool,
-}
-
-pub(crate) fn images(args: &ImagesArgs) -> Result<(), String> {
-    let began = Instant::now();
-    let next = std::sync::atomic::AtomicU64::new(0);
-    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    let all = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
-                loop {
-                    let n = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    if n >= args.seeds {
-                        return;
-                    }
-                    let found = enumerate(args.from + n, args.most);
-                    all.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((args.from + n, found));
-                }
-            });
-        }
-    });
-    let mut all = all.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    all.sort_by_key(|(seed, _)| *seed);
-    let mut sum = Images::default();
-    let mut wrong = Vec::new();
-    for (seed, found) in all {
-        match found {
-            Ok(found) => {
-                sum.boundaries += found.boundaries;
-                sum.appends += found.appends;
-                found.images.iter().for_each(|(kind, n)| *sum.images.entry(kind).or_default() += n);
-            }
-            Err(e) => wrong.push(format!("seed {seed}: {e}")),
-        }
-    }
-    let seconds = began.elapsed().as_secs_f64();
-    if args.json {
-        let document = serde_json::json!({
-            "images": sum.total(), "by_kind": sum.images, "boundaries": sum.boundaries, "appends": sum.appends,
-            "seconds": seconds, "failed": wrong,
-        });
-        println!("{document:#}");
-    } else {
-        let (images, appends) = (sum.total(), sum.appends);
-        println!("{images} images at {} boundaries of {appends} appends in {seconds:.1} s", sum.boundaries);
-        sum.images.iter().for_each(|(kind, n)| println!("  {kind:<24} {n}"));
-    }
-    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
 }

@@ -48,11 +48,13 @@ pub enum Canary {
     TrimNotRemembered,
     /// A replica promises to follow a newer term in memory only.
     PromiseNotDurable,
+    /// A new superblock's second write goes to the only copy there is.
+    OnlyCopyOverwritten,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::AckBeforeFlush,
         Self::OwnCopyInFlight,
         Self::ReceivedAsFlushed,
@@ -74,6 +76,7 @@ impl Canary {
         Self::SegmentNameNotSynced,
         Self::TrimNotRemembered,
         Self::PromiseNotDurable,
+        Self::OnlyCopyOverwritten,
     ];
 }
 

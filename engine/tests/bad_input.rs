@@ -105,6 +105,12 @@ fn a_folder_that_is_not_what_is_configured() {
     // Above every term that the old primary can reach by being started again.
     assert!(promoted.word("term").parse::<u64>().unwrap() >= 1 << 32);
     promoted.stop();
+    // Above what he has seen elsewhere.
+    let again = serve(&r, &["--shards", "3", "--promote", "--above-term", "90000000000000"]).unwrap();
+    assert!(again.word("term").parse::<u64>().unwrap() > 90_000_000_000_000);
+    again.stop();
+    let last = u64::MAX.to_string();
+    refused(&r, &["--shards", "3", "--promote", "--above-term", &last], "no term is above 18446744073709551615");
     fs::remove_dir_all(data.join("shard-0001")).unwrap();
     refused(&data, &["--shards", "3"], "shard-0001 is missing although the node has 3 shards");
     fs::rename(data.join("shard-0002"), data.join("shard-0001")).unwrap();

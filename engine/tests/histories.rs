@@ -9,7 +9,7 @@ use std::time::Duration;
 use cluster::{
     ONE, Order, Place, commit, commit_all, copy, crash, of, of_replica, on_disk, records, until, until_same,
 };
-use towline::{AppendError, AppendOptions, CommitPolicy, Outcome, Primary, PrimaryConfig, Replica};
+use towline::{AppendError, AppendOptions, CommitPolicy, Lsn, Outcome, Primary, PrimaryConfig, Replica};
 
 /// What a node saved before it cut its log.
 fn side_files(place: &Place, node: &str) -> Vec<std::path::PathBuf> {
@@ -107,6 +107,29 @@ fn a_tail_that_only_the_former_primary_has_is_saved_and_cut() {
     until_same(&primary, &old);
     assert!(of_replica(&old).durable_lsn >= end);
     assert_eq!(side_files(&place, "old").len(), 1);
+}
+
+/// Found by the simulator: the log was cut where it was damaged, far below where it had to be.
+#[test]
+fn a_cut_in_a_damaged_log_is_refused_and_changes_nothing() {
+    let place = Place::new();
+    let primary = parted(&place, &records(40, 0), &records(30, 100), &records(20, 200));
+    primary.stop();
+    let old = Replica::open(place.replica("old")).unwrap();
+    // Its last batch, after its start has read it: nothing follows it, as if it were torn.
+    let (file, at) = cluster::locate(&place.path("old"), Lsn(of_replica(&old).durable_lsn.0 - 4096), 64 << 10);
+    cluster::overwrite(&file, at + 200, b"damage");
+    let before = fs::read(&file).unwrap();
+    let mut config = place.primary("r1", &["old", "r2"]);
+    config.commit = CommitPolicy::Local;
+    let primary = Primary::open(config).unwrap();
+    until("the shard stops", || of_replica(&old).stopped.is_some());
+    let why = of_replica(&old).stopped.unwrap();
+    assert!(why.contains("is damaged at offset") && why.contains("the log was durable up to"), "{why}");
+    old.stop();
+    assert!(fs::read(&file).unwrap() == before);
+    assert_eq!(side_files(&place, "old").len(), 0);
+    primary.stop();
 }
 
 #[test]

@@ -192,7 +192,7 @@ impl PrimaryNode {
             }
             HelloAnswer::NeedChain(lsn) => {
                 let chain = self.log.iter().find(|b| b.lsn == lsn && b.lsn >= self.oldest).map(|b| b.before);
-                self.primary.answer_with_chain(hello, chain)
+                self.primary.answer_with_chain(hello, self.oldest, chain)
             }
         }
     }

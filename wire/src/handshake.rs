@@ -217,7 +217,7 @@ pub enum Verdict {
         /// Where the common history ends at the latest.
         to: Lsn,
     },
-    /// The replica's position is older than the oldest batch kept here.
+    /// The replica's position, or what both logs share, is older than the oldest batch kept here.
     NeedSnapshot {
         /// The oldest position kept.
         oldest: Lsn,

@@ -6,16 +6,19 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::panic::catch_unwind;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use towline::canary::{self, Canary};
 use towline::{Lsn, Primary, PrimaryConfig, Replica, ReplicaConfig, Retain, Seq, ShardId, offline};
 
 use super::cluster::{Cluster, DATA};
 use super::handler::lock;
 use super::oracle::{Became, Oracle, owner};
 use super::plan::{Less, Plan};
+use super::run;
 use super::world::images::{Left, Picture};
 use super::world::rng::Rng;
 use super::world::{Faults, NodeId, SimWorld};
@@ -38,6 +41,11 @@ impl Images {
         self.images.values().sum()
     }
 }
+
+/// Boundaries of the workload, about.
+const BOUNDARIES: u64 = 2500;
+/// The fewest images of a boundary.
+const WAYS: u64 = 6;
 
 /// What a node has promised when a picture was taken: for each shard how many records it must hold.
 type Promised = BTreeMap<ShardId, Seq>;
@@ -65,7 +73,14 @@ fn plan(seed: u64) -> Plan {
 ///
 /// # Errors
 /// The first image that is not as it must be.
-pub fn enumerate(seed: u64, most: u64) -> Result<Images, String> {
+pub fn enumerate(seed: u64, most: u64, canary: Option<Canary>) -> Result<Images, String> {
+    canary::set(canary);
+    let found = catch_unwind(|| photograph(seed, most));
+    canary::set(None);
+    found.unwrap_or_else(|_| Err(run::last_panic()))
+}
+
+fn photograph(seed: u64, most: u64) -> Result<Images, String> {
     let plan = plan(seed);
     let world = SimWorld::new(seed, super::nemesis::rates(&plan));
     let entered = world.enter();
@@ -77,13 +92,17 @@ pub fn enumerate(seed: u64, most: u64) -> Result<Images, String> {
     let rng = &mut Rng::new(seed ^ 0x696D_6167);
     let mut crashed = false;
     // A look ahead would need a second run: about so many boundaries come, each with so many ways.
-    let each = (most / 2500).max(4) as usize;
+    let each = (most / BOUNDARIES).max(WAYS) as usize;
+    let looked_at = most as f64 / (BOUNDARIES * WAYS) as f64;
     while world.now_ns() < 20_000_000_000 && out.total() < most {
         world.step();
         cluster.tend();
         let (promised, done) = promised(&cluster);
         for picture in world.pictures() {
             let n = picture.node.0 as usize;
+            if !rng.chance(looked_at) {
+                continue;
+            }
             out.boundaries += 1;
             look(&cluster, &picture, &promised[n], each, rng, &mut out)?;
         }
@@ -141,7 +160,7 @@ fn look(
 ) -> Result<(), String> {
     let mut ways = picture.ways(2);
     // The plain ways always, the tears as far as they fit, spread.
-    while ways.len() > each.max(6) {
+    while ways.len() > each {
         let at = 2 + rng.below(ways.len() as u64 - 2) as usize;
         ways.swap_remove(at);
     }

@@ -4,12 +4,14 @@
 //! [`world`] is the machine park. [`plan`] draws a run from its seed; [`cluster`] runs the nodes,
 //! [`clients`] append, [`nemesis`] breaks things, [`checks`] look between any two steps, [`last`]
 //! reads the disks at the end and compares them with what [`oracle`] was promised, and [`judge`] has the
-//! public history checker do so too. [`run`] is one
-//! seed, [`many`] are many, [`images`] are all the ways in which a disk can be found after a crash, [`minimise`] makes a failing one shorter.
+//! public history checker do so too. [`run`] is one seed, [`many`] are many, [`minimise`] makes a
+//! failing one shorter. [`images`] are all the ways in which a disk can be found after a crash,
+//! [`errors`] all the calls to a disk that can fail.
 
 pub mod checks;
 pub mod clients;
 pub mod cluster;
+pub mod errors;
 pub mod handler;
 pub mod images;
 pub mod judge;

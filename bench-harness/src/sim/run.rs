@@ -8,6 +8,7 @@ use towline::canary::{self, Canary};
 
 use super::checks::Seen;
 use super::cluster::{Cluster, Role};
+use super::errors::{self, Failing};
 use super::handler::lock;
 use super::nemesis::Nemesis;
 use super::plan::{Fault, Less, Plan};
@@ -23,6 +24,8 @@ pub struct How {
     pub canary: Option<Canary>,
     /// Whether a readable log is kept.
     pub trace: bool,
+    /// A call to a disk that fails.
+    pub failing: Option<Failing>,
 }
 
 /// What a run came to.
@@ -46,6 +49,8 @@ pub struct Ran {
     pub commits: u64,
     /// Appends.
     pub appends: u64,
+    /// Calls of each node to its disk.
+    pub calls: Vec<u64>,
     /// The readable log.
     pub trace: Vec<String>,
 }
@@ -64,6 +69,11 @@ pub fn record_panics(backtrace: bool) {
     }));
 }
 
+/// What the last panic of this thread said, if panics are recorded.
+pub(super) fn last_panic() -> String {
+    format!("panic: {}", PANIC.take())
+}
+
 /// Steps between two looks at every node.
 const LOOK_EVERY: u64 = 24;
 /// The most steps of a run: more means that something spins.
@@ -74,17 +84,23 @@ const CONVERGE_NS: u64 = 120_000_000_000;
 /// Runs one seed.
 #[must_use]
 pub fn run(seed: u64, how: &How) -> Ran {
-    let plan = Plan::draw(seed, &how.less);
+    run_plan(Plan::draw(seed, &how.less), how)
+}
+
+/// Runs a plan.
+#[must_use]
+pub fn run_plan(plan: Plan, how: &How) -> Ran {
+    let seed = plan.seed;
     let world = SimWorld::new(seed, super::nemesis::rates(&plan));
     world.trace().keep(how.trace);
     let entered = world.enter();
     canary::set(how.canary);
     let mut cluster = Cluster::new(world.clone(), plan);
     let mut steps = 0;
-    let went = catch_unwind(AssertUnwindSafe(|| all(&mut cluster, &mut steps)));
+    let went = catch_unwind(AssertUnwindSafe(|| all(&mut cluster, &mut steps, how.failing)));
     if let Err(panic) = went {
         drop(panic);
-        let text = format!("panic: {}", PANIC.take());
+        let text = last_panic();
         if !lock(&cluster.wrong).contains(&text) {
             cluster.fail(text);
         }
@@ -101,6 +117,7 @@ pub fn run(seed: u64, how: &How) -> Ran {
         virtual_ns: world.now_ns(),
         commits: oracle.commits,
         appends: oracle.appends.len() as u64,
+        calls: cluster.nodes.iter().map(|n| world.calls(n.id)).collect(),
         trace: world.trace().take(),
     };
     drop(oracle);
@@ -157,14 +174,20 @@ fn act(cluster: &mut Cluster, nemesis: &mut Nemesis) {
     last::mend(cluster);
 }
 
-fn all(cluster: &mut Cluster, steps: &mut u64) {
+fn all(cluster: &mut Cluster, steps: &mut u64, failing: Option<Failing>) {
     let mut seen = Seen::default();
     let mut nemesis = Nemesis::new(&cluster.plan);
+    let mut watch = errors::Watch::new(cluster, failing);
     let until = cluster.plan.at_most.as_nanos() as u64;
-    go(cluster, &mut seen, steps, until, |c| act(c, &mut nemesis), |c| lock(&c.oracle).left == 0);
+    let each = |c: &mut Cluster| {
+        act(c, &mut nemesis);
+        watch.look(c);
+    };
+    go(cluster, &mut seen, steps, until, each, |c| lock(&c.oracle).left == 0);
     // What is under way may come to its end.
     let until = cluster.world.now_ns() + 300_000_000;
     go(cluster, &mut seen, steps, until, |c| act(c, &mut nemesis), |_| false);
+    watch.end(cluster);
     nemesis.heal(cluster);
     let until = cluster.world.now_ns() + CONVERGE_NS;
     let together = go(cluster, &mut seen, steps, until, last::mend, last::is_together);

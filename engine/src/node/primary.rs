@@ -79,7 +79,9 @@ impl Primary {
         let term = if config.promote && !canary!(PromotedTermNotUnique) {
             promoted_after(newest.max(config.promote_above), &data)?
         } else {
-            Term(newest.0 + u64::from(!canary!(TermNotBumped)).max(u64::from(newest == Term::ZERO)))
+            let more = u64::from(!canary!(TermNotBumped)).max(u64::from(newest == Term::ZERO));
+            let next = newest.0.checked_add(more).map(Term);
+            next.ok_or_else(|| OpenError::NoHigherTerm { path: data.clone(), term: newest })?
         };
         for slice in &mut slices {
             begin_reign(slice, term)?;
@@ -196,7 +198,9 @@ fn promoted_after(newest: Term, data: &std::path::Path) -> Result<Term, OpenErro
     rt::random(&mut random).map_err(OpenError::io("making a term for", data))?;
     // The upper half of the low bits stays free for starts.
     let low = u64::from(u32::from_le_bytes(random) >> 1);
-    Ok(Term((((newest.0 >> 32) + 1) << 32) | low))
+    let high = u32::try_from((newest.0 >> 32) + 1);
+    let high = high.map_err(|_| OpenError::NoHigherTerm { path: data.to_path_buf(), term: newest })?;
+    Ok(Term((u64::from(high) << 32) | low))
 }
 
 #[cfg(test)]
@@ -210,5 +214,12 @@ mod tests {
         assert!(a > Term(7 + (1 << 31)) && b > Term(7 + (1 << 31)));
         assert_ne!(a, b);
         assert!(promoted_after(a, path).unwrap() > Term(a.0 + (1 << 31)));
+    }
+
+    #[test]
+    fn a_term_that_leaves_none_above_it_is_refused() {
+        let path = std::path::Path::new("unused");
+        let refused = promoted_after(Term(u64::MAX), path).unwrap_err();
+        assert!(matches!(refused, OpenError::NoHigherTerm { term: Term(u64::MAX), .. }));
     }
 }

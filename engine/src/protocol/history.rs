@@ -69,6 +69,13 @@ impl History {
         Some(self.entries.get(at + 1).map_or(tail, |next| next.1))
     }
 
+    /// Whether `term` may have been in this history and be forgotten: it is older than all that is
+    /// remembered, and something was before that.
+    #[must_use]
+    pub fn may_have_forgotten(&self, term: Term) -> bool {
+        self.entries.first().is_some_and(|&(oldest, first)| term < oldest && first > Lsn::ZERO)
+    }
+
     /// The furthest that a log whose last batch is of `term` may agree with this history: the end
     /// of the newest term here that is not newer. `None` if that was forgotten.
     #[must_use]
@@ -159,6 +166,8 @@ mod tests {
         let tail = Lsn(40960);
         assert_eq!(h.common_end(Term(1), tail), None, "where term 1 ended is forgotten");
         assert_eq!(h.common_end(Term(2), tail), Some(Lsn(8192)));
+        assert!(h.may_have_forgotten(Term(1)) && h.may_have_forgotten(Term(2)) && !h.may_have_forgotten(Term(4)));
+        assert!(!history().may_have_forgotten(Term(0)), "nothing was before term 1");
         h.trim(Lsn(1 << 40));
         assert_eq!(h.entries(), [(Term(7), Lsn(20480))], "the term that the log ends with is kept");
     }

@@ -179,17 +179,25 @@ impl Primary {
             };
         }
         match hello.end_lsn == log.tail {
-            true => HelloAnswer::Verdict(self.answer_with_chain(hello, Some(log.chain))),
+            true => HelloAnswer::Verdict(self.answer_with_chain(hello, log.oldest, Some(log.chain))),
             false => HelloAnswer::NeedChain(hello.end_lsn),
         }
     }
 
     /// The end of [`Primary::answer`]: `chain` is this log's chain at the replica's end, or `None`
-    /// if no batch starts there.
+    /// if no batch starts there, and `oldest` where the log that is kept begins now.
     #[must_use]
-    pub fn answer_with_chain(&self, hello: &Hello, chain: Option<Chain>) -> Verdict {
+    pub fn answer_with_chain(&self, hello: &Hello, oldest: Lsn, chain: Option<Chain>) -> Verdict {
+        if hello.end_lsn < oldest {
+            return Verdict::NeedSnapshot { oldest };
+        }
         if chain == Some(hello.chain) {
             return Verdict::Stream { from: hello.end_lsn };
+        }
+        if self.history.may_have_forgotten(hello.last_term) {
+            // Where that term ended here is not known, so what both share is not either. Cutting all
+            // of it could take what was acknowledged.
+            return Verdict::NeedSnapshot { oldest };
         }
         // A term that this history does not have wrote these bytes: all of it must go. That the
         // position is the replica's own end tells it so.
@@ -353,9 +361,27 @@ mod tests {
         let log = LogEnds { oldest: Lsn(20480), ..log() };
         let h = hello(3, 20480, 9);
         assert_eq!(p.answer(&h, log), HelloAnswer::NeedChain(Lsn(20480)));
-        assert_eq!(p.answer_with_chain(&h, Some(Chain(9))), Verdict::Stream { from: Lsn(20480) });
+        assert_eq!(p.answer_with_chain(&h, log.oldest, Some(Chain(9))), Verdict::Stream { from: Lsn(20480) });
         let h = hello(3, 16384, 9);
         assert_eq!(p.answer(&h, log), HelloAnswer::Verdict(Verdict::NeedSnapshot { oldest: Lsn(20480) }));
+    }
+
+    #[test]
+    fn a_term_that_may_be_forgotten_is_not_taken_for_one_that_never_was() {
+        let mut p = primary();
+        p.history.trim(Lsn(20480));
+        let snapshot = Verdict::NeedSnapshot { oldest: Lsn(20480) };
+        // Term 3 was here, and the replica's log parts from this one's somewhere in it.
+        let h = hello(3, 20480, 10);
+        assert_eq!(p.answer_with_chain(&h, Lsn(20480), Some(Chain(9))), snapshot);
+        // After a restart, which reads only what is kept, all the same.
+        p.history = History::from_entries(p.history.entries().to_vec());
+        assert_eq!(p.answer_with_chain(&h, Lsn(20480), Some(Chain(9))), snapshot);
+        // What was let go of while the chain was read is not kept either.
+        assert_eq!(
+            p.answer_with_chain(&hello(4, 24576, 1), Lsn(28672), None),
+            Verdict::NeedSnapshot { oldest: Lsn(28672) }
+        );
     }
 
     #[test]
@@ -370,11 +396,11 @@ mod tests {
         // Term 2 never was: its bytes go, although the position is inside this log.
         let h = hello(2, 8192, 5);
         assert_eq!(p.answer(&h, log()), HelloAnswer::NeedChain(Lsn(8192)));
-        assert_eq!(p.answer_with_chain(&h, Some(Chain(6))), Verdict::Cut { to: Lsn(8192) });
-        assert_eq!(p.answer_with_chain(&h, Some(Chain(5))), Verdict::Stream { from: Lsn(8192) });
+        assert_eq!(p.answer_with_chain(&h, log().oldest, Some(Chain(6))), Verdict::Cut { to: Lsn(8192) });
+        assert_eq!(p.answer_with_chain(&h, log().oldest, Some(Chain(5))), Verdict::Stream { from: Lsn(8192) });
         // Same term, same LSN, other bytes: laws are broken somewhere; refuse.
         let h = hello(3, 12288, 5);
-        assert_eq!(p.answer_with_chain(&h, None), Verdict::Refused(Refusal::Diverged));
+        assert_eq!(p.answer_with_chain(&h, log().oldest, None), Verdict::Refused(Refusal::Diverged));
     }
 
     #[test]

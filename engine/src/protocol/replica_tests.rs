@@ -154,6 +154,18 @@ fn a_commit_inside_of_a_batch_is_no_reason_to_cut_that_batch() {
     assert_eq!(r.may_cut(to), Ok(()));
 }
 
+/// Found by the simulator: a replica that had applied committed records had forgotten after its start
+/// that they were, and a primary could have had them cut.
+#[test]
+fn what_a_handler_was_given_as_committed_is_still_committed_after_a_start() {
+    let mut r = replica(4, 0);
+    r.on_resumed(Lsn(2 * BLOCK));
+    assert_eq!(r.committed(), Lsn(2 * BLOCK));
+    let to = Lsn(BLOCK);
+    let cut = r.on_welcome(&welcome(5, Verdict::Cut { to }));
+    assert_eq!(cut, Err(Violation::CutBelowCommit { to, commit: Lsn(2 * BLOCK) }));
+}
+
 #[test]
 fn a_cut_to_its_own_end_takes_the_whole_last_term() {
     let mut r = replica(2, 2 * BLOCK);

@@ -294,13 +294,20 @@ impl Disk {
 }
 
 impl SimWorld {
-    /// A call of a process to its disk. Fails if the process meets its end here, or has before.
+    /// A call of a process to its disk. Fails if it is to, and if the process meets its end here, or
+    /// has before.
     fn call(&self, node: NodeId, process: u64) -> io::Result<()> {
         if !self.lives(node, process) {
             return Err(gone());
         }
         self.photograph(node, None);
         let machine = &mut self.machines.borrow_mut()[node.0 as usize];
+        let call = machine.calls;
+        machine.calls += 1;
+        if machine.fails_at.is_some_and(|(at, forever)| call == at || (forever && call > at)) {
+            self.count("call failed");
+            return Err(io::Error::from_raw_os_error(5));
+        }
         match &mut machine.crash_in {
             Some((0, power)) => {
                 machine.doomed = Some(*power);

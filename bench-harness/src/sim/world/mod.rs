@@ -12,6 +12,8 @@ pub mod images;
 mod inside;
 mod net;
 pub mod rng;
+#[cfg(test)]
+mod tests;
 pub mod trace;
 
 use std::cell::{Cell, Ref, RefCell};
@@ -49,6 +51,10 @@ struct Machine {
     doomed: Option<bool>,
     /// Calls until that happens, and whether the power goes then.
     crash_in: Option<(u64, bool)>,
+    /// Calls to its disk so far.
+    calls: u64,
+    /// The call that fails, and whether all after it do too.
+    fails_at: Option<(u64, bool)>,
     /// Processes so far: what belongs to an earlier one is void.
     process: u64,
     cores: u32,
@@ -312,6 +318,18 @@ impl SimWorld {
         self.machines.borrow_mut()[node.0 as usize].crash_in = Some((calls, power));
     }
 
+    /// One of a node's calls to its disk fails, counted from 0 over all its processes; with `forever`,
+    /// so does every one after it until [`SimWorld::stop_faults`].
+    pub fn fail_call(&self, node: NodeId, call: u64, forever: bool) {
+        self.machines.borrow_mut()[node.0 as usize].fails_at = Some((call, forever));
+    }
+
+    /// Calls of a node to its disk so far.
+    #[must_use]
+    pub fn calls(&self, node: NodeId) -> u64 {
+        self.machines.borrow()[node.0 as usize].calls
+    }
+
     /// A node's process stands still.
     pub fn pause(&self, node: NodeId, for_ns: u64) {
         self.count("pause");
@@ -484,7 +502,7 @@ impl SimWorld {
         let machines = self.machines.borrow().len();
         for n in 0..machines {
             let machine = &mut self.machines.borrow_mut()[n];
-            machine.crash_in = None;
+            (machine.crash_in, machine.fails_at) = (None, None);
             machine.paused_until = machine.paused_until.min(now);
         }
         for n in 0..machines {

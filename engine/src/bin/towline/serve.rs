@@ -11,7 +11,7 @@ use std::time::Duration;
 use thiserror::Error;
 use towline::{
     CommitPolicy, ConfigError, NodeConfig, OpenError, Primary, PrimaryConfig, Replica, ReplicaConfig, ShardStatus,
-    SystemId,
+    SystemId, Term,
 };
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -59,6 +59,12 @@ pub(crate) struct Args {
     /// primary is gone for good. No setting for a file: it is an act, not a property
     #[arg(long)]
     promote: bool,
+
+    /// With --promote: the highest term that the status of any node has shown, the old primary's
+    /// included. The new term is above it; without it, two promotions that do not know of each other
+    /// may count in the wrong order
+    #[arg(long, value_name = "TERM", requires = "promote")]
+    above_term: Option<u64>,
 }
 
 /// Why the command ends with exit status 1.
@@ -122,7 +128,7 @@ enum Event {
 /// Serves until a signal.
 pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     let file = args.config.as_deref().map(config_file::read).transpose()?.unwrap_or_default();
-    let plan = match plan(args.settings.over(file), args.promote) {
+    let plan = match plan(args.settings.over(file), args.promote, args.above_term.map(Term)) {
         Ok(plan) => plan?,
         Err(usage) => {
             exit::complain(&usage);
@@ -269,7 +275,7 @@ fn log_to_stderr() -> Result<(), Failure> {
 }
 
 /// Makes a configuration of the settings; the outer error says what is wrong with the command line.
-fn plan(settings: Settings, promote: bool) -> Result<Result<Plan, Failure>, String> {
+fn plan(settings: Settings, promote: bool, above_term: Option<Term>) -> Result<Result<Plan, Failure>, String> {
     let need = |name: &str| format!("--{name} is needed, or {name} in the file of --config; see towline serve --help");
     let Some(role) = settings.role else { return Err(need("role")) };
     let Some(data) = settings.data.clone() else { return Err(need("data")) };
@@ -304,6 +310,7 @@ fn plan(settings: Settings, promote: bool) -> Result<Result<Plan, Failure>, Stri
             config.too_few = settings.too_few.map_or(config.too_few, Into::into);
             config.insecure_no_auth = insecure_no_auth;
             config.promote = promote;
+            config.promote_above = above_term.unwrap_or(config.promote_above);
             Ok(Ok(Plan::Primary(config)))
         }
         Role::Replica => {
@@ -368,7 +375,7 @@ mod tests {
             })
         };
         let all: Vec<&str> = text.lines().map(|l| if shown(l) { &l[1..] } else { l }).collect();
-        let Ok(Ok(Plan::Primary(config))) = plan(toml::from_str(&all.join("\n")).unwrap(), false) else {
+        let Ok(Ok(Plan::Primary(config))) = plan(toml::from_str(&all.join("\n")).unwrap(), false, None) else {
             panic!("the example is no primary's")
         };
         let mut expected = PrimaryConfig::new("/var/lib/towline");
@@ -379,7 +386,7 @@ mod tests {
 
     #[test]
     fn a_setting_for_the_other_role_is_refused() {
-        let refused = |text: &str| plan(toml::from_str(text).unwrap(), false).map(drop).unwrap_err();
+        let refused = |text: &str| plan(toml::from_str(text).unwrap(), false, None).map(drop).unwrap_err();
         assert_eq!(refused("data = \"d\"\nrole = \"primary\"\nname = \"r1\""), "name is for a replica only");
         assert_eq!(refused("data = \"d\"\nrole = \"replica\"\nshards = 2"), "shards is for a primary only");
         assert!(refused("data = \"d\"").starts_with("--role is needed"));

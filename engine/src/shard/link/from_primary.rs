@@ -118,7 +118,7 @@ impl Follower {
                 Ok(Ended::Cut)
             }
             Plan::NeedSnapshot { oldest } => Err(LinkError::Refused(format!(
-                "this log ends before {oldest}, the oldest that the primary keeps: start the replica anew from a copy"
+                "this log ends, or parts from the primary's, before {oldest}, the oldest that the primary keeps: start the replica anew from a copy"
             ))),
             Plan::Refused(cause) => Err(LinkError::Refused(refusal_text(cause).into())),
         }

@@ -177,7 +177,9 @@ async fn decide(shard: &Rc<Shard>, hello: &Hello) -> Result<Verdict, LinkError> 
         HelloAnswer::NeedChain(lsn) => {
             let position = position_at(shard, lsn).await.map_err(|e| LinkError::Refused(e.to_string()))?;
             let chain = position.map(|(chain, _)| chain);
-            Ok(shard.inner.borrow_mut().primary().answer_with_chain(hello, chain))
+            let inner = &mut *shard.inner.borrow_mut();
+            let oldest = inner.oldest;
+            Ok(inner.primary().answer_with_chain(hello, oldest, chain))
         }
     }
 }

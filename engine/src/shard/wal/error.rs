@@ -24,6 +24,14 @@ pub enum OpenError {
         /// Which process, if the lock file says.
         by: String,
     },
+    /// No term above the newest one is left: it was given or made up by somebody, not reached.
+    #[error("{path}: no term is above {term}, a number that was made up: start from a copy, or lower --above-term")]
+    NoHigherTerm {
+        /// The folder.
+        path: PathBuf,
+        /// The newest term.
+        term: Term,
+    },
     /// The folder was made with another number of shards.
     #[error(
         "{path} was made with {on_disk} shards, {configured} are configured: the number cannot be changed, start with --shards {on_disk}"

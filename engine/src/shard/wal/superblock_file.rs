@@ -92,7 +92,9 @@ impl SuperblockFile {
             let mut made = Self { path: making.clone(), file, generation: 0, promised };
             made.write(&mut first.clone())?;
             // The next write goes to the other copy: this one is the only one there is.
-            generation = made.generation;
+            if !canary!(OnlyCopyOverwritten) {
+                generation = made.generation;
+            }
             made.file.sync_all().map_err(OpenError::io("flushing", &making))?;
             disk::rename(&making, &path).map_err(OpenError::io("renaming", &making))?;
             disk::sync_folder(shard_folder).map_err(OpenError::io("flushing the folder", shard_folder))?;

@@ -1,0 +1,144 @@
+//! `towline-bench images` and `towline-bench errors`: every crash, and every call to a disk that fails.
+
+use std::sync::Mutex;
+use std::time::Instant;
+
+use towline_bench::sim::{errors, images, run};
+
+use crate::simulate::canary_of;
+
+/// Photograph a workload's disks at every boundary of a call (write, flush, rename, start and end of
+/// a direct write), build what a crash there may leave (nothing that was not flushed, everything,
+/// prefixes, random subsets, writes torn at 512 bytes with old bytes, zeros, ones and random bytes
+/// behind the tear), and open each image with the real engine.
+///
+/// Exit code 1: an image lost something that was acknowledged, held something that was not appended,
+/// did not open, or was another when it was opened again.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Images {
+    /// Workloads
+    #[arg(long, default_value_t = 2)]
+    seeds: u64,
+    /// The first of them
+    #[arg(long, default_value_t = 1)]
+    from: u64,
+    /// About how many images of each are opened
+    #[arg(long, default_value_t = 12_000)]
+    most: u64,
+    /// Switch a deliberate bug on, to see that it is found
+    #[arg(long)]
+    canary: Option<String>,
+    /// Print one JSON document instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn every_image(args: &Images) -> Result<(), String> {
+    let canary = args.canary.as_deref().map(canary_of).transpose()?;
+    run::record_panics(false);
+    let began = Instant::now();
+    let next = std::sync::atomic::AtomicU64::new(0);
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    let all = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                loop {
+                    let n = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    if n >= args.seeds {
+                        return;
+                    }
+                    let found = images::enumerate(args.from + n, args.most, canary);
+                    all.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((args.from + n, found));
+                }
+            });
+        }
+    });
+    let mut all = all.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    all.sort_by_key(|(seed, _)| *seed);
+    let mut sum = images::Images::default();
+    let mut wrong = Vec::new();
+    for (seed, found) in all {
+        match found {
+            Ok(found) => {
+                sum.boundaries += found.boundaries;
+                sum.appends += found.appends;
+                found.images.iter().for_each(|(kind, n)| *sum.images.entry(kind).or_default() += n);
+            }
+            Err(e) => wrong.push(format!("seed {seed}: {e}")),
+        }
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    if args.json {
+        let document = serde_json::json!({
+            "images": sum.total(), "by_kind": sum.images, "boundaries": sum.boundaries, "appends": sum.appends,
+            "seconds": seconds, "failed": wrong,
+        });
+        println!("{document:#}");
+    } else {
+        let (images, appends) = (sum.total(), sum.appends);
+        println!("{images} images at {} boundaries of {appends} appends in {seconds:.1} s", sum.boundaries);
+        sum.images.iter().for_each(|(kind, n)| println!("  {kind:<24} {n}"));
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+}
+
+/// Run a workload of a primary and a replica again and again in the simulated machine; each time
+/// another one of their calls to a disk fails: once, and once more with every call after it.
+///
+/// Exit code 1: something was acknowledged on a disk that had failed, or something acknowledged was
+/// not there when the node had started again.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Errors {
+    /// Workloads
+    #[arg(long, default_value_t = 2)]
+    seeds: u64,
+    /// The first of them
+    #[arg(long, default_value_t = 1)]
+    from: u64,
+    /// Let only one in so many calls fail
+    #[arg(long, default_value_t = 1)]
+    step: usize,
+    /// Switch a deliberate bug on, to see that it is found
+    #[arg(long)]
+    canary: Option<String>,
+    /// Print one JSON document instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn every_error(args: &Errors) -> Result<(), String> {
+    let canary = args.canary.as_deref().map(canary_of).transpose()?;
+    run::record_panics(false);
+    let began = Instant::now();
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    let all: Vec<_> =
+        (0..args.seeds).map(|n| (args.from + n, errors::enumerate(args.from + n, args.step, jobs, canary))).collect();
+    let seconds = began.elapsed().as_secs_f64();
+    let (runs, commits) = all.iter().fold((0, 0), |(r, c), (_, e)| (r + e.runs, c + e.commits));
+    let mut wrong = Vec::new();
+    for (seed, errors) in &all {
+        for (failing, ran) in &errors.failed {
+            let which = if failing.forever { "and every one after it" } else { "alone" };
+            let violation = ran.violation.as_deref().unwrap_or_default();
+            wrong.push(format!(
+                "seed {seed}: call {} of node {} fails, {which}: {violation}",
+                failing.call, failing.node
+            ));
+        }
+    }
+    if args.json {
+        let calls: Vec<_> = all.iter().map(|(_, e)| &e.calls).collect();
+        let document = serde_json::json!({
+            "runs": runs, "calls": calls, "commits": commits, "seconds": seconds, "failed": wrong,
+        });
+        println!("{document:#}");
+    } else {
+        println!("{runs} failures of calls, {commits} commits acknowledged, in {seconds:.1} s");
+        for (seed, errors) in &all {
+            let of = |n: usize| errors.calls.get(n).copied().unwrap_or_default();
+            println!("  workload {seed:<6} {} calls of the primary, {} of the replica", of(0), of(1));
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+}
