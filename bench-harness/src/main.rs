@@ -5,6 +5,7 @@
 
 mod allocations;
 mod cluster;
+mod compare;
 mod counts;
 mod enumerate;
 mod limit;
@@ -50,6 +51,11 @@ enum Command {
     Counts(counts::Args),
     /// Whole clusters in a simulated machine, under faults drawn from seeds
     Sim(simulate::Args),
+    /// The same work on Towline and on its peers, side by side: a table, JSON, a page with plots
+    Compare(Box<compare::Args>),
+    /// A primary and its replicas for a network client: started by `compare`
+    #[command(hide = true)]
+    CompareNode(compare::NodeArgs),
     /// A replica in a process of its own: started by the workload
     #[command(hide = true)]
     Replica(remote::Args),
@@ -64,6 +70,8 @@ fn main() -> ExitCode {
         Some(Command::Images(args)) => enumerate::every_image(&args),
         Some(Command::Errors(args)) => enumerate::every_error(&args),
         Some(Command::Sim(args)) => simulate::execute(&args).map_err(|e| e.to_string()),
+        Some(Command::Compare(args)) => compare::run(&args),
+        Some(Command::CompareNode(args)) => compare::node(&args),
         Some(Command::Replica(args)) => remote::run(&args),
         None => workload::run(&cli.workload),
     };
