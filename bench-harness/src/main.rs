@@ -5,6 +5,8 @@
 
 mod allocations;
 mod cluster;
+mod compare;
+mod counts;
 mod enumerate;
 mod limit;
 mod pipe;
@@ -45,8 +47,15 @@ enum Command {
     Images(enumerate::Images),
     /// Every call to a disk fails, one in each run: nothing is acknowledged on it afterwards, nothing lost
     Errors(enumerate::Errors),
+    /// Instructions of the hot path's parts, held against the stored counts
+    Counts(counts::Args),
     /// Whole clusters in a simulated machine, under faults drawn from seeds
     Sim(simulate::Args),
+    /// The same work on Towline and on its peers, side by side: a table, JSON, a page with plots
+    Compare(Box<compare::Args>),
+    /// A primary and its replicas for a network client: started by `compare`
+    #[command(hide = true)]
+    CompareNode(compare::NodeArgs),
     /// A replica in a process of its own: started by the workload
     #[command(hide = true)]
     Replica(remote::Args),
@@ -56,10 +65,13 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Some(Command::Limit(args)) => limit::run(&args),
+        Some(Command::Counts(args)) => counts::run(&args),
         Some(Command::Pipe(args)) => pipe::run(&args),
         Some(Command::Images(args)) => enumerate::every_image(&args),
         Some(Command::Errors(args)) => enumerate::every_error(&args),
         Some(Command::Sim(args)) => simulate::execute(&args).map_err(|e| e.to_string()),
+        Some(Command::Compare(args)) => compare::run(&args),
+        Some(Command::CompareNode(args)) => compare::node(&args),
         Some(Command::Replica(args)) => remote::run(&args),
         None => workload::run(&cli.workload),
     };

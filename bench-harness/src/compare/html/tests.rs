@@ -1,0 +1,130 @@
+//! The page is well-formed as XML is (every element closed, every attribute quoted, nothing that must
+//! be escaped left bare), asks for nothing from the network, and a browser draws it.
+
+use super::super::model::Row;
+use super::super::model::{FORMAT, Group, PeerFacts, Skipped};
+use super::super::stats::tests::{part, run};
+use super::*;
+
+fn report() -> Report {
+    let mut one =
+        part(&[("towline", &[1e5, 2e5, 3e5]), ("towline-client", &[9e4]), ("redis", &[5e3]), ("<b>&\"", &[1.0])]);
+    let facts = PeerFacts {
+        title: "Redis".into(),
+        version: "7".into(),
+        durability: "less than <flushed> & \"so on\"".into(),
+        configuration: "some".into(),
+        shape: "some".into(),
+    };
+    one.peers.insert("redis".into(), facts);
+    one.skipped.push(Skipped { peer: "nats".into(), why: "not installed".into() });
+    let more = Group { outstanding: 256, ..one.groups[0].clone() };
+    let mut local = Group { scope: Scope::Local, record_bytes: 4096, ..one.groups[0].clone() };
+    local.rows =
+        vec![Row { peer: "sqlite".into(), shape: "1x1".into(), runs: vec![run(10.0)], errors: vec!["once".into()] }];
+    one.groups.extend([more, local]);
+    Report { format: FORMAT, parts: vec![one] }
+}
+
+/// The elements of a document, or what is wrong with it.
+fn elements(text: &str) -> Result<Vec<String>, String> {
+    let (mut open, mut all) = (Vec::new(), Vec::new());
+    let mut rest = text.strip_prefix("<!DOCTYPE html>").ok_or("no doctype")?;
+    while let Some(at) = rest.find('<') {
+        bare(&rest[..at])?;
+        let end = rest[at..].find('>').ok_or("an element without an end")? + at;
+        let tag = &rest[at + 1..end];
+        rest = &rest[end + 1..];
+        if let Some(name) = tag.strip_prefix('/') {
+            if open.pop().as_deref() != Some(name) {
+                return Err(format!("</{name}> closes another element"));
+            }
+            continue;
+        }
+        let closed = tag.ends_with('/');
+        let tag = tag.trim_end_matches('/');
+        let (name, attributes) = tag.split_once(' ').unwrap_or((tag, ""));
+        let mut left = attributes.trim();
+        while !left.is_empty() {
+            let (key, value) = left.split_once("=\"").ok_or(format!("an attribute without a value in <{tag}>"))?;
+            if !key.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+                return Err(format!("an attribute called {key:?}"));
+            }
+            let (value, more) = value.split_once('"').ok_or(format!("a value without an end in <{tag}>"))?;
+            bare(value)?;
+            left = more.trim_start();
+        }
+        all.push(name.to_string());
+        if !closed {
+            open.push(name.to_string());
+        }
+    }
+    if open.is_empty() { Ok(all) } else { Err(format!("not closed: {open:?}")) }
+}
+
+fn bare(text: &str) -> Result<(), String> {
+    for (at, _) in text.match_indices('&') {
+        if !["&amp;", "&lt;", "&gt;", "&quot;"].iter().any(|e| text[at..].starts_with(e)) {
+            return Err(format!("a bare & in {text:?}"));
+        }
+    }
+    if text.contains("NaN") || text.contains("inf,") {
+        return Err(format!("no number in {text:?}"));
+    }
+    Ok(())
+}
+
+#[test]
+fn the_page_is_well_formed_and_has_a_plot_for_each_question() {
+    let page = page(&report());
+    let elements = elements(&page).unwrap();
+    let count = |name: &str| elements.iter().filter(|e| *e == name).count();
+    // Three nodes: throughput, cost, latency at two; local: throughput, cost, latency at one.
+    assert_eq!((count("svg"), count("figure")), (7, 7));
+    assert!(count("polyline") >= 8 && count("circle") > 20);
+    assert!(page.contains("&lt;b&gt;&amp;&quot;"), "names are escaped");
+    assert!(page.contains("Left out: nats: not installed") && page.contains("failed: sqlite 1x1: once"));
+}
+
+#[test]
+fn the_page_asks_for_nothing_and_follows_light_and_dark() {
+    let page = page(&report());
+    for word in ["http:", "https:", "src=", "href=", "url(", "@import", "<script"] {
+        assert!(!page.contains(word), "{word}");
+    }
+    assert!(page.contains("prefers-color-scheme: dark"));
+}
+
+#[test]
+fn the_check_for_well_formedness_can_fail() {
+    for text in ["<p>", "<p></b>", "<p x></p>", "<p x=\"1></p>", "<p>&</p>", "<p>NaN</p>"] {
+        assert!(elements(&format!("<!DOCTYPE html>{text}")).is_err(), "{text}");
+    }
+}
+
+/// `cargo test -p towline-bench browser -- --ignored`; Debian: apt-get install chromium.
+#[test]
+#[ignore = "needs chromium"]
+fn a_headless_browser_draws_the_page_without_a_complaint() {
+    let dir = std::env::temp_dir().join(format!("towline-compare-page-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("page.html");
+    std::fs::write(&file, page(&report())).unwrap();
+    let shot = dir.join("page.png");
+    let browser = |args: &[&str]| {
+        let mut command = std::process::Command::new("chromium");
+        command.args(["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--hide-scrollbars"]);
+        command.arg(format!("--user-data-dir={}", dir.join("profile").display()));
+        let out = command.args(args).arg(format!("file://{}", file.display())).output().expect("chromium starts");
+        assert!(out.status.success());
+        let log = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(!log.contains("CONSOLE"), "{log}");
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    let dom = browser(&["--dump-dom"]);
+    assert_eq!(dom.matches("<svg").count(), 7);
+    assert!(dom.contains("</html>"));
+    browser(&["--window-size=1200,3000", &format!("--screenshot={}", shot.display())]);
+    assert!(std::fs::metadata(&shot).unwrap().len() > 20_000, "a picture with something on it");
+    std::fs::remove_dir_all(&dir).unwrap();
+}

@@ -1,0 +1,202 @@
+//! What a comparison leaves behind: the JSON document, which the table and the page are made from.
+//! Several documents can be joined; each part keeps the machine, the date and the command of its own.
+
+use std::collections::BTreeMap;
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+/// The document's version: a reader refuses any other.
+pub(crate) const FORMAT: u32 = 1;
+
+/// A whole document.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) format: u32,
+    pub(crate) parts: Vec<Part>,
+}
+
+/// What one invocation measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Part {
+    pub(crate) date: String,
+    /// The arguments, without the folders of this machine.
+    pub(crate) command: String,
+    pub(crate) machine: Machine,
+    pub(crate) seconds: f64,
+    pub(crate) warm_up_seconds: f64,
+    pub(crate) pinning: String,
+    pub(crate) limits: Vec<Limit>,
+    pub(crate) peers: BTreeMap<String, PeerFacts>,
+    pub(crate) skipped: Vec<Skipped>,
+    pub(crate) groups: Vec<Group>,
+}
+
+/// The kind of machine, without its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Machine {
+    pub(crate) processor: String,
+    pub(crate) cores: usize,
+    pub(crate) memory_gib: u64,
+    pub(crate) kernel: String,
+    pub(crate) system: String,
+    pub(crate) virtualised: bool,
+    pub(crate) file_system: String,
+}
+
+/// What the device takes in durable 256 KiB overwrites of so many files at a time.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Limit {
+    pub(crate) files: usize,
+    pub(crate) mb_s: f64,
+}
+
+/// Who was measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PeerFacts {
+    pub(crate) title: String,
+    pub(crate) version: String,
+    pub(crate) durability: String,
+    pub(crate) configuration: String,
+    pub(crate) shape: String,
+}
+
+/// Who was not, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Skipped {
+    pub(crate) peer: String,
+    pub(crate) why: String,
+}
+
+/// Who is compared with whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Scope {
+    /// Three nodes: a commit is on others, too.
+    Replicated,
+    /// One node: a commit is on the local device.
+    Local,
+}
+
+impl Scope {
+    /// Copies of each record.
+    pub(crate) const fn copies(self) -> usize {
+        match self {
+            Self::Replicated => 3,
+            Self::Local => 1,
+        }
+    }
+
+    pub(crate) const fn title(self) -> &'static str {
+        match self {
+            Self::Replicated => "three nodes",
+            Self::Local => "one node, local device",
+        }
+    }
+}
+
+/// The same work for everybody, in alternation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Group {
+    pub(crate) scope: Scope,
+    pub(crate) record_bytes: usize,
+    pub(crate) outstanding: u64,
+    /// The disk probe before the first run and after each, in order: medians of a lone durable
+    /// 4 KiB write.
+    pub(crate) probes_us: Vec<f64>,
+    pub(crate) rows: Vec<Row>,
+}
+
+/// One contender in one shape.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Row {
+    pub(crate) peer: String,
+    pub(crate) shape: String,
+    pub(crate) runs: Vec<Run>,
+    /// Why runs are missing.
+    pub(crate) errors: Vec<String>,
+}
+
+/// One run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Run {
+    pub(crate) commits: u64,
+    /// Outcomes other than a commit.
+    pub(crate) failed: u64,
+    pub(crate) commits_per_s: f64,
+    pub(crate) p50_us: f64,
+    pub(crate) p90_us: f64,
+    pub(crate) p99_us: f64,
+    pub(crate) p999_us: f64,
+    pub(crate) max_us: f64,
+    /// Of all nodes and the client together.
+    pub(crate) cpu_us_per_commit: f64,
+    pub(crate) client_cpu_us_per_commit: f64,
+    pub(crate) probe_before_us: f64,
+    pub(crate) probe_after_us: f64,
+    /// How often it was repeated because the disk changed under it.
+    pub(crate) repeated: u32,
+}
+
+/// What a contender hands back from one run.
+#[derive(Debug)]
+pub(crate) struct Sample {
+    pub(crate) commits: u64,
+    pub(crate) failed: u64,
+    pub(crate) seconds: f64,
+    pub(crate) latency_ns: Histogram<u64>,
+    pub(crate) client_cpu_ns: u64,
+    pub(crate) server_cpu_ns: u64,
+}
+
+impl Sample {
+    /// The run that goes into the document.
+    pub(crate) fn into_run(self, probes_us: [f64; 2], repeated: u32) -> Run {
+        let us = |q| self.latency_ns.value_at_quantile(q) as f64 / 1000.0;
+        let per_commit = |ns: u64| round3(ns as f64 / 1000.0 / self.commits.max(1) as f64);
+        Run {
+            commits: self.commits,
+            failed: self.failed,
+            commits_per_s: (self.commits as f64 / self.seconds).round(),
+            p50_us: us(0.5),
+            p90_us: us(0.9),
+            p99_us: us(0.99),
+            p999_us: us(0.999),
+            max_us: self.latency_ns.max() as f64 / 1000.0,
+            cpu_us_per_commit: per_commit(self.client_cpu_ns + self.server_cpu_ns),
+            client_cpu_us_per_commit: per_commit(self.client_cpu_ns),
+            probe_before_us: probes_us[0],
+            probe_after_us: probes_us[1],
+            repeated,
+        }
+    }
+}
+
+fn round3(x: f64) -> f64 {
+    (x * 1000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_becomes_a_run_with_cost_per_commit_of_all_nodes() {
+        let mut latency_ns = towline::measure::histogram();
+        for n in 1..=1000 {
+            latency_ns.record(n * 1000).unwrap();
+        }
+        let sample = Sample {
+            commits: 1000,
+            failed: 0,
+            seconds: 2.0,
+            latency_ns,
+            client_cpu_ns: 1_000_000,
+            server_cpu_ns: 3_000_000,
+        };
+        let run = sample.into_run([100.0, 120.0], 1);
+        assert_eq!((run.commits_per_s, run.cpu_us_per_commit, run.client_cpu_us_per_commit), (500.0, 4.0, 1.0));
+        assert!((run.p50_us - 500.0).abs() < 1.0 && (run.p99_us - 990.0).abs() < 2.0, "{run:?}");
+        assert_eq!((run.probe_before_us, run.probe_after_us, run.repeated), (100.0, 120.0, 1));
+    }
+}

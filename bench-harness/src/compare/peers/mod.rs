@@ -1,0 +1,184 @@
+//! The contenders. Each finds what it needs on this machine, starts its nodes in an empty folder,
+//! puts the load on them, and ends them.
+
+mod etcd;
+mod h2;
+mod kevy;
+mod local;
+mod nats;
+mod nats_wire;
+mod nodes;
+mod pg_wire;
+mod postgres;
+mod redis;
+mod resp;
+mod towline;
+
+pub(crate) use self::towline::{NodeArgs, node};
+use std::fmt;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::model::{Sample, Scope};
+
+/// What a reader must know of a contender.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts {
+    /// As in `--peers`.
+    pub(crate) name: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) scope: Scope,
+    /// What a commit means, in words.
+    pub(crate) durability: &'static str,
+    pub(crate) configuration: &'static str,
+    /// What the two numbers of its shapes mean.
+    pub(crate) shape: &'static str,
+}
+
+/// So many connections (or threads), each with so many commits outstanding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) connections: u64,
+    pub(crate) pipeline: u64,
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.connections, self.pipeline)
+    }
+}
+
+/// Shapes from pairs.
+fn shapes(pairs: &[(u64, u64)]) -> Vec<Shape> {
+    pairs.iter().map(|(connections, pipeline)| Shape { connections: *connections, pipeline: *pipeline }).collect()
+}
+
+/// Which cores a node may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cpus {
+    /// The first node's: the primary, the leader.
+    pub(crate) first: Vec<usize>,
+    /// The other nodes'.
+    pub(crate) others: Vec<usize>,
+}
+
+/// One run to be made.
+#[derive(Debug)]
+pub(crate) struct Job<'a> {
+    /// An empty folder, removed afterwards.
+    pub(crate) dir: &'a Path,
+    pub(crate) record_bytes: usize,
+    pub(crate) shape: Shape,
+    pub(crate) warm_up: Duration,
+    pub(crate) measure: Duration,
+    pub(crate) cpus: &'a Cpus,
+}
+
+impl Job<'_> {
+    /// The record that everybody appends again and again: bytes that no peer can compress.
+    pub(crate) fn record(&self) -> Vec<u8> {
+        let mut x = 0x2545_f491_4f6c_dd1d_u64;
+        let next = move || {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            x as u8
+        };
+        std::iter::repeat_with(next).take(self.record_bytes).collect()
+    }
+}
+
+/// A contender.
+pub(crate) trait Peer {
+    fn facts(&self) -> Facts;
+
+    /// Its version, or the line that says why it is left out and how to install it.
+    fn find(&mut self) -> Result<String, String>;
+
+    /// Its best ways to keep so many commits outstanding; none if it cannot.
+    fn shapes(&self, outstanding: u64) -> Vec<Shape>;
+
+    /// What is made once and used by every run, in a folder that stays until the end.
+    fn prepare(&mut self, _dir: &Path) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn run(&mut self, job: &Job<'_>) -> Result<Sample, String>;
+}
+
+/// Every contender, in the order of the table.
+pub(crate) fn all() -> Vec<Box<dyn Peer>> {
+    let mut all: Vec<Box<dyn Peer>> = vec![
+        Box::new(towline::Embedded::new(Scope::Replicated)),
+        Box::new(towline::Client),
+        Box::new(postgres::Postgres::messages()),
+        Box::new(postgres::Postgres::inserts()),
+        Box::new(redis::Redis::wait()),
+        Box::new(redis::Redis::wait_aof()),
+        Box::new(etcd::Etcd::default()),
+        Box::new(nats::Nats::new()),
+        Box::new(nats::Nats::sync_always()),
+        Box::new(kevy::Kevy::default()),
+        Box::new(towline::Embedded::new(Scope::Local)),
+    ];
+    all.extend(local::Local::all().map(|log| Box::new(log) as Box<dyn Peer>));
+    all
+}
+
+/// Where a program is: in `PATH`, or where Debian puts servers.
+fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into(), "/sbin".into()]);
+    folders.map(|f| f.join(name)).find(|p| p.is_file())
+}
+
+/// What a program says of its version.
+fn version_of(program: &Path, arg: &str) -> Result<String, String> {
+    let out = std::process::Command::new(program).arg(arg).output();
+    let out = out.map_err(|e| format!("{} does not start: {e}", program.display()))?;
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// The first thing in a text that looks like a version.
+fn number_in(text: &str) -> String {
+    let is_version = |w: &&str| w.contains('.') && w.starts_with(|c: char| c.is_ascii_digit());
+    let words = text.split(|c: char| c.is_whitespace() || "v=,()".contains(c));
+    words.filter(|w| !w.is_empty()).find(is_version).unwrap_or("unknown").to_string()
+}
+
+/// Whether a version is at least another, by its numbers.
+fn at_least(version: &str, wanted: &[u64]) -> bool {
+    let numbers: Vec<u64> = version.split('.').map_while(|n| n.parse().ok()).collect();
+    numbers.as_slice() >= wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_found_and_compared_by_their_numbers() {
+        assert_eq!(number_in("Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0"), "7.0.15");
+        assert_eq!(number_in("postgres (PostgreSQL) 15.20 (Debian 15.20-0+deb12u1)"), "15.20");
+        assert_eq!(number_in("nats-server: v2.9.10"), "2.9.10");
+        assert_eq!(number_in("none"), "unknown");
+        assert!(at_least("7.2.0", &[7, 2]) && at_least("10.1", &[7, 2]) && !at_least("7.0.15", &[7, 2]));
+        assert!(!at_least("unknown", &[1]));
+    }
+
+    #[test]
+    fn every_contender_has_its_own_name_and_shapes_that_add_up() {
+        let all = all();
+        for (n, peer) in all.iter().enumerate() {
+            let facts = peer.facts();
+            assert!(all[n + 1..].iter().all(|p| p.facts().name != facts.name), "{}", facts.name);
+            assert!(!facts.durability.is_empty() && !facts.configuration.is_empty());
+            for outstanding in [1, 16, 256, 1024, 16384] {
+                for shape in peer.shapes(outstanding) {
+                    assert_eq!(shape.connections * shape.pipeline, outstanding, "{} {shape}", facts.name);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! What groups of servers have in common: folders, ports, and somebody who watches over them.
+
+use std::cell::RefCell;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::super::child::Server;
+use super::super::interrupt::wait_for;
+
+/// How long a group may take to be ready.
+pub(super) const START: Duration = Duration::from_secs(30);
+
+/// Running servers of one peer. Ended in the order in which they were started.
+#[derive(Debug, Default)]
+pub(super) struct Nodes(RefCell<Vec<Server>>);
+
+impl Nodes {
+    pub(super) fn add(&self, server: Server) {
+        self.0.borrow_mut().push(server);
+    }
+
+    /// An error if one has ended.
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.0.borrow_mut().iter_mut().try_for_each(Server::check)
+    }
+
+    pub(super) fn cpu_ns(&self) -> u64 {
+        self.0.borrow().iter().map(Server::cpu_ns).sum()
+    }
+
+    /// Connects as soon as the server listens.
+    pub(super) fn connect(&self, port: u16) -> Result<TcpStream, String> {
+        wait_for(START, "the server does not listen", || {
+            self.check()?;
+            Ok(connect(port).ok())
+        })
+    }
+
+    /// Waits until something holds, while all servers run.
+    pub(super) fn wait_for<T>(
+        &self,
+        what: &str,
+        mut ask: impl FnMut() -> Result<Option<T>, String>,
+    ) -> Result<T, String> {
+        wait_for(START, what, || {
+            self.check()?;
+            ask()
+        })
+    }
+}
+
+/// Opens a connection whose calls do not block forever.
+pub(super) fn connect(port: u16) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(START))?;
+    stream.set_write_timeout(Some(START))?;
+    Ok(stream)
+}
+
+/// So many ports that nobody listens on.
+pub(super) fn free_ports<const N: usize>() -> Result<[u16; N], String> {
+    // All are held until all are known, so that they differ.
+    let mut held = Vec::new();
+    let mut ports = [0; N];
+    for port in &mut ports {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(|e| format!("finding a free port: {e}"))?;
+        *port = listener.local_addr().map_err(|e| e.to_string())?.port();
+        held.push(listener);
+    }
+    Ok(ports)
+}
+
+/// A new folder.
+pub(super) fn folder(parent: &Path, name: &str) -> Result<PathBuf, String> {
+    let path = parent.join(name);
+    std::fs::create_dir_all(&path).map_err(|e| format!("making the folder {}: {e}", path.display()))?;
+    Ok(path)
+}
+
+/// Writes a file.
+pub(super) fn write(path: &Path, text: &str) -> Result<(), String> {
+    std::fs::write(path, text).map_err(|e| format!("writing {}: {e}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_ports_differ() {
+        let [a, b, c] = free_ports().unwrap();
+        assert!(a != b && b != c && a != c && a != 0);
+    }
+}

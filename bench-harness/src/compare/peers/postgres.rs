@@ -1,0 +1,205 @@
+//! PostgreSQL: a primary and two standbys by streaming replication, both synchronous.
+
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+
+use super::super::child::Launch;
+use super::super::drive::{Clock, drive};
+use super::super::model::{Sample, Scope};
+use super::nodes::{Nodes, connect, folder, free_ports, write};
+use super::pg_wire::{Executions, open, prepare, query};
+use super::{Facts, Job, Peer, Shape, number_in, program, shapes, version_of};
+
+const INSTALL: &str = "PostgreSQL is not installed (apt-get install postgresql)";
+
+/// What every node is configured with, beside `initdb`'s own; docs/BENCHMARKS.md says why.
+const SETTINGS: &str = "
+listen_addresses = '127.0.0.1'
+unix_socket_directories = ''
+max_connections = 400
+shared_buffers = 512MB
+wal_level = replica
+wal_sync_method = fdatasync
+wal_buffers = 64MB
+max_wal_size = 16GB
+min_wal_size = 1GB
+checkpoint_timeout = 1h
+max_wal_senders = 10
+wal_keep_size = 1GB
+synchronous_commit = on
+full_page_writes = on
+autovacuum = off
+hot_standby = on
+wal_retrieve_retry_interval = 100ms
+";
+
+/// PostgreSQL with one of its ways to write a record into the log.
+pub(crate) struct Postgres {
+    facts: Facts,
+    /// Run once on the primary, and prepared on each connection.
+    setup: Option<&'static str>,
+    statement: &'static str,
+    bin: PathBuf,
+    /// User and group, if the harness runs as root: PostgreSQL refuses that.
+    user: Option<(u32, u32)>,
+    template: PathBuf,
+}
+
+impl Postgres {
+    pub(crate) fn messages() -> Self {
+        let facts = Facts {
+            name: "postgres",
+            title: "PostgreSQL, pg_logical_emit_message",
+            scope: Scope::Replicated,
+            durability: "primary and both standbys flushed",
+            configuration: "streaming replication, synchronous_standby_names = 'ANY 2 (s1, s2)', synchronous_commit = on; \
+                            pg_logical_emit_message(true, ..): the record is in the WAL only",
+            shape: "sessions x records in each transaction",
+        };
+        let statement = "SELECT pg_logical_emit_message(true, 'r', $1)";
+        Self { facts, setup: None, statement, bin: PathBuf::new(), user: None, template: PathBuf::new() }
+    }
+
+    pub(crate) fn inserts() -> Self {
+        let facts = Facts {
+            name: "postgres-insert",
+            title: "PostgreSQL, INSERT",
+            configuration: "as postgres, with INSERT into a table with a bigserial key; the record is stored plain, not \
+                            compressed",
+            ..Self::messages().facts
+        };
+        let setup = "CREATE TABLE r (id bigserial PRIMARY KEY, record bytea); \
+                     ALTER TABLE r ALTER COLUMN record SET STORAGE PLAIN";
+        let statement = "INSERT INTO r (record) VALUES ($1)";
+        Self { facts, setup: Some(setup), statement, ..Self::messages() }
+    }
+
+    /// One of PostgreSQL's programs, as the user that may run it.
+    fn launch(&self, name: &str, dir: &Path, cpus: &[usize]) -> Launch {
+        let mut launch = Launch::new(self.bin.join(name), dir, cpus);
+        launch.user = self.user;
+        // SIGQUIT: an immediate shutdown, which leaves no shared memory behind.
+        launch.end_with = libc::SIGQUIT;
+        launch
+    }
+
+    /// A folder that belongs to that user.
+    fn folder(&self, parent: &Path, name: &str) -> Result<PathBuf, String> {
+        let path = folder(parent, name)?;
+        if let Some((uid, gid)) = self.user {
+            chown(&path, Some(uid), Some(gid)).map_err(|e| format!("giving {} away: {e}", path.display()))?;
+        }
+        Ok(path)
+    }
+
+    fn start(&self, job: &Job<'_>, nodes: &Nodes, n: usize, ports: &[u16; 3]) -> Result<(), String> {
+        let dir = self.folder(job.dir, &format!("node-{n}"))?;
+        let mut copy = Launch::new("/bin/cp", &dir, &[]).arg("-a").arg(&self.template).arg(dir.join("data"));
+        copy.user = self.user;
+        copy.output()?;
+        let more = if n == 0 {
+            "synchronous_standby_names = 'ANY 2 (s1, s2)'\n".to_string()
+        } else {
+            write(&dir.join("data/standby.signal"), "")?;
+            format!("primary_conninfo = 'host=127.0.0.1 port={} user=postgres application_name=s{n}'\n", ports[0])
+        };
+        // The file of ALTER SYSTEM, which is read last.
+        write(&dir.join("data/postgresql.auto.conf"), &format!("{SETTINGS}port = {}\n{more}", ports[n]))?;
+        let cpus = if n == 0 { &job.cpus.first } else { &job.cpus.others };
+        nodes.add(self.launch("postgres", &dir, cpus).arg("-D").arg(dir.join("data")).start("postgres")?);
+        Ok(())
+    }
+}
+
+/// The folder with the newest PostgreSQL: Debian keeps one for each version.
+fn find_bin() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let version = |p: &PathBuf| p.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse::<u32>().ok());
+    let newest = versions.map(|e| e.path()).filter(|p| p.join("bin/initdb").is_file()).max_by_key(version);
+    newest.map(|p| p.join("bin")).or_else(|| Some(program("initdb")?.canonicalize().ok()?.parent()?.to_path_buf()))
+}
+
+/// A user's and its group's numbers, from the text of `/etc/passwd`.
+fn user_in(passwd: &str, name: &str) -> Option<(u32, u32)> {
+    let mut fields = passwd.lines().map(|l| l.split(':')).find(|f| f.clone().next() == Some(name))?.skip(2);
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+}
+
+impl Peer for Postgres {
+    fn facts(&self) -> Facts {
+        self.facts
+    }
+
+    fn find(&mut self) -> Result<String, String> {
+        self.bin = find_bin().ok_or(INSTALL)?;
+        // SAFETY: no preconditions.
+        if unsafe { libc::geteuid() } == 0 {
+            let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+            let user = user_in(&passwd, "postgres").or_else(|| user_in(&passwd, "nobody"));
+            self.user = Some(user.ok_or("PostgreSQL does not run as root, and there is no user postgres")?);
+        }
+        Ok(number_in(&version_of(&self.bin.join("postgres"), "--version")?))
+    }
+
+    fn shapes(&self, outstanding: u64) -> Vec<Shape> {
+        match outstanding {
+            1 => shapes(&[(1, 1)]),
+            16 => shapes(&[(16, 1)]),
+            256 if self.setup.is_none() => shapes(&[(256, 1), (16, 16)]),
+            256 => shapes(&[(16, 16)]),
+            1024 => shapes(&[(64, 16)]),
+            16384 => shapes(&[(64, 256)]),
+            _ => Vec::new(),
+        }
+    }
+
+    fn prepare(&mut self, dir: &Path) -> Result<(), String> {
+        let dir = self.folder(dir, self.facts.name)?;
+        self.template = dir.join("data");
+        let initdb = self.launch("initdb", &dir, &[]).args(["--auth=trust", "--username=postgres", "--no-sync"]);
+        initdb.args(["--encoding=UTF8", "--locale=C", "-D"]).arg(&self.template).output()?;
+        Ok(())
+    }
+
+    fn run(&mut self, job: &Job<'_>) -> Result<Sample, String> {
+        let ports: [u16; 3] = free_ports()?;
+        let nodes = Nodes::default();
+        for n in 0..ports.len() {
+            self.start(job, &nodes, n, &ports)?;
+        }
+        let session = || -> Result<std::net::TcpStream, String> {
+            let mut stream = connect(ports[0]).map_err(|e| format!("connecting to PostgreSQL: {e}"))?;
+            open(&mut stream)?;
+            Ok(stream)
+        };
+        let mut control = nodes.wait_for("PostgreSQL does not start", || Ok(session().ok()))?;
+        nodes.wait_for("the standbys do not stream", || {
+            let sql = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = 'quorum'";
+            Ok((query(&mut control, sql)? == ["2"]).then_some(()))
+        })?;
+        if let Some(sql) = self.setup {
+            query(&mut control, sql)?;
+        }
+        let mut connections = Vec::new();
+        for _ in 0..job.shape.connections {
+            let mut stream = session()?;
+            prepare(&mut stream, self.statement)?;
+            connections.push((stream, Executions::new(&job.record(), job.shape.pipeline)));
+        }
+        let servers = || nodes.cpu_ns();
+        let clock = Clock { warm_up: job.warm_up, measure: job.measure, servers: &servers };
+        drive(connections, job.shape.pipeline, &clock).map_err(|e| nodes.check().err().unwrap_or(e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_found_by_its_whole_name() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\npostgresql:x:7:8::/:/x\npostgres:x:101:104:,,,:/var:/bin/sh\n";
+        assert_eq!(user_in(passwd, "postgres"), Some((101, 104)));
+        assert_eq!(user_in(passwd, "nobody"), None);
+    }
+}

@@ -1,0 +1,65 @@
+//! The disk probe: what a lone durable 4 KiB write takes right now. It tells a slow phase of the disk
+//! from a slow contender.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use towline::measure::histogram;
+
+const BLOCK: usize = 4096;
+const FILE_BYTES: u64 = 16 << 20;
+
+#[repr(C, align(4096))]
+struct Block([u8; BLOCK]);
+
+/// A file that is written already, and overwritten by each probe.
+#[derive(Debug)]
+pub(crate) struct Probe {
+    file: File,
+    at: u64,
+}
+
+impl Probe {
+    pub(crate) fn new(dir: &Path) -> Result<Self, String> {
+        let path = dir.join("probe");
+        let failed = |e: std::io::Error| format!("making the disk probe's file in {}: {e}", dir.display());
+        std::fs::write(&path, vec![0x5a; FILE_BYTES as usize]).map_err(failed)?;
+        File::open(&path).and_then(|f| f.sync_all()).map_err(failed)?;
+        let file = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT | libc::O_DSYNC).open(&path);
+        let file = file.map_err(|e| format!("{e}; --dir must name a folder with direct I/O (ext4, xfs)"));
+        Ok(Self { file: file?, at: 0 })
+    }
+
+    /// The median of lone writes over so long, in microseconds.
+    pub(crate) fn measure(&mut self, how_long: Duration) -> Result<f64, String> {
+        let mut latency = histogram();
+        let began = Instant::now();
+        let mut block = Block([0x5a; BLOCK]);
+        while began.elapsed() < how_long {
+            block.0[0] = block.0[0].wrapping_add(1);
+            let from = Instant::now();
+            self.file.write_all_at(&block.0, self.at).map_err(|e| format!("the disk probe: {e}"))?;
+            latency.saturating_record(from.elapsed().as_nanos() as u64);
+            self.at = (self.at + BLOCK as u64) % FILE_BYTES;
+        }
+        Ok((latency.value_at_quantile(0.5) as f64 / 1000.0 * 10.0).round() / 10.0)
+    }
+}
+
+/// Whether two probes differ so much that what lay between them is not to be trusted.
+pub(crate) fn moved(before_us: f64, after_us: f64) -> bool {
+    before_us.max(after_us) > 2.0 * before_us.min(after_us)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_that_moves_more_than_twofold_either_way_is_noticed() {
+        assert!(!moved(100.0, 199.0) && !moved(199.0, 100.0) && !moved(100.0, 200.0));
+        assert!(moved(100.0, 201.0) && moved(201.0, 100.0));
+    }
+}

@@ -1,0 +1,329 @@
+//! One invocation: who takes part, the groups, the runs in alternation, the probes between them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use towline::measure::{Content, disk_limit};
+
+use super::args::Args;
+use super::interrupt;
+use super::machine;
+use super::model::{Group, Limit, Part, PeerFacts, Row, Run, Scope, Skipped};
+use super::peers::{Cpus, Job, Peer, Shape};
+use super::probe::{Probe, moved};
+
+const PROBE: Duration = Duration::from_millis(200);
+/// How often a run is repeated because the disk changed under it.
+const REPEATS: u32 = 2;
+/// What is still being written or discarded after a run's folder is gone.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// Those who take part and those who do not.
+pub(crate) struct Field {
+    pub(crate) peers: Vec<(Box<dyn Peer>, String)>,
+    pub(crate) skipped: Vec<Skipped>,
+}
+
+impl Field {
+    /// Whether anybody takes part who was asked for by name, if names were given.
+    pub(crate) fn has_wanted(&self, wanted: &[String]) -> bool {
+        let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w == name);
+        self.peers.iter().any(|(p, _)| is_wanted(p.facts().name))
+    }
+}
+
+/// Finds those who are wanted (all, if nobody is named). Towline takes part beside everybody.
+pub(crate) fn field(wanted: &[String], all: Vec<Box<dyn Peer>>) -> Result<Field, String> {
+    let known: Vec<_> = all.iter().map(|p| p.facts().name).collect();
+    if let Some(name) = wanted.iter().find(|w| !known.contains(&w.as_str())) {
+        return Err(format!("no peer is called {name:?}; there are {}", known.join(", ")));
+    }
+    let scopes: Vec<_> = all
+        .iter()
+        .map(|p| p.facts())
+        .filter(|f| wanted.is_empty() || wanted.iter().any(|w| w == f.name))
+        .map(|f| f.scope)
+        .collect();
+    let mut field = Field { peers: Vec::new(), skipped: Vec::new() };
+    for mut peer in all {
+        let facts = peer.facts();
+        let is_towline = facts.name.starts_with("towline");
+        let is_wanted = wanted.is_empty() || wanted.iter().any(|w| w == facts.name);
+        if !(is_wanted || is_towline && scopes.contains(&facts.scope)) {
+            continue;
+        }
+        match peer.find() {
+            Ok(version) => field.peers.push((peer, version)),
+            Err(why) => field.skipped.push(Skipped { peer: facts.name.into(), why }),
+        }
+    }
+    Ok(field)
+}
+
+/// A contender in one of its shapes.
+struct Entry {
+    peer: usize,
+    shape: Shape,
+    row: Row,
+}
+
+/// The groups with their entries, in order.
+fn plan(args: &Args, field: &Field) -> Vec<(Scope, usize, u64, Vec<Entry>)> {
+    let mut groups = Vec::new();
+    for scope in [Scope::Replicated, Scope::Local] {
+        for record_bytes in &args.sizes {
+            for outstanding in &args.outstanding {
+                let mut entries = Vec::new();
+                for (n, (peer, _)) in field.peers.iter().enumerate() {
+                    let facts = peer.facts();
+                    let shapes = if facts.scope == scope { peer.shapes(*outstanding) } else { Vec::new() };
+                    entries.extend(shapes.into_iter().map(|shape| {
+                        let (peer, shape_text) = (facts.name.to_string(), shape.to_string());
+                        let row = Row { peer, shape: shape_text, runs: Vec::new(), errors: Vec::new() };
+                        Entry { peer: n, shape, row }
+                    }));
+                }
+                if !entries.is_empty() {
+                    groups.push((scope, *record_bytes, *outstanding, entries));
+                }
+            }
+        }
+    }
+    groups
+}
+
+/// Measures everything; progress goes to stderr. What was measured before an end was asked for, or
+/// before the disk probe failed, is there in any case.
+pub(crate) fn run(args: &Args, mut field: Field, scratch: &Path) -> Result<(Part, Result<(), String>), String> {
+    for skipped in &field.skipped {
+        eprintln!("left out: {}: {}", skipped.peer, skipped.why);
+    }
+    let mut probe = Probe::new(scratch)?;
+    let scopes: Vec<Scope> = field.peers.iter().map(|(p, _)| p.facts().scope).collect();
+    let mut limits = Vec::new();
+    for scope in [Scope::Replicated, Scope::Local].into_iter().filter(|s| scopes.contains(s)) {
+        limits.push(limit(args, scope, scratch)?);
+    }
+    let prepared = scratch.join("prepared");
+    std::fs::create_dir_all(&prepared).map_err(|e| format!("making a folder: {e}"))?;
+    let mut peers = BTreeMap::new();
+    let mut ready = Vec::new();
+    for (mut peer, version) in field.peers {
+        let facts = peer.facts();
+        interrupt::check()?;
+        if let Err(why) = peer.prepare(&prepared) {
+            interrupt::check()?;
+            eprintln!("left out: {}: {why}", facts.name);
+            field.skipped.push(Skipped { peer: facts.name.into(), why });
+            continue;
+        }
+        let known = PeerFacts {
+            title: facts.title.into(),
+            version: version.clone(),
+            durability: facts.durability.into(),
+            configuration: facts.configuration.into(),
+            shape: facts.shape.into(),
+        };
+        peers.insert(facts.name.to_string(), known);
+        ready.push((peer, version));
+    }
+    field.peers = ready;
+    let mut part = Part {
+        date: machine::date(),
+        command: args.command(),
+        machine: machine::machine(scratch),
+        seconds: args.seconds.as_secs_f64(),
+        warm_up_seconds: args.warm_up.as_secs_f64(),
+        pinning: args.pinning(),
+        limits,
+        peers,
+        skipped: field.skipped.clone(),
+        groups: Vec::new(),
+    };
+    let groups = plan(args, &field);
+    let total = groups.iter().map(|g| g.3.len()).sum::<usize>() * args.runs as usize;
+    let mut runner =
+        Runner { args, cpus: args.layout(), scratch, probe: &mut probe, field: &mut field, done: 0, total };
+    let mut ended = Ok(());
+    for (scope, record_bytes, outstanding, entries) in groups {
+        let mut group = Group { scope, record_bytes, outstanding, probes_us: Vec::new(), rows: Vec::new() };
+        ended = runner.group(&mut group, entries);
+        part.groups.push(group);
+        if ended.is_err() {
+            break;
+        }
+    }
+    Ok((part, ended))
+}
+
+fn limit(args: &Args, scope: Scope, dir: &Path) -> Result<Limit, String> {
+    let files = scope.copies();
+    eprintln!("measuring what the disk takes, {files} files at a time ...");
+    let second = args.cpus.last().copied();
+    let cpus: Vec<_> = (0..files).map(|n| if n == 0 { args.cpus.first().copied() } else { second }).collect();
+    let how_long = args.seconds.min(Duration::from_millis(1500));
+    let limit = disk_limit(dir, &cpus, 256 << 10, 8, Content::Fresh, how_long);
+    let limit = limit.map_err(|e| format!("measuring the disk: {e}"))?;
+    Ok(Limit { files, mb_s: (limit.bytes_per_s / 1e6).round() })
+}
+
+struct Runner<'a> {
+    args: &'a Args,
+    cpus: Cpus,
+    scratch: &'a Path,
+    probe: &'a mut Probe,
+    field: &'a mut Field,
+    done: usize,
+    total: usize,
+}
+
+impl Runner<'_> {
+    /// Runs everybody in turn and leaves the rows in the group, also when it is cut short.
+    fn group(&mut self, group: &mut Group, mut entries: Vec<Entry>) -> Result<(), String> {
+        let ended = self.turns(group, &mut entries);
+        group.rows = entries.into_iter().map(|e| e.row).collect();
+        ended
+    }
+
+    fn turns(&mut self, group: &mut Group, entries: &mut [Entry]) -> Result<(), String> {
+        group.probes_us.push(self.probe.measure(PROBE)?);
+        for turn in 1..=self.args.runs {
+            for entry in &mut *entries {
+                self.done += 1;
+                let about = format!(
+                    "[{}/{}] {}, {} B, {} outstanding, run {turn} of {}: {} {}",
+                    self.done,
+                    self.total,
+                    group.scope.title(),
+                    group.record_bytes,
+                    group.outstanding,
+                    self.args.runs,
+                    entry.row.peer,
+                    entry.row.shape
+                );
+                match self.run(entry, group.record_bytes, &mut group.probes_us) {
+                    Ok(run) => {
+                        eprintln!(
+                            "{about}: {:.0} commits/s, p50 {:.0} us (disk {:.0} us)",
+                            run.commits_per_s, run.p50_us, run.probe_after_us
+                        );
+                        entry.row.runs.push(run);
+                    }
+                    Err(why) => {
+                        interrupt::check()?;
+                        eprintln!("{about}: failed: {why}");
+                        entry.row.errors.push(why);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, entry: &Entry, record_bytes: usize, probes_us: &mut Vec<f64>) -> Result<Run, String> {
+        let mut repeated = 0;
+        loop {
+            interrupt::check()?;
+            let before = probes_us.last().copied().unwrap_or_default();
+            let sample = self.once(entry, record_bytes);
+            interrupt::sleep(SETTLE)?;
+            let after = self.probe.measure(PROBE)?;
+            probes_us.push(after);
+            let sample = sample?;
+            if moved(before, after) && repeated < REPEATS {
+                repeated += 1;
+                eprintln!("  the disk's lone write moved from {before:.0} to {after:.0} us: once more");
+                continue;
+            }
+            return Ok(sample.into_run([before, after], repeated));
+        }
+    }
+
+    fn once(&mut self, entry: &Entry, record_bytes: usize) -> Result<super::model::Sample, String> {
+        let dir = self.scratch.join("run");
+        std::fs::create_dir_all(&dir).map_err(|e| format!("making a folder: {e}"))?;
+        let job = Job {
+            dir: &dir,
+            record_bytes,
+            shape: entry.shape,
+            warm_up: self.args.warm_up,
+            measure: self.args.seconds,
+            cpus: &self.cpus,
+        };
+        let sample = self.field.peers[entry.peer].0.run(&job);
+        let removed = std::fs::remove_dir_all(&dir);
+        let sample = sample?;
+        removed.map_err(|e| format!("removing a run's folder: {e}"))?;
+        if sample.commits == 0 { Err("no commit in the whole run".into()) } else { Ok(sample) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::Sample;
+    use super::super::peers::Facts;
+    use super::*;
+
+    struct Fake(&'static str, Scope, bool);
+
+    impl Peer for Fake {
+        fn facts(&self) -> Facts {
+            let (durability, configuration, shape) = ("some", "some", "some");
+            Facts { name: self.0, title: self.0, scope: self.1, durability, configuration, shape }
+        }
+
+        fn find(&mut self) -> Result<String, String> {
+            if self.2 { Ok("1.0".into()) } else { Err("apt-get install it".into()) }
+        }
+
+        fn shapes(&self, outstanding: u64) -> Vec<Shape> {
+            if outstanding > 100 { Vec::new() } else { vec![Shape { connections: 1, pipeline: outstanding }] }
+        }
+
+        fn run(&mut self, _: &Job<'_>) -> Result<Sample, String> {
+            Err("a fake".into())
+        }
+    }
+
+    fn all() -> Vec<Box<dyn Peer>> {
+        vec![
+            Box::new(Fake("towline", Scope::Replicated, true)),
+            Box::new(Fake("there", Scope::Replicated, true)),
+            Box::new(Fake("missing", Scope::Replicated, false)),
+            Box::new(Fake("towline-local", Scope::Local, true)),
+            Box::new(Fake("log", Scope::Local, true)),
+        ]
+    }
+
+    fn names(field: &Field) -> Vec<&'static str> {
+        field.peers.iter().map(|(p, _)| p.facts().name).collect()
+    }
+
+    #[test]
+    fn towline_takes_part_beside_everybody_and_who_is_missing_is_said() {
+        let field = field(&[], all()).unwrap();
+        assert_eq!(names(&field), ["towline", "there", "towline-local", "log"]);
+        assert_eq!(field.skipped, [Skipped { peer: "missing".into(), why: "apt-get install it".into() }]);
+        assert_eq!(names(&super::field(&["log".into()], all()).unwrap()), ["towline-local", "log"]);
+        let missing = ["missing".to_string()];
+        assert!(!super::field(&missing, all()).unwrap().has_wanted(&missing), "Towline alone is no comparison");
+        assert!(field.has_wanted(&[]));
+        assert!(super::field(&["nobody".into()], all()).is_err_and(|e| e.contains("missing, towline-local")));
+    }
+
+    #[test]
+    fn a_peer_that_cannot_keep_so_many_outstanding_is_left_out_of_that_group_only() {
+        use clap::Parser;
+        #[derive(Parser)]
+        struct Cli {
+            #[command(flatten)]
+            args: Args,
+        }
+        let args = Cli::parse_from(["compare", "--sizes", "256", "--outstanding", "1,256"]).args;
+        let field = field(&["there".into()], all()).unwrap();
+        let groups = plan(&args, &field);
+        assert_eq!(groups.len(), 1, "nobody can do 256");
+        assert_eq!(groups[0].3.iter().map(|e| e.row.peer.as_str()).collect::<Vec<_>>(), ["towline", "there"]);
+    }
+}

@@ -1,0 +1,149 @@
+//! The table on stdout.
+
+use std::fmt::Write;
+
+use super::model::{Part, Report};
+use super::stats::{Line, Summary, summaries};
+
+/// A number with as many digits as it deserves and a separator for thousands.
+pub(crate) fn number(x: f64) -> String {
+    if x < 10.0 {
+        return format!("{x:.2}");
+    }
+    if x < 100.0 {
+        return format!("{x:.1}");
+    }
+    let digits = format!("{x:.0}");
+    let mut out = String::new();
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Microseconds, in the unit that reads best.
+pub(crate) fn time(us: f64) -> String {
+    match us {
+        us if us < 1000.0 => format!("{us:.0} us"),
+        us if us < 10_000.0 => format!("{:.2} ms", us / 1000.0),
+        us if us < 1e6 => format!("{:.0} ms", us / 1000.0),
+        us => format!("{:.1} s", us / 1e6),
+    }
+}
+
+/// A ratio to Towline, or nothing for Towline itself.
+pub(crate) fn ratio(line: &Line, which: usize) -> String {
+    match line.ratios[which] {
+        Some(ratio) if !line.peer.starts_with("towline") => format!("{}x", number(ratio)),
+        _ => "-".into(),
+    }
+}
+
+/// What a peer's commit means.
+pub(crate) fn durability<'a>(report: &'a Report, peer: &str) -> &'a str {
+    let facts = report.parts.iter().find_map(|p| p.peers.get(peer));
+    facts.map_or("", |f| f.durability.as_str())
+}
+
+/// Everything, as text.
+pub(crate) fn text(report: &Report) -> String {
+    let mut out = String::new();
+    for part in &report.parts {
+        head(part, &mut out);
+    }
+    for summary in summaries(report) {
+        group(report, &summary, &mut out);
+    }
+    let mut skipped: Vec<_> = report.parts.iter().flat_map(|p| &p.skipped).collect();
+    skipped.dedup();
+    for skipped in skipped {
+        let _ = writeln!(out, "left out: {}: {}", skipped.peer, skipped.why);
+    }
+    out
+}
+
+fn head(part: &Part, out: &mut String) {
+    let m = &part.machine;
+    let kind = if m.virtualised { "virtual cores" } else { "cores" };
+    let _ = writeln!(
+        out,
+        "{}: {} {kind} ({}), {} GiB, Linux {}, {}; {}\n  {}",
+        part.date, m.cores, m.processor, m.memory_gib, m.kernel, m.file_system, part.pinning, part.command
+    );
+}
+
+fn group(report: &Report, summary: &Summary, out: &mut String) {
+    let _ = writeln!(
+        out,
+        "\n{}, {} B records, {} outstanding{}",
+        summary.scope.title(),
+        summary.record_bytes,
+        summary.outstanding,
+        summary.probe_us.map_or_else(String::new, |p| format!(
+            "; a lone durable write took {} ({} to {})",
+            time(p.median),
+            time(p.min),
+            time(p.max)
+        ))
+    );
+    let _ = writeln!(
+        out,
+        "  {:<15} {:>8} {:>11} {:>23} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9}  durability",
+        "peer", "shape", "commits/s", "[min-max]", "p50", "p99", "p99.9", "CPU us", "embedded", "client"
+    );
+    for line in &summary.lines {
+        let rate = line.commits_per_s;
+        let _ = writeln!(
+            out,
+            "  {:<15} {:>8} {:>11} {:>23} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9}  {}",
+            line.peer,
+            line.shape,
+            number(rate.median),
+            format!("[{}-{}]", number(rate.min), number(rate.max)),
+            time(line.p50_us),
+            time(line.p99_us),
+            time(line.p999_us),
+            number(line.cpu_us),
+            ratio(line, 0),
+            ratio(line, 1),
+            durability(report, &line.peer)
+        );
+    }
+    for error in &summary.errors {
+        let _ = writeln!(out, "  failed: {error}");
+    }
+}
+
+/// What the columns mean.
+pub(crate) const LEGEND: &str = "\
+shape: connections x records outstanding on each; CPU us: processor time of all nodes and the client for each commit;
+embedded, client: how many times as many commits Towline made in the same part, embedded and through its network client";
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::{FORMAT, Skipped};
+    use super::super::stats::tests::part;
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        let numbers = [0.5, 9.994, 99.94, 999.0, 1000.0, 1_234_567.0].map(number);
+        assert_eq!(numbers, ["0.50", "9.99", "99.9", "999", "1,000", "1,234,567"]);
+        assert_eq!([99.6, 1500.0, 15_000.0, 2e6].map(time), ["100 us", "1.50 ms", "15 ms", "2.0 s"]);
+    }
+
+    #[test]
+    fn the_table_has_a_line_for_each_contender_and_says_who_is_missing() {
+        let mut one = part(&[("towline", &[1000.0]), ("towline-client", &[500.0]), ("redis", &[10.0])]);
+        one.skipped.push(Skipped { peer: "nats".into(), why: "apt-get install nats-server".into() });
+        let text = text(&Report { format: FORMAT, parts: vec![one] });
+        let redis = text.lines().find(|l| l.trim_start().starts_with("redis")).unwrap();
+        assert!(redis.contains("100x") && redis.contains("50.0x") && redis.contains("[10.0-10.0]"), "{redis}");
+        assert!(text.contains("left out: nats: apt-get install nats-server"));
+        let towline = text.lines().find(|l| l.trim_start().starts_with("towline ")).unwrap();
+        assert!(!towline.contains("1.00x"), "no ratio of Towline to itself: {towline}");
+    }
+}
