@@ -6,6 +6,7 @@
 mod allocations;
 mod cluster;
 mod compare;
+mod counts;
 mod enumerate;
 mod limit;
 mod pipe;
@@ -46,6 +47,8 @@ enum Command {
     Images(enumerate::Images),
     /// Every call to a disk fails, one in each run: nothing is acknowledged on it afterwards, nothing lost
     Errors(enumerate::Errors),
+    /// Instructions of the hot path's parts, held against the stored counts
+    Counts(counts::Args),
     /// Whole clusters in a simulated machine, under faults drawn from seeds
     Sim(simulate::Args),
     /// The same work on Towline and on its peers, side by side: a table, JSON, a page with plots
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Some(Command::Limit(args)) => limit::run(&args),
+        Some(Command::Counts(args)) => counts::run(&args),
         Some(Command::Pipe(args)) => pipe::run(&args),
         Some(Command::Images(args)) => enumerate::every_image(&args),
         Some(Command::Errors(args)) => enumerate::every_error(&args),

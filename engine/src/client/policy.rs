@@ -52,7 +52,8 @@ pub fn parse_policy(text: &str) -> Result<WirePolicy, PolicyError> {
         Some((name, count)) => (name, Some(count)),
         None => (head, None),
     };
-    let parsed_level = match level {
+    // Only where a level counts: an error repeats the text.
+    let parsed_level = || match level {
         None | Some("flushed") => Ok(AckLevel::Flushed),
         Some("received") => Ok(AckLevel::Received),
         Some("applied") => Ok(AckLevel::Applied),
@@ -63,10 +64,10 @@ pub fn parse_policy(text: &str) -> Result<WirePolicy, PolicyError> {
         ("local", None) => Ok(WirePolicy::Local),
         ("ack_n", count) => {
             let n = count.and_then(replica_count).ok_or_else(|| PolicyError::Count { text: text.to_owned() })?;
-            Ok(WirePolicy::AckN(n, parsed_level?))
+            Ok(WirePolicy::AckN(n, parsed_level()?))
         }
-        ("all", None) => Ok(WirePolicy::All(parsed_level?)),
-        ("majority", None) => Ok(WirePolicy::Majority(parsed_level?)),
+        ("all", None) => Ok(WirePolicy::All(parsed_level()?)),
+        ("majority", None) => Ok(WirePolicy::Majority(parsed_level()?)),
         _ => Err(PolicyError::Name { text: text.to_owned() }),
     }
 }

@@ -162,7 +162,7 @@ fn reading_one_changed_batch_again_comes_to_what_reading_the_whole_log_comes_to(
     let original = log.memory.0.clone();
     // With everything vouched for; with a writer that saw some of it durable; with no witness.
     for facts in [log.vouched(), log.facts, Facts { own_term: Term(2), ..log.facts }] {
-        for bit in 0..original.len() * 8 {
+        for bit in (0..original.len() * 8).step_by(stride(original.len() * 8)) {
             let n = log.batch_at(bit / 8);
             log.flip(bit);
             let again = log.read_from(n, &facts, FOREVER);
@@ -184,6 +184,7 @@ fn reading_one_changed_batch_again_comes_to_what_reading_the_whole_log_comes_to(
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "millions of readings")]
 fn every_flipped_bit_of_every_header_and_eight_million_behind_them_are_found() {
     // 32 MiB in batches of up to four blocks, and as much in batches of half a mebibyte.
     let random = &mut Random(2);
@@ -235,7 +236,8 @@ fn at_the_end_a_flip_is_cut_like_a_tear_and_what_was_durable_is_refused_instead(
         Facts { commit: until, ..log.facts },
         Facts { commit: Lsn(at.0 + BLOCK as u64), ..log.facts },
     ];
-    for bit in log.bytes_of(last).start * 8..log.bytes_of(last).end * 8 {
+    let bits = log.bytes_of(last).start * 8..log.bytes_of(last).end * 8;
+    for bit in bits.clone().step_by(stride(bits.len())) {
         log.flip(bit);
         // Nothing says that it was durable: the log ends in front of it. If the header still
         // stands, the remnant is named, so that it is overwritten; else nothing there looks like a
@@ -260,7 +262,8 @@ fn a_flip_below_what_a_later_header_saw_durable_is_refused_without_the_superbloc
     let durable_at_end = BatchHeader::check(&log.memory.0[log.start(5)..]).unwrap().durable_lsn();
     assert_eq!(durable_at_end, log.before[3].end.lsn, "the writer is two batches behind");
     for n in 0..log.batches() {
-        for bit in log.bytes_of(n).start * 8..log.bytes_of(n).end * 8 {
+        let bits = log.bytes_of(n).start * 8..log.bytes_of(n).end * 8;
+        for bit in bits.clone().step_by(stride(bits.len())) {
             log.flip(bit);
             let facts = log.facts;
             let (out, result) = log.read_from(n, &facts, FOREVER);
@@ -272,6 +275,7 @@ fn a_flip_below_what_a_later_header_saw_durable_is_refused_without_the_superbloc
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "half a million readings")]
 fn every_two_blocks_of_a_segment_in_each_others_place_are_found() {
     const BLOCKS: usize = 1024;
     let random = &mut Random(5);
@@ -304,7 +308,8 @@ fn a_whole_batch_in_another_ones_place_is_found_also_where_the_reading_begins() 
     // At the floor nothing is known of what came before: only the batch's own word can tell.
     let mut log = Log::new(ShardId(0), &[2; 40], &mut Random(8));
     let original = log.memory.0.clone();
-    for (a, b) in (1..40).flat_map(|a| (0..40).map(move |b| (a, b))).filter(|(a, b)| a != b) {
+    let pairs = (1..40).flat_map(|a| (0..40).map(move |b| (a, b))).filter(|(a, b)| a != b);
+    for (a, b) in pairs.step_by(stride(1521)) {
         let (from, to) = (log.bytes_of(b), log.start(a));
         log.memory.0.copy_within(from, to);
         let facts = Facts { floor: log.before[a].end.lsn, ..log.facts };
@@ -315,6 +320,7 @@ fn a_whole_batch_in_another_ones_place_is_found_also_where_the_reading_begins() 
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a hundred thousand readings")]
 fn blocks_of_other_segments_and_shards_in_each_others_place_are_found() {
     const SEGMENT: usize = 512;
     const BLOCKS: usize = 4 * SEGMENT;

@@ -108,12 +108,22 @@ pub(crate) enum Payload<'a> {
 
 impl Shard {
     /// What an append waits for, from what its caller asks.
+    ///
+    /// Inlined, because a `Wish` that goes through memory right after it was written in parts makes
+    /// the core wait until every store before it is done, those of the last records into a cold
+    /// buffer too: 40 ns for each record, by `perf`.
+    #[inline]
     pub(crate) fn wish(&self, policy: Option<CommitPolicy>, deadline: Option<Duration>) -> Result<Wish, AppendError> {
         let need = match policy {
             None => self.config.need,
-            Some(policy) => policy.requirement(self.inner.borrow_mut().primary().slots().len())?,
+            Some(policy) => self.requirement(policy)?,
         };
         Ok(Wish { need, deadline: deadline.unwrap_or(self.config.deadline) })
+    }
+
+    #[cold]
+    fn requirement(&self, policy: CommitPolicy) -> Result<Requirement, AppendError> {
+        Ok(policy.requirement(self.inner.borrow_mut().primary().slots().len())?)
     }
 
     /// Whether an append that was asked for at `since_ns` has waited for room as long as it may.
@@ -125,6 +135,7 @@ impl Shard {
     /// Puts records into the open batch, or says why not. `key` is the lane's own number for the
     /// append; `since_ns` is when it was asked for, if that is not now. Returns the number of the
     /// first record.
+    #[inline]
     pub(crate) fn try_append(
         self: &Rc<Self>,
         (lane, key): (u32, u64),

@@ -14,6 +14,7 @@ mod net;
 pub mod rng;
 #[cfg(test)]
 mod tests;
+mod time;
 pub mod trace;
 
 use std::cell::{Cell, Ref, RefCell};
@@ -22,7 +23,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 
 use towline::world::{self, LocalFuture, ShardView, TaskId};
 
@@ -31,6 +32,7 @@ use executor::{Now, Restore, Tasks};
 pub use faults::Faults;
 use net::Net;
 use rng::Rng;
+use time::{At, Event, Sleep};
 use trace::Trace;
 
 /// A node, from 0.
@@ -62,42 +64,6 @@ struct Machine {
     /// Tasks that were ready while it stood still.
     stalled: Vec<TaskId>,
     looks: Vec<Look>,
-}
-
-/// What happens at a time.
-enum Event {
-    /// A task's pause is over, unless it waits no more.
-    Wake(Waker, Rc<Cell<bool>>),
-    /// Bytes arrive at an end of a connection.
-    Arrive(u64, usize),
-    /// A disk has done what it was asked to.
-    Done(u64),
-    /// A node goes on.
-    Resume(NodeId),
-    /// Somebody outside of the world wants to look.
-    Alarm,
-}
-
-struct At(u64, u64, Event);
-
-impl PartialEq for At {
-    fn eq(&self, other: &Self) -> bool {
-        (self.0, self.1) == (other.0, other.1)
-    }
-}
-
-impl Eq for At {}
-
-impl PartialOrd for At {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for At {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.0, self.1).cmp(&(other.0, other.1))
-    }
 }
 
 /// The world.
@@ -552,40 +518,5 @@ impl SimWorld {
             self.count("disk full");
         }
         self.disks.borrow_mut()[node.0 as usize].space = bytes;
-    }
-}
-
-/// A pause.
-struct Sleep {
-    world: std::rc::Weak<SimWorld>,
-    at_ns: u64,
-    waits: Option<Rc<Cell<bool>>>,
-}
-
-impl Future for Sleep {
-    type Output = ();
-
-    fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(world) = self.world.upgrade() else { return Poll::Pending };
-        if world.now_ns() >= self.at_ns {
-            return Poll::Ready(());
-        }
-        // A task may be polled for other reasons: one event is enough as long as its waker stays.
-        if self.waits.is_none() {
-            let waits = Rc::new(Cell::new(true));
-            let late = world.rng().below(20_000);
-            self.at_ns = self.at_ns.saturating_add(late);
-            world.at(self.at_ns, Event::Wake(cx.waker().clone(), waits.clone()));
-            self.waits = Some(waits);
-        }
-        Poll::Pending
-    }
-}
-
-impl Drop for Sleep {
-    fn drop(&mut self) {
-        if let Some(waits) = &self.waits {
-            waits.set(false);
-        }
     }
 }
