@@ -75,7 +75,7 @@ fn within(v: &ShardView) -> Result<(), String> {
     }
     if let (true, Some(cap), Some(_)) = (v.is_primary, v.cap, v.keep) {
         // What the keeper has made ready may fill up, and a batch in the way keeps what is before it.
-        let more = (v.segments_ahead + 4) * v.segment_bytes + 3 * v.in_flight_bytes_max;
+        let more = (v.segments_ahead + 6) * v.segment_bytes + 3 * v.in_flight_bytes_max;
         if v.appended.since(v.oldest) > cap + more {
             return Err(format!("more log is kept than the cap of {cap} allows"));
         }

@@ -4,8 +4,12 @@
 //! Whole segments are recycled, so a position holds the segment that it lies in. The cap is on what
 //! slots may hold: a slot that alone holds more is lost, the one furthest behind first. Log that is
 //! not committed is never recycled, whoever is to blame: there the cap keeps the log from growing.
+//! A slot that is near to where others hold the log anyway is not lost for that: its replica may be
+//! the one that the commit waits for.
 
 use towline_wire::Lsn;
+
+use crate::limits;
 
 /// How much may be kept, as configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +80,11 @@ pub struct Recycling {
 }
 
 impl Limits {
+    /// As near to what is kept anyway, no slot is lost.
+    const fn near(&self) -> u64 {
+        limits::RETAIN_MAX_SEGMENTS_MIN * self.segment_bytes
+    }
+
     fn segment(&self, lsn: Lsn) -> Lsn {
         Lsn(lsn.0 - lsn.0 % self.segment_bytes)
     }
@@ -94,6 +103,7 @@ impl Limits {
         let (free, holder) = free.into_iter().min_by_key(|(at, _)| *at).expect("there are four");
         let mut slots: Vec<_> = slots.collect();
         slots.sort_by_key(|(slot, restart)| (*restart, *slot));
+        let most = self.cap.map(|cap| cap.max(log.durable.since(self.segment(free)) + self.near()));
         let mut lost = Vec::new();
         for (slot, restart) in slots {
             if canary!(RecycleAboveSlot) {
@@ -104,8 +114,8 @@ impl Limits {
                 // It holds no segment that would go without it, nor does any slot after it.
                 return Recycling { lost, below: free.min(restart), holder };
             }
-            match self.cap {
-                Some(cap) if log.durable.since(held) > cap => lost.push(slot),
+            match most {
+                Some(most) if log.durable.since(held) > most => lost.push(slot),
                 _ => return Recycling { lost, below: restart, holder: Holder::Slot(slot) },
             }
         }
@@ -208,6 +218,16 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_near_what_is_kept_anyway_is_not_lost_so_that_commits_can_go_on() {
+        // What is not committed fills the cap, and the commit waits for slot 0, one segment behind.
+        let full = Log { commit: at(95), ..log(100) };
+        let l = limits(Some(2), Some(5));
+        assert!(!l.may_grow(&full));
+        let r = l.recycle(&full, [(0, at(94)), (1, at(93)), (2, at(92))].into_iter());
+        assert_eq!(r, Recycling { lost: vec![2], below: at(93), holder: Holder::Slot(1) });
+    }
+
+    #[test]
     fn log_that_is_not_committed_may_not_fill_the_disk() {
         let l = limits(Some(2), Some(5));
         assert!(l.may_grow(&log(100)));
@@ -246,7 +266,8 @@ mod tests {
                 prop_assert!(r.below <= *restart);
             }
             if let (Holder::Slot(_), Some(cap)) = (r.holder, l.cap) {
-                prop_assert!(log.durable.0 - floor(r.below) <= cap);
+                let anyway = log.durable.0 - floor(l.recycle(&log, none()).below);
+                prop_assert!(log.durable.0 - floor(r.below) <= cap.max(anyway + 2 * SEGMENT));
             }
             for pair in r.lost.windows(2) {
                 prop_assert!(slots[pair[0]].1 <= slots[pair[1]].1);
