@@ -50,11 +50,15 @@ pub enum Canary {
     PromiseNotDurable,
     /// A new superblock's second write goes to the only copy there is.
     OnlyCopyOverwritten,
+    /// The log is recycled above what a valid slot holds.
+    RecycleAboveSlot,
+    /// What a replica has goes on counting for commits after its slot is lost.
+    LostSlotCounts,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::AckBeforeFlush,
         Self::OwnCopyInFlight,
         Self::ReceivedAsFlushed,
@@ -77,6 +81,8 @@ impl Canary {
         Self::TrimNotRemembered,
         Self::PromiseNotDurable,
         Self::OnlyCopyOverwritten,
+        Self::RecycleAboveSlot,
+        Self::LostSlotCounts,
     ];
 }
 

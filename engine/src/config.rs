@@ -18,8 +18,20 @@ use crate::sys;
 pub enum Retain {
     /// Everything, until the embedder trims it.
     All,
-    /// At least this many bytes for each shard; older segments are recycled once every configured
-    /// replica has flushed them.
+    /// At least this many bytes for each shard; older segments are recycled once every replica with a
+    /// valid slot has flushed them.
+    Bytes(u64),
+}
+
+/// The most log that slots may hold back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum RetainMax {
+    /// Eight times what is to be kept, and at least that and 16 segments; no cap where all is kept.
+    #[default]
+    Auto,
+    /// No cap: a replica that is away fills the disk in the end.
+    Unlimited,
+    /// This many bytes for each shard: at least what is to be kept and two segments.
     Bytes(u64),
 }
 
@@ -51,9 +63,6 @@ pub struct NodeConfig {
     pub max_linger: Duration,
     /// How much of the log is kept. Default: all.
     pub retain: Retain,
-    /// The most log a primary keeps for a replica that is behind or away, for each shard. A replica
-    /// that falls further behind needs a snapshot. Default: no cap.
-    pub retain_max_bytes: Option<u64>,
     /// Bytes of recent batches kept in memory for links and tails, for each shard; who is further
     /// behind reads from disk. Default 16 MiB.
     pub live_window_bytes: usize,
@@ -76,7 +85,6 @@ impl NodeConfig {
             record_bytes_max: RECORD_BYTES_MAX,
             max_linger: Duration::ZERO,
             retain: Retain::All,
-            retain_max_bytes: None,
             live_window_bytes: 16 << 20,
             io_memory_bytes: 32 << 20,
         }
@@ -142,6 +150,12 @@ pub struct PrimaryConfig {
     pub deadline: Duration,
     /// What to do while too few replicas are connected. Default: wait.
     pub too_few: TooFewReplicas,
+    /// The most log that is kept for replicas that are behind or away, and that is not committed, for
+    /// each shard. A replica that is further behind loses its slot; log that is not committed is kept,
+    /// and appends are refused. Default: see [`RetainMax::Auto`].
+    pub retain_max: RetainMax,
+    /// How long a slot may be without a link before it is lost. Default: for ever; 1 s to 366 days.
+    pub slot_idle_max: Option<Duration>,
     /// Listen on an address that is not loopback although nothing authenticates a peer yet.
     pub insecure_no_auth: bool,
     /// Take over a folder that was a replica's: its log continues under a new term. Only for an
@@ -165,6 +179,8 @@ impl PrimaryConfig {
             commit: CommitPolicy::Local,
             deadline: Duration::from_secs(10),
             too_few: TooFewReplicas::Wait,
+            retain_max: RetainMax::Auto,
+            slot_idle_max: None,
             insecure_no_auth: false,
             promote: false,
             promote_above: Term::ZERO,
@@ -188,8 +204,46 @@ impl PrimaryConfig {
             }
         }
         check_listen(self.listen, self.insecure_no_auth)?;
+        self.check_retention()?;
         let need = self.commit.requirement(names.len())?;
         Ok((names, need))
+    }
+}
+
+impl PrimaryConfig {
+    /// The least cap: with less, what is to be kept anyway would already reach it.
+    fn retain_max_min(&self, segment_bytes: u64) -> u64 {
+        let keep = if let Retain::Bytes(keep) = self.node.retain { keep } else { 0 };
+        keep.saturating_add(limits::RETAIN_MAX_SEGMENTS_MIN * segment_bytes)
+    }
+
+    fn check_retention(&self) -> Result<(), ConfigError> {
+        let min = self.retain_max_min(self.node.segment_bytes);
+        if let RetainMax::Bytes(value) = self.retain_max
+            && value < min
+        {
+            return Err(ConfigError::Bounds { field: "retain_max", value, min, max: u64::MAX });
+        }
+        let (min, max) = (limits::SLOT_IDLE_MIN.as_secs(), limits::SLOT_IDLE_MAX.as_secs());
+        match self.slot_idle_max {
+            Some(idle) if idle < limits::SLOT_IDLE_MIN || idle > limits::SLOT_IDLE_MAX => {
+                Err(ConfigError::Bounds { field: "slot_idle_max in s", value: idle.as_secs(), min, max })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The cap in bytes, for the segment size that the folder has.
+    pub(crate) fn retention_cap(&self, segment_bytes: u64) -> Option<u64> {
+        match (self.retain_max, self.node.retain) {
+            (RetainMax::Unlimited, _) | (RetainMax::Auto, Retain::All) => None,
+            (RetainMax::Auto, Retain::Bytes(keep)) => {
+                let more = keep.saturating_add(limits::RETAIN_MAX_SEGMENTS_AUTO * segment_bytes);
+                Some(keep.saturating_mul(limits::RETAIN_MAX_TIMES).max(more))
+            }
+            // The folder's segments may be larger than those that are configured.
+            (RetainMax::Bytes(bytes), _) => Some(bytes.max(self.retain_max_min(segment_bytes))),
+        }
     }
 }
 
@@ -305,6 +359,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_cap_follows_what_is_to_be_kept_unless_it_is_given() {
+        let cap = |retain, max, segment| {
+            let mut c = PrimaryConfig::new("unused");
+            (c.node.retain, c.retain_max) = (retain, max);
+            c.retention_cap(segment)
+        };
+        const MIB: u64 = 1 << 20;
+        assert_eq!(cap(Retain::All, RetainMax::Auto, MIB), None);
+        assert_eq!(cap(Retain::Bytes(100 * MIB), RetainMax::Auto, MIB), Some(800 * MIB));
+        assert_eq!(cap(Retain::Bytes(MIB), RetainMax::Auto, MIB), Some(17 * MIB));
+        assert_eq!(cap(Retain::Bytes(u64::MAX), RetainMax::Auto, MIB), Some(u64::MAX));
+        assert_eq!(cap(Retain::Bytes(MIB), RetainMax::Unlimited, MIB), None);
+        assert_eq!(cap(Retain::All, RetainMax::Bytes(9 * MIB), MIB), Some(9 * MIB));
+        assert_eq!(cap(Retain::Bytes(MIB), RetainMax::Bytes(9 * MIB), 16 * MIB), Some(33 * MIB));
+    }
+
+    #[test]
     fn a_bad_configuration_is_refused_and_says_which_field() {
         let refused = |change: fn(&mut PrimaryConfig)| {
             let mut c = PrimaryConfig::new("unused");
@@ -326,11 +397,24 @@ mod tests {
                 c.commit = "ack_n=2".parse().unwrap();
             }),
             ("--insecure-no-auth", |c| c.listen = Some("0.0.0.0:1".parse().unwrap())),
+            ("retain_max is 196607, it must be from 196608", |c| {
+                c.node.segment_bytes = 65536;
+                c.node.retain = Retain::Bytes(65536);
+                c.retain_max = RetainMax::Bytes(196_607);
+            }),
+            ("slot_idle_max in s is 0, it must be from 1 to 31622400", |c| {
+                c.slot_idle_max = Some(Duration::from_millis(999));
+            }),
+            ("slot_idle_max in s is 31622401", |c| c.slot_idle_max = Some(Duration::from_secs(31_622_401))),
             ("replicas is 129", |c| c.replicas = (0..129).map(|n| format!("r{n}")).collect()),
         ] {
             let got = refused(change);
             assert!(got.contains(message), "{got:?} does not say {message:?}");
         }
+        let mut c = PrimaryConfig::new("unused");
+        (c.node.segment_bytes, c.node.retain, c.retain_max) = (65536, Retain::Bytes(65536), RetainMax::Bytes(196_608));
+        c.slot_idle_max = Some(Duration::from_secs(31_622_400));
+        assert!(c.check().is_ok());
         for (pause, fits) in [(0, false), (1, true), (60_000, true), (60_001, false)] {
             let mut c = ReplicaConfig::new("unused", "r1", "127.0.0.1:1".parse().unwrap());
             c.reconnect_max = Duration::from_millis(pause);

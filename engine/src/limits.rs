@@ -21,6 +21,20 @@ pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 pub const SEGMENT_BYTES_MAX: u64 = 16 << 30;
 /// Spare segment files that are kept beside those for the segments ahead; more are removed.
 pub const SPARE_SEGMENTS: usize = 2;
+/// The least cap on what slots may hold, in segments above what is to be kept.
+pub const RETAIN_MAX_SEGMENTS_MIN: u64 = 2;
+/// The cap unless configured: so many times what is to be kept,
+pub const RETAIN_MAX_TIMES: u64 = 8;
+/// and at least so many segments above it.
+pub const RETAIN_MAX_SEGMENTS_AUTO: u64 = 16;
+/// How often a shard whose log may not grow looks whether it may again.
+pub const CAP_RETRY: Duration = Duration::from_millis(20);
+/// The shortest idle expiry of slots.
+pub const SLOT_IDLE_MIN: Duration = Duration::from_secs(1);
+/// The longest.
+pub const SLOT_IDLE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+/// How long a temporary slot waits for its link.
+pub const TEMPORARY_SLOT_WAIT: Duration = Duration::from_secs(60);
 /// Segments of one shard whose files are kept open; others are opened when they are read.
 pub const SEGMENTS_OPEN_MAX: usize = 64;
 /// The newest segments, which are among them.

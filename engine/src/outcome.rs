@@ -71,6 +71,12 @@ pub enum AppendError {
     /// space; the shard goes on by itself.
     #[error("the disk is full: free some space, the shard then goes on by itself")]
     DiskFull,
+    /// The log that is not committed has come to the cap (`retain_max`), and the shard's buffers are
+    /// full. Bring replicas back; the shard goes on by itself.
+    #[error(
+        "the log that is not committed fills the retention cap: bring replicas back, the shard then goes on by itself"
+    )]
+    LogFull,
     /// The record is larger than the configured limit.
     #[error("the record has {bytes} bytes, at most {max} are allowed (record_bytes_max)")]
     TooLarge {

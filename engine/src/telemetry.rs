@@ -111,6 +111,16 @@ counters! {
     segments_recycled,
     /// Superblock writes.
     superblock_writes,
+    /// Slots lost as their replicas were further behind than the cap.
+    slots_lost_retention_cap,
+    /// Slots lost as nobody used them.
+    slots_lost_idle,
+    /// Slots removed.
+    slots_lost_removed,
+    /// Slots lost as their replicas held other bytes.
+    slots_lost_diverged,
+    /// Times that the log could not grow, as what is not committed fills the cap.
+    log_full,
 }
 
 /// One shard's measurements.

@@ -387,3 +387,34 @@ fn a_node_whose_shard_has_stopped_ends_and_says_why() {
     let says = |what| logged.contains(&format!("towline: shard 0 has stopped: {what} "));
     assert!(says("making a segment in") || says("making segment") || says("opening segment"), "{logged}");
 }
+
+#[test]
+fn slots_are_made_and_dropped_on_a_running_primary_and_the_status_shows_them() {
+    let dir = folder();
+    let (primary, replica) = pair(dir.path());
+    let at = primary.addr();
+    let slot = |more: &[&str]| run(&[&["slot"], more, &["--at", &at]].concat(), b"");
+    let status = || run(&["status", "--at", &at], b"").expect(0, "").text();
+    append(&primary, &["--shard", "0", "--lines"], b"one\ntwo\n").expect(0, "");
+    slot(&["create", "reader"]).expect(0, "");
+    slot(&["create", "reader"]).expect(4, "slot reader is there already");
+    slot(&["create", "guest", "--temporary"]).expect(0, "");
+    slot(&["drop", "nobody"]).expect(4, "there is no slot nobody");
+    slot(&["drop", "No Name"]).expect(1, "is no replica name");
+    slot(&["drop", "r1", "--temporary"]).expect(2, "");
+    let shown = status();
+    let row = |name: &str, kind: &str| {
+        shown.lines().filter(|l| l.split_whitespace().skip(1).take(2).eq([name, kind])).count()
+    };
+    assert_eq!((row("r1", "configured"), row("reader", "made"), row("guest", "temporary")), (3, 3, 3), "{shown}");
+    slot(&["drop", "r1"]).expect(0, "");
+    eventually("the replica is told", || {
+        let told = run(&["status", "--at", &replica.addr()], b"").text();
+        told.contains("the slot was removed").then_some(())
+    });
+    assert!(status().contains("removed"));
+    slot(&["create", "r1"]).expect(0, "");
+    append(&primary, &["--shard", "0", "--lines"], b"three\n").expect(0, "");
+    // A replica has no slots.
+    run(&["slot", "create", "x", "--at", &replica.addr()], b"").expect(4, "the node is a replica");
+}

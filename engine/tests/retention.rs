@@ -9,8 +9,8 @@ use std::net::TcpStream;
 
 use cluster::{ONE, Place, commit, commit_all, of, of_replica, on_disk, records, until, until_same};
 use towline::wire::frame::{self, FrameHead, FrameKind, PREAMBLE};
-use towline::wire::handshake::{Hello, NodeName, Role, Verdict, WELCOME, Welcome};
-use towline::{AppendOptions, CommitPolicy, Lsn, Primary, PrimaryConfig, Replica, Retain};
+use towline::wire::handshake::{Hello, NodeName, Refusal, Role, Verdict, WELCOME, Welcome};
+use towline::{AppendOptions, CommitPolicy, Lsn, Primary, PrimaryConfig, Replica, Retain, RetainMax};
 
 const SEGMENT: u64 = 64 << 10;
 
@@ -85,6 +85,7 @@ fn nothing_goes_that_a_configured_replica_still_needs() {
     let place = Place::new();
     let mut config = keeps_little(&place, &["r1", "r2"]);
     config.commit = "ack_n=1".parse().unwrap();
+    config.retain_max = RetainMax::Unlimited;
     let primary = Primary::open(config).unwrap();
     let r1 = Replica::open(place.replica("r1")).unwrap();
     let r2 = Replica::open(place.replica("r2")).unwrap();
@@ -108,10 +109,10 @@ fn nothing_goes_that_a_configured_replica_still_needs() {
 }
 
 #[test]
-fn a_replica_that_falls_further_behind_than_the_cap_is_told_to_take_a_snapshot() {
+fn a_replica_that_falls_further_behind_than_the_cap_is_refused_and_then_told_to_take_a_snapshot() {
     let place = Place::new();
     let mut config = keeps_little(&place, &["r1"]);
-    config.node.retain_max_bytes = Some(3 * SEGMENT);
+    config.retain_max = RetainMax::Bytes(4 * SEGMENT);
     config.commit = CommitPolicy::Local;
     let primary = Primary::open(config).unwrap();
     let handle = primary.handle();
@@ -128,6 +129,13 @@ fn a_replica_that_falls_further_behind_than_the_cap_is_told_to_take_a_snapshot()
     assert_eq!((of_replica(&replica).tail_seq.0, of(&primary).slots[0].connects), (1, 1));
     replica.stop();
     // As it is told on the wire.
+    assert_eq!(asked(&place, &primary).verdict, Verdict::Refused(Refusal::SlotRetentionCap));
+    primary.create_slot("r1", false).unwrap();
+    assert_eq!(asked(&place, &primary).verdict, Verdict::NeedSnapshot { oldest: of(&primary).oldest_lsn });
+}
+
+/// What a replica with an empty log is welcomed with.
+fn asked(place: &Place, primary: &Primary) -> Welcome {
     let hello = Hello {
         role: Role::Replica,
         system: primary.system(),
@@ -141,8 +149,7 @@ fn a_replica_that_falls_further_behind_than_the_cap_is_told_to_take_a_snapshot()
     link.read_exact(&mut header).unwrap();
     assert_eq!(FrameHead::check(&header).unwrap().kind, FrameKind::Welcome);
     link.read_exact(&mut welcome).unwrap();
-    let welcome = Welcome::check(&welcome).unwrap();
-    assert_eq!(welcome.verdict, Verdict::NeedSnapshot { oldest: of(&primary).oldest_lsn });
+    Welcome::check(&welcome).unwrap()
 }
 
 #[test]

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
 use towline::protocol::builder::{BatchBuilder, buffer_for};
+use towline_fuzz::superblock::Owned;
 use towline_wire::frame::{self, FrameKind};
 use towline_wire::handshake::NodeName;
 use towline_wire::message::{AckLevel, AppendHead, Goodbye, TailRequest, TailStart, WirePolicy};
-use towline_wire::superblock::{COPY, HEAD, Superblock};
+use towline_wire::superblock::{COPY, HEAD, SLOT, SLOTS_AT, SlotEntry, SlotKind, SlotLoss, Superblock};
 use towline_wire::{BatchFields, Chain, Lsn, Seq, ShardId, SystemId, Term, record};
 
 struct Corpora(PathBuf);
@@ -136,11 +137,13 @@ fn superblocks(to: &Corpora) -> io::Result<()> {
         in_flight_bytes_max: 4 << 20,
         name: NodeName::new("replica-1").expect("a name"),
         history: vec![(Term(5), Lsn(0)), (Term(6), Lsn(8192)), (Term(7), Lsn(16384))],
+        slots: Vec::new(),
     };
-    let front = |s: &Superblock<Vec<(Term, Lsn)>>| {
+    let front = |s: &Owned| {
         let mut copy = vec![0; COPY];
         s.encode(&mut copy);
-        copy.truncate(HEAD + 16 * s.history.len());
+        let slots = if s.slots.is_empty() { 0 } else { SLOTS_AT + SLOT * s.slots.len() };
+        copy.truncate(slots.max(HEAD + 16 * s.history.len()));
         copy
     };
     let newer = front(&s);
@@ -148,6 +151,16 @@ fn superblocks(to: &Corpora) -> io::Result<()> {
     let older = front(&s);
     to.put("superblock", "one", &[&[0], &newer[..]].concat())?;
     to.put("superblock", "two", &[&[4], &newer[..], &older].concat())?;
+    let slot = |name: &str, kind, lost| SlotEntry {
+        name: NodeName::new(name).expect("a name"),
+        restart_lsn: Lsn(12288),
+        kind,
+        lost,
+    };
+    let lost = Some(SlotLoss::RetentionCap);
+    s.slots = vec![slot("r1", SlotKind::Configured, None), slot("reader", SlotKind::Made, lost)];
+    to.put("superblock", "slots", &[&[0], &front(&s)[..]].concat())?;
+    s.slots.clear();
     to.put("superblock", "bad-crc", &[&[1], &newer[..]].concat())?;
     (s.name, s.history, s.own_term) = (NodeName::NONE, Vec::new(), Term(0));
     to.put("superblock", "fresh", &[&[0], &front(&s)[..]].concat())?;

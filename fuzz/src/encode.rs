@@ -12,7 +12,7 @@ use towline_wire::message::{
     Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Heartbeat, TailRequest, TailStart,
     WirePolicy,
 };
-use towline_wire::superblock::{COPY, Superblock};
+use towline_wire::superblock::{COPY, SlotEntry, SlotKind, SlotLoss, Superblock};
 use towline_wire::{BODY_BYTES_MAX, BatchFields, BatchView, Chain, Lsn, Seq, ShardId, SystemId, Term, record};
 
 use crate::superblock::owned;
@@ -115,6 +115,7 @@ fn hello(u: &mut Unstructured<'_>) -> Result<()> {
         end_lsn: Lsn(number(u)?),
         chain: Chain(u.arbitrary()?),
         commit_lsn: Lsn(number(u)?),
+        process: u.arbitrary()?,
         name: name(u)?,
     };
     let named = h.role == Role::Client || h.name != NodeName::NONE;
@@ -322,6 +323,12 @@ fn error(u: &mut Unstructured<'_>) -> Result<()> {
 fn superblock(u: &mut Unstructured<'_>) -> Result<()> {
     let entries = u.int_in_range(0..=5_u8)?;
     let history = (0..entries).map(|_| Ok((Term(number(u)?), Lsn(number(u)?)))).collect::<Result<Vec<_>>>()?;
+    let slots = (0..u.int_in_range(0..=3_u8)?).map(|_| {
+        let lost = *u.choose(&[None, None, Some(SlotLoss::Idle), Some(SlotLoss::Diverged)])?;
+        let kind = *u.choose(&[SlotKind::Configured, SlotKind::Made])?;
+        Ok(SlotEntry { name: name(u)?, restart_lsn: Lsn(number(u)?), kind, lost })
+    });
+    let slots = slots.collect::<Result<Vec<_>>>()?;
     let s = Superblock {
         generation: u.arbitrary()?,
         system: SystemId(u.arbitrary()?),
@@ -336,8 +343,16 @@ fn superblock(u: &mut Unstructured<'_>) -> Result<()> {
         in_flight_bytes_max: u.arbitrary()?,
         name: name(u)?,
         history,
+        slots,
     };
     let ascends = s.history.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 < w[1].1);
+    let slot_is_good = |(n, slot): (usize, &SlotEntry)| {
+        slot.name != NodeName::NONE
+            && aligned(slot.restart_lsn)
+            && (slot.lost.is_some() || slot.restart_lsn >= s.oldest_lsn)
+            && s.slots[..n].iter().all(|other| other.name != slot.name)
+    };
+    let slots_are_good = s.slots.iter().enumerate().all(slot_is_good);
     let good = s.shard.0 < s.shard_count
         && s.own_term <= s.term
         && s.segment_bytes > 0
@@ -346,6 +361,7 @@ fn superblock(u: &mut Unstructured<'_>) -> Result<()> {
         && aligned(s.floor_lsn)
         && s.oldest_lsn <= s.floor_lsn
         && ascends
+        && slots_are_good
         && s.history.iter().all(|(term, first)| *term <= s.term && aligned(*first));
     let mut copy = vec![0xa5; COPY];
     s.encode(&mut copy);

@@ -4,7 +4,7 @@
 use towline_wire::BatchView;
 use towline_wire::frame::{self, FrameHead, FrameKind, PREAMBLE};
 use towline_wire::handshake::{Hello, Welcome};
-use towline_wire::message::{Ack, AppendHead, Committed, ErrorHead, Heartbeat, TailRequest};
+use towline_wire::message::{Ack, AppendHead, Committed, ErrorHead, Heartbeat, SlotRequest, TailRequest};
 
 use crate::alloc::nothing;
 use crate::batch::encoded;
@@ -55,6 +55,7 @@ fn encoded_again(kind: FrameKind, payload: &[u8]) -> Option<Vec<u8>> {
         }
         FrameKind::Committed => Committed::check(payload).ok()?.to_bytes().to_vec(),
         FrameKind::Tail => TailRequest::check(payload).ok()?.to_bytes().to_vec(),
+        FrameKind::SlotRequest => SlotRequest::check(payload).ok()?.to_bytes().to_vec(),
         FrameKind::Error => {
             let (head, text) = ErrorHead::check(payload).ok()?;
             let (head, shown) = head.to_bytes(text);
@@ -75,6 +76,7 @@ fn checked(kind: FrameKind, payload: &[u8]) -> bool {
         FrameKind::Append => AppendHead::check(payload).is_ok(),
         FrameKind::Committed => Committed::check(payload).is_ok(),
         FrameKind::Tail => TailRequest::check(payload).is_ok(),
+        FrameKind::SlotRequest => SlotRequest::check(payload).is_ok(),
         FrameKind::Error => ErrorHead::check(payload).is_ok(),
         _ => true,
     }

@@ -94,7 +94,7 @@ impl Talk {
     fn hello(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
         self.lost();
         self.replica.waiting = true;
-        let payload = self.replica.replica.hello(name(0)).to_bytes();
+        let payload = self.replica.replica.hello(name(0), 7).to_bytes();
         self.to_primary(u, FrameKind::Hello, 0, 0, &payload)
     }
 
@@ -317,7 +317,8 @@ impl Talk {
         let gate = &p.primary.gate;
         assert!(gate.commit() <= gate.durable() && gate.durable() <= end_of(&p.log).lsn);
         if let Some((slot, link, _)) = p.serving {
-            let (at, s) = (gate.slot(slot), &p.primary.slots()[slot]);
+            let (at, s) = (gate.slot(slot), p.primary.slots().get(slot).expect("it is configured"));
+            assert!(s.at == at && s.restart <= gate.durable());
             assert!(s.link == Some(link) || p.primary.is_deposed());
             assert!(s.sent >= at.received && at.received >= at.flushed && at.flushed >= at.applied);
         }

@@ -49,7 +49,7 @@ pub fn frames(mut data: &mut [u8]) {
 pub fn superblock(copy: &mut [u8]) {
     assert_eq!(copy.len(), superblock::COPY);
     copy[..8].copy_from_slice(&superblock::MAGIC);
-    copy[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    copy[8..10].copy_from_slice(&superblock::VERSION.to_le_bytes());
     let crc = crc32c::crc32c(&copy[..superblock::COPY - 4]);
     copy[superblock::COPY - 4..].copy_from_slice(&crc.to_le_bytes());
 }

@@ -9,6 +9,7 @@ use towline::protocol::history::History;
 use towline::protocol::policy::Requirement;
 use towline::protocol::primary::{HelloAnswer, LogEnds, Primary};
 use towline::protocol::replica::{LogEnd, Plan, Replica};
+use towline::protocol::slots::Slots;
 use towline::{AckLevel, Lsn, Seq, ShardId, SystemId, Term};
 use towline_wire::frame::{FrameHead, FrameKind};
 use towline_wire::handshake::{Hello, NodeName, Refusal, Role, Verdict, Welcome};
@@ -120,7 +121,8 @@ impl PrimaryNode {
     #[must_use]
     pub fn new(log: Vec<Stored>, term: Term, commit: Lsn) -> Self {
         let gate = CommitGate::new(NEED, 2, end_of(&log).lsn, commit);
-        let primary = Primary::new((SYSTEM, SHARD, SHARDS), term, history_of(&log), gate, &[name(0), name(1)]);
+        let primary =
+            Primary::new((SYSTEM, SHARD, SHARDS), term, history_of(&log), gate, Slots::fresh(&[name(0), name(1)]));
         let frames = FrameBuffer::new(2048);
         Self { primary, log, oldest: Lsn(0), frames, serving: None, heard: term, links: 0 }
     }
@@ -137,7 +139,7 @@ impl PrimaryNode {
         match head.kind {
             FrameKind::Ack => {
                 let ack = Ack::check(payload).map_err(|_| Ends::BadFrame)?;
-                self.primary.on_ack(slot, link, &ack).map_err(|_| Ends::Violation)?;
+                self.primary.on_ack(slot, link, &ack, 0).map_err(|_| Ends::Violation)?;
                 Ok(None)
             }
             FrameKind::Goodbye => Err(Ends::Decided),
@@ -149,9 +151,9 @@ impl PrimaryNode {
     fn welcome(&mut self, hello: &Hello) -> Welcome {
         let verdict = self.decide(hello);
         if let Verdict::Stream { from } = verdict {
-            let slot = self.primary.slot_of(hello.name).expect("the answer has checked it");
+            let slot = self.primary.slots().of(hello.name).expect("the answer has checked it");
             self.links += 1;
-            self.primary.attach(slot, self.links, from);
+            self.primary.attach(slot, (self.links, hello.process), from, 0).expect("the answer has checked it");
             let next = self.log.iter().position(|b| b.lsn == from).unwrap_or(self.log.len());
             self.serving = Some((slot, self.links, next));
         }
@@ -184,7 +186,7 @@ impl PrimaryNode {
         }
         let end = end_of(&self.log);
         let log = LogEnds { oldest: self.oldest, tail: end.lsn, chain: end.chain };
-        match self.primary.answer(hello, log) {
+        match self.primary.answer(hello, log, 0) {
             HelloAnswer::Verdict(verdict) => verdict,
             HelloAnswer::Deposed => {
                 self.heard = self.heard.max(hello.term);
@@ -192,7 +194,7 @@ impl PrimaryNode {
             }
             HelloAnswer::NeedChain(lsn) => {
                 let chain = self.log.iter().find(|b| b.lsn == lsn && b.lsn >= self.oldest).map(|b| b.before);
-                self.primary.answer_with_chain(hello, self.oldest, chain)
+                self.primary.answer_with_chain(hello, self.oldest, chain, 0)
             }
         }
     }
@@ -200,7 +202,7 @@ impl PrimaryNode {
     /// The connection is gone.
     pub fn lost(&mut self) {
         if let Some((slot, link, _)) = self.serving.take() {
-            self.primary.detach(slot, link);
+            self.primary.detach(slot, link, 0);
         }
         self.frames = FrameBuffer::new(2048);
     }

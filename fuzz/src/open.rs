@@ -10,10 +10,8 @@ use towline_wire::superblock::{COPY, Superblock};
 
 use crate::alloc::bounded;
 use crate::recovery::{BLOCK, Memory, RECOVERY_BYTES, SYSTEM};
-use crate::superblock::owned;
+use crate::superblock::{Owned, owned};
 use crate::{edits, recovery};
-
-type Owned = Superblock<Vec<(Term, Lsn)>>;
 
 /// A log, what the superblock says of it, what happened to the log, and two starts.
 pub fn run(data: &[u8]) {
@@ -78,6 +76,7 @@ fn superblock(u: &mut Unstructured<'_>, ends: &[Lsn]) -> Result<Owned> {
         in_flight_bytes_max: if window == 255 { u64::MAX } else { u64::from(window % 16) * BLOCK as u64 },
         name: NodeName::NONE,
         history,
+        slots: Vec::new(),
     })
 }
 

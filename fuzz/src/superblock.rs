@@ -2,7 +2,9 @@
 //! does with it holds.
 
 use towline::protocol::history::History;
-use towline_wire::superblock::{COPY, HISTORY_MAX, Superblock};
+use towline::protocol::slots::Slots;
+use towline_wire::handshake::NodeName;
+use towline_wire::superblock::{COPY, HISTORY_MAX, SLOTS_MAX, SlotEntry, Superblock};
 use towline_wire::{Lsn, Term};
 
 use crate::alloc::nothing;
@@ -29,8 +31,11 @@ pub fn copy(front: &[u8], mended: bool) -> Vec<u8> {
     copy
 }
 
-/// What is read, with its history in memory.
-pub fn owned(copy: &[u8]) -> Option<Superblock<Vec<(Term, Lsn)>>> {
+/// A superblock in memory.
+pub type Owned = Superblock<Vec<(Term, Lsn)>, Vec<SlotEntry>>;
+
+/// What is read, with its history and slots in memory.
+pub fn owned(copy: &[u8]) -> Option<Owned> {
     let s = nothing(|| Superblock::check(copy)).ok()?;
     Some(Superblock {
         generation: s.generation,
@@ -46,6 +51,7 @@ pub fn owned(copy: &[u8]) -> Option<Superblock<Vec<(Term, Lsn)>>> {
         in_flight_bytes_max: s.in_flight_bytes_max,
         name: s.name,
         history: s.history.iter().collect(),
+        slots: s.slots.iter().collect(),
     })
 }
 
@@ -59,6 +65,19 @@ fn examine(copy: &[u8]) {
     for (term, first) in &s.history {
         assert!(history.end_of(*term, Lsn(u64::MAX)).is_some_and(|end| end > *first));
         assert!(history.common_end(*term, Lsn(u64::MAX)).is_some_and(|end| end > *first));
+    }
+    assert!(s.slots.len() <= SLOTS_MAX);
+    // A start with none, one, or another of the replicas configured.
+    let other = NodeName::new("another").expect("a name");
+    for configured in [vec![], s.slots.iter().take(1).map(|s| s.name).collect(), vec![other]] {
+        let (slots, gone) = Slots::new(&configured, &s.slots, true, s.oldest_lsn, 1);
+        assert!(slots.iter().all(|(_, slot)| !slot.is_valid() || slot.restart >= s.oldest_lsn));
+        let entries = slots.entries();
+        assert!(entries.len() <= SLOTS_MAX && configured.iter().all(|c| entries.iter().any(|e| e.name == *c)));
+        assert!(s.slots.iter().all(|s| gone.contains(&s.name) != entries.iter().any(|e| e.name == s.name)));
+        let mut again = vec![0; COPY];
+        Superblock { slots: entries, ..s.clone() }.encode(&mut again);
+        assert!(Superblock::check(&again).is_ok());
     }
     history.trim(s.oldest_lsn);
     history.cut(s.floor_lsn);

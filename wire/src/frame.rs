@@ -83,6 +83,8 @@ kinds! {
     StatusRequest = 12, 0;
     /// The status: a JSON document.
     Status = 13, STATUS_BYTES_MAX;
+    /// Make or remove a slot: [`message::SlotRequest`]. The answer is a status, or an error.
+    SlotRequest = 14, message::SLOT_REQUEST;
 }
 
 /// A frame's header as it crosses the network.

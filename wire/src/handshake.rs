@@ -86,7 +86,7 @@ pub struct HelloBytes {
     end_lsn: U64,
     chain: U64,
     commit_lsn: U64,
-    reserved2: [u8; 8],
+    process: U64,
     name: NodeName,
 }
 
@@ -115,6 +115,9 @@ pub struct Hello {
     pub chain: Chain,
     /// What it knows to be committed: it will not cut below this.
     pub commit_lsn: Lsn,
+    /// A number that the replica's process drew when it started: a link with the same one replaces
+    /// the one before. 0 is nobody's.
+    pub process: u64,
     /// A replica's configured name.
     pub name: NodeName,
 }
@@ -134,6 +137,7 @@ impl Hello {
             end_lsn: Lsn::ZERO,
             chain: Chain::GENESIS,
             commit_lsn: Lsn::ZERO,
+            process: 0,
             name: NodeName::NONE,
         }
     }
@@ -153,7 +157,7 @@ impl Hello {
             end_lsn: U64::new(self.end_lsn.0),
             chain: U64::new(self.chain.0),
             commit_lsn: U64::new(self.commit_lsn.0),
-            reserved2: [0; 8],
+            process: U64::new(self.process),
             name: self.name,
         })
     }
@@ -174,7 +178,7 @@ impl Hello {
             2 => Role::Client,
             _ => return bad("role"),
         };
-        if b.reserved != [0] || b.reserved2 != [0; 8] {
+        if b.reserved != [0] {
             return bad("reserved");
         }
         if !b.name.is_well_formed() || (role == Role::Replica && b.name == NodeName::NONE) {
@@ -198,6 +202,7 @@ impl Hello {
             end_lsn,
             chain: Chain(b.chain.get()),
             commit_lsn: Lsn(b.commit_lsn.get()),
+            process: b.process.get(),
             name: b.name,
         })
     }
@@ -272,6 +277,16 @@ refusals! {
     NotPrimary = 10;
     /// Following would need to cut what is known to be committed.
     CutBelowCommit = 11;
+    /// Another process serves this name, and lives.
+    SlotInUse = 12;
+    /// The replica's slot was lost: it fell further behind than the primary keeps log for it.
+    SlotRetentionCap = 13;
+    /// The replica's slot was lost: nobody used it for too long.
+    SlotIdle = 14;
+    /// The replica's slot was removed.
+    SlotRemoved = 15;
+    /// The replica's slot was lost: its log held other bytes at the same term and LSN.
+    SlotDiverged = 16;
 }
 
 /// The answer to a hello, as it crosses the network.

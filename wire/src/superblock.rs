@@ -7,10 +7,12 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::handshake::NodeName;
-use crate::{BLOCK, FORMAT_VERSION, Lsn, ShardId, SystemId, Term};
+use crate::{BLOCK, Lsn, ShardId, SystemId, Term};
 
+/// The version of the superblock's format; batches have their own.
+pub const VERSION: u16 = 2;
 /// Bytes of one copy.
-pub const COPY: usize = 4 * BLOCK;
+pub const COPY: usize = 8 * BLOCK;
 /// Bytes of the file: two copies.
 pub const FILE: usize = 2 * COPY;
 /// Bytes in front of the history.
@@ -21,9 +23,16 @@ pub const MAGIC: [u8; 8] = *b"TOWLINES";
 /// log forgets where the oldest terms began; a replica that old needs a snapshot.
 pub const HISTORY_MAX: usize = 512;
 
+/// Most slots.
+pub const SLOTS_MAX: usize = 192;
+/// Where the slots begin, behind the history.
+pub const SLOTS_AT: usize = HEAD + HISTORY_MAX * ENTRY;
+/// Bytes of a slot.
+pub const SLOT: usize = 80;
+
 const ENTRY: usize = 16;
 const CRC_AT: usize = COPY - 4;
-const _: () = assert!(HEAD + HISTORY_MAX * ENTRY <= CRC_AT);
+const _: () = assert!(SLOTS_AT + SLOTS_MAX * SLOT <= CRC_AT);
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -44,13 +53,78 @@ struct HeadBytes {
     commit_lsn: U64,
     in_flight_bytes_max: U64,
     name: NodeName,
-    reserved2: [u8; 88],
+    slots_len: U32,
+    reserved2: [u8; 84],
 }
 const _: () = assert!(size_of::<HeadBytes>() == HEAD);
 
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct SlotBytes {
+    name: NodeName,
+    restart_lsn: U64,
+    kind: u8,
+    lost: u8,
+    reserved: [u8; 6],
+}
+const _: () = assert!(size_of::<SlotBytes>() == SLOT);
+
+/// Why there is a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum SlotKind {
+    /// Its replica is configured, and counts.
+    Configured = 1,
+    /// It was made on request: its replica counts for no commit.
+    Made = 2,
+}
+
+/// Why a slot is valid no more. The numbers are those of the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum SlotLoss {
+    /// Its replica was further behind than the log that may be kept.
+    RetentionCap = 1,
+    /// It had no link for too long.
+    Idle = 2,
+    /// It was removed.
+    Removed = 3,
+    /// Its replica held other bytes at the same term and LSN.
+    Diverged = 4,
+}
+
+impl SlotLoss {
+    /// Every cause, in order of their numbers.
+    pub const ALL: [Self; 4] = [Self::RetentionCap, Self::Idle, Self::Removed, Self::Diverged];
+
+    /// Its name in logs, in the status, and in documents.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RetentionCap => "retention cap",
+            Self::Idle => "idle",
+            Self::Removed => "removed",
+            Self::Diverged => "diverged",
+        }
+    }
+}
+
+/// What a primary remembers of one replica across a restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotEntry {
+    /// The replica.
+    pub name: NodeName,
+    /// The log from here on may be needed: at or below what replica and primary have on their devices.
+    pub restart_lsn: Lsn,
+    /// Why there is a slot.
+    pub kind: SlotKind,
+    /// Why it is valid no more, if so.
+    pub lost: Option<SlotLoss>,
+}
+
 /// What one shard on one node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Superblock<H> {
+pub struct Superblock<H, S> {
     /// Counts the writes of this superblock; the newer copy wins.
     pub generation: u64,
     /// The cluster's log.
@@ -77,6 +151,8 @@ pub struct Superblock<H> {
     pub name: NodeName,
     /// Where each term began, oldest first: `(term, first LSN)`.
     pub history: H,
+    /// On a primary: its slots. No name is there twice.
+    pub slots: S,
 }
 
 /// Why bytes are not a superblock.
@@ -90,7 +166,7 @@ pub enum SuperblockError {
     #[error("no superblock starts here")]
     Magic,
     /// A newer or unknown format.
-    #[error("superblock has format version {0}, this build reads {FORMAT_VERSION}")]
+    #[error("superblock has format version {0}, this build reads {VERSION}")]
     Version(u16),
     /// The CRC does not match.
     #[error("superblock CRC is {stored:08x}, its bytes give {computed:08x}")]
@@ -120,22 +196,60 @@ impl HistoryBytes<'_> {
     }
 }
 
-impl<H> Superblock<H>
+/// The slots of a superblock as they lie on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotsBytes<'a>(&'a [u8]);
+
+impl SlotsBytes<'_> {
+    /// The slots.
+    pub fn iter(&self) -> impl Iterator<Item = SlotEntry> + '_ {
+        self.0.chunks_exact(SLOT).filter_map(|bytes| slot(bytes).ok())
+    }
+}
+
+/// Checks one slot by itself; says which field is bad.
+fn slot(bytes: &[u8]) -> Result<SlotEntry, &'static str> {
+    let Ok(b) = SlotBytes::ref_from_bytes(bytes) else { return Err("slots") };
+    let kind = match b.kind {
+        1 => SlotKind::Configured,
+        2 => SlotKind::Made,
+        _ => return Err("slot kind"),
+    };
+    let lost = match b.lost {
+        0 => None,
+        n => Some(*SlotLoss::ALL.get(usize::from(n) - 1).ok_or("slot lost")?),
+    };
+    let restart_lsn = Lsn(b.restart_lsn.get());
+    if b.name == NodeName::NONE || !b.name.is_well_formed() {
+        return Err("slot name");
+    }
+    if b.reserved != [0; 6] {
+        return Err("reserved");
+    }
+    if !restart_lsn.is_block_aligned() {
+        return Err("slot restart_lsn");
+    }
+    Ok(SlotEntry { name: b.name, restart_lsn, kind, lost })
+}
+
+impl<H, S> Superblock<H, S>
 where
     H: AsRef<[(Term, Lsn)]>,
+    S: AsRef<[SlotEntry]>,
 {
     /// Writes one copy.
     ///
     /// # Panics
-    /// If `out` is not [`COPY`] bytes, or the history is longer than [`HISTORY_MAX`].
+    /// If `out` is not [`COPY`] bytes, the history is longer than [`HISTORY_MAX`], or there are more
+    /// slots than [`SLOTS_MAX`].
     pub fn encode(&self, out: &mut [u8]) {
         assert_eq!(out.len(), COPY);
-        let history = self.history.as_ref();
-        assert!(history.len() <= HISTORY_MAX);
+        let (history, slots) = (self.history.as_ref(), self.slots.as_ref());
+        assert!(history.len() <= HISTORY_MAX && slots.len() <= SLOTS_MAX);
         out.fill(0);
         let head = HeadBytes {
             magic: MAGIC,
-            version: U16::new(FORMAT_VERSION),
+            version: U16::new(VERSION),
             reserved: [0; 2],
             shard: U32::new(self.shard.0),
             generation: U64::new(self.generation),
@@ -150,19 +264,30 @@ where
             commit_lsn: U64::new(self.commit_lsn.0),
             in_flight_bytes_max: U64::new(self.in_flight_bytes_max),
             name: self.name,
-            reserved2: [0; 88],
+            slots_len: U32::new(slots.len() as u32),
+            reserved2: [0; 84],
         };
         out[..HEAD].copy_from_slice(head.as_bytes());
         for (entry, (term, lsn)) in out[HEAD..].chunks_exact_mut(ENTRY).zip(history) {
             entry[..8].copy_from_slice(&term.0.to_le_bytes());
             entry[8..].copy_from_slice(&lsn.0.to_le_bytes());
         }
+        for (bytes, slot) in out[SLOTS_AT..].chunks_exact_mut(SLOT).zip(slots) {
+            let slot = SlotBytes {
+                name: slot.name,
+                restart_lsn: U64::new(slot.restart_lsn.0),
+                kind: slot.kind as u8,
+                lost: slot.lost.map_or(0, |lost| lost as u8),
+                reserved: [0; 6],
+            };
+            bytes.copy_from_slice(slot.as_bytes());
+        }
         let crc = crc32c::crc32c(&out[..CRC_AT]);
         out[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
     }
 }
 
-impl<'a> Superblock<HistoryBytes<'a>> {
+impl<'a> Superblock<HistoryBytes<'a>, SlotsBytes<'a>> {
     /// Checks one copy.
     ///
     /// # Errors
@@ -183,7 +308,7 @@ impl<'a> Superblock<HistoryBytes<'a>> {
             return Err(SuperblockError::Crc { stored, computed });
         }
         // After the CRC: a flipped bit in the version must not look like a newer format.
-        if b.version.get() != FORMAT_VERSION {
+        if b.version.get() != VERSION {
             return Err(SuperblockError::Version(b.version.get()));
         }
         let bad = |field| Err(SuperblockError::Field(field));
@@ -191,8 +316,14 @@ impl<'a> Superblock<HistoryBytes<'a>> {
         if history_len > HISTORY_MAX {
             return bad("history_len");
         }
-        let (history, unused) = bytes[HEAD..CRC_AT].split_at(history_len * ENTRY);
-        if b.reserved != [0; 2] || b.reserved2 != [0; 88] || unused.iter().fold(0, |all, byte| all | byte) != 0 {
+        let slots_len = b.slots_len.get() as usize;
+        if slots_len > SLOTS_MAX {
+            return bad("slots_len");
+        }
+        let is_zero = |bytes: &[u8]| bytes.iter().fold(0, |all, byte| all | byte) == 0;
+        let (history, unused) = bytes[HEAD..SLOTS_AT].split_at(history_len * ENTRY);
+        let (slots, unused2) = bytes[SLOTS_AT..CRC_AT].split_at(slots_len * SLOT);
+        if b.reserved != [0; 2] || b.reserved2 != [0; 84] || !is_zero(unused) || !is_zero(unused2) {
             return bad("reserved");
         }
         let history = HistoryBytes(history);
@@ -217,6 +348,16 @@ impl<'a> Superblock<HistoryBytes<'a>> {
         if !b.name.is_well_formed() {
             return bad("name");
         }
+        for (n, bytes) in slots.chunks_exact(SLOT).enumerate() {
+            let (one, before) = (slot(bytes).map_err(SuperblockError::Field)?, SlotsBytes(&slots[..n * SLOT]));
+            if before.iter().any(|other| other.name == one.name) {
+                return bad("slot name");
+            }
+            // Else the log would have been let go of although it was needed.
+            if one.lost.is_none() && one.restart_lsn < oldest_lsn {
+                return bad("slot restart_lsn");
+            }
+        }
         Ok(Self {
             generation: b.generation.get(),
             system: SystemId(b.system),
@@ -231,6 +372,7 @@ impl<'a> Superblock<HistoryBytes<'a>> {
             in_flight_bytes_max: b.in_flight_bytes_max.get(),
             name: b.name,
             history,
+            slots: SlotsBytes(slots),
         })
     }
 }

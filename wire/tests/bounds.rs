@@ -7,7 +7,8 @@ use samples::{SYSTEM, VERDICTS};
 use towline_wire::frame::{self, FrameError, FrameHead, FrameKind};
 use towline_wire::handshake::{Hello, NodeName, Refusal, Verdict, Welcome};
 use towline_wire::message::{
-    Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Heartbeat, TailRequest, WirePolicy,
+    Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Heartbeat, SlotAction, SlotRequest,
+    TailRequest, WirePolicy,
 };
 use towline_wire::superblock::{self, Superblock, SuperblockError};
 use towline_wire::{BODY_BYTES_MAX, BatchError, BatchHeader, BatchView, Lsn, RecordError, Term, batch};
@@ -92,7 +93,7 @@ fn a_frame_header_outside_its_bounds_is_refused_by_name() {
         FrameHead::check(&header.try_into().unwrap())
     };
     let bad = |field| Err(FrameError::Field { kind: FrameKind::Ack, field });
-    for kind in (0..=u8::MAX).filter(|k| !(1..=13).contains(k)) {
+    for kind in (0..=u8::MAX).filter(|k| !(1..=14).contains(k)) {
         assert_eq!(with(4, &[kind]), Err(FrameError::Kind(kind)));
     }
     for bit in 3..8 {
@@ -144,8 +145,6 @@ fn a_hello_outside_its_bounds_is_refused_by_name() {
         (2, &[0], "role"),
         (2, &[3], "role"),
         (3, &[1], "reserved"),
-        (72, &[1], "reserved"),
-        (79, &[1], "reserved"),
         (40, &8u64.to_le_bytes(), "last_term"),
         (48, &16_385u64.to_le_bytes(), "end_lsn"),
         (80, b"Replica", "name"),
@@ -184,7 +183,7 @@ fn a_welcome_outside_its_bounds_is_refused_by_name() {
         let welcome = samples::welcome(verdict).to_bytes();
         refused(FrameKind::Welcome, &welcome, Welcome::check, cases);
         let unused: (_, &[u8], _) = match verdict {
-            Verdict::Refused(_) => (4, &[12, 0], "cause"),
+            Verdict::Refused(_) => (4, &[17, 0], "cause"),
             _ => (4, &[1, 0], "verdict"),
         };
         refused(FrameKind::Welcome, &welcome, Welcome::check, &[unused]);
@@ -300,7 +299,7 @@ fn an_error_outside_its_bounds_is_refused_by_name() {
     let payload = samples::error_bytes(&samples::ERROR, samples::ERROR_TEXT);
     let cases: &[(usize, &[u8], _)] = &[
         (0, &[0], "code"),
-        (0, &[10], "code"),
+        (0, &[11], "code"),
         (2, &[15], "text"),
         (2, &[17], "text"),
         (4, &[1], "reserved"),
@@ -352,10 +351,13 @@ fn a_superblock_outside_its_bounds_is_refused_by_name() {
     let sample = samples::superblock_bytes(&samples::superblock());
     let with = |at, bytes: &[u8]| Superblock::check(&with_crc(patched(&sample, at, bytes))).map(|_| ());
     assert_eq!(with(0, b"TOWLINEX"), Err(SuperblockError::Magic));
-    assert_eq!(with(8, &[2]), Err(SuperblockError::Version(2)));
+    assert_eq!(with(8, &[1]), Err(SuperblockError::Version(1)));
+    const SLOT: usize = superblock::SLOTS_AT;
     let cases: &[(usize, &[u8], _)] = &[
         (10, &[1], "reserved"),
-        (168, &[1], "reserved"),
+        (168, &193u32.to_le_bytes(), "slots_len"),
+        (168, &u32::MAX.to_le_bytes(), "slots_len"),
+        (172, &[1], "reserved"),
         (255, &[1], "reserved"),
         (256 + 3 * 16, &[1], "reserved"),
         (superblock::COPY - 5, &[1], "reserved"),
@@ -377,11 +379,42 @@ fn a_superblock_outside_its_bounds_is_refused_by_name() {
         (256 + 8, &8_192u64.to_le_bytes(), "history"),
         (256 + 16 + 8, &[1], "history"),
         (256 + 16, &[8], "history"),
+        (SLOT, &[0; 64], "slot name"),
+        (SLOT, b"R", "slot name"),
+        (SLOT + 63, b"r", "slot name"),
+        (SLOT + 80, b"r1\0\0\0\0", "slot name"),
+        (SLOT + 64, &[1], "slot restart_lsn"),
+        (SLOT + 64, &0u64.to_le_bytes(), "slot restart_lsn"),
+        (SLOT + 72, &[0], "slot kind"),
+        (SLOT + 72, &[3], "slot kind"),
+        (SLOT + 73, &[5], "slot lost"),
+        (SLOT + 74, &[1], "reserved"),
+        (SLOT + 79, &[1], "reserved"),
+        (SLOT + 2 * 80, &[1], "reserved"),
     ];
     for (at, bytes, field) in cases {
         assert_eq!(with(*at, bytes), Err(SuperblockError::Field(field)), "{bytes:02x?} at {at}");
     }
-    assert_eq!(with(72, &16_384u64.to_le_bytes()), Ok(()), "nothing may be kept below the floor");
+    assert_eq!(with(72, &12_288u64.to_le_bytes()), Ok(()), "less may be kept than the floor says");
     let nameless = patched(&sample, 104, &[0; 64]);
     assert_eq!(Superblock::check(&with_crc(nameless)).unwrap().name, NodeName::NONE);
+}
+
+#[test]
+fn a_slot_request_outside_its_bounds_is_refused_by_name() {
+    let cases: &[(usize, &[u8], _)] = &[
+        (0, &[0; 64], "name"),
+        (0, b"R", "name"),
+        (63, b"r", "name"),
+        (64, &[0], "action"),
+        (64, &[4], "action"),
+        (65, &[1], "reserved"),
+        (71, &[1], "reserved"),
+    ];
+    let sample = samples::slot_request();
+    refused(FrameKind::SlotRequest, &sample.to_bytes(), SlotRequest::check, cases);
+    for action in [SlotAction::Create, SlotAction::CreateTemporary, SlotAction::Drop] {
+        let request = SlotRequest { action, ..sample };
+        assert_eq!(SlotRequest::check(&request.to_bytes()), Ok(request));
+    }
 }

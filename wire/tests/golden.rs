@@ -8,8 +8,10 @@ mod samples;
 use samples::{ERROR, ERROR_TEXT, RECORDS, STATUS, SYSTEM, TAILS, VERDICTS};
 use towline_wire::frame::{self, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameHead, FrameKind};
 use towline_wire::handshake::{self, Hello, Refusal, Welcome};
-use towline_wire::message::{self, Ack, AppendHead, Committed, ErrorCode, ErrorHead, Goodbye, Heartbeat, TailRequest};
-use towline_wire::superblock::{self, Superblock};
+use towline_wire::message::{
+    self, Ack, AppendHead, Committed, ErrorCode, ErrorHead, Goodbye, Heartbeat, SlotRequest, TailRequest,
+};
+use towline_wire::superblock::{self, SlotLoss, Superblock};
 use towline_wire::{BatchView, Chain, Lsn, Records, Seq, ShardId, Term, batch, record};
 
 /// Hex; `00*N` stands for N zero bytes.
@@ -39,9 +41,9 @@ const GOLDEN: &[(&str, &str)] = &[
     (
         "frame-hello",
         "
-        900000000100000000000000000000003f138cffa7ee0024010001000300000000000000000000000011223344556677
+        900000000100000000000000000000000c654c8960bdbcac010001000300000000000000000000000011223344556677
         8899aabbccddeeff070000000000000006000000000000000040000000000000efcdab89674523010020000000000000
-        00000000000000007265706c6963612d31
+        88776655443322117265706c6963612d31
         00*55
     ",
     ),
@@ -172,15 +174,31 @@ const GOLDEN: &[(&str, &str)] = &[
     ",
     ),
     (
+        "frame-slot-request",
+        "
+        480000000e00000000000000000000007a36dc5dbcb5f1da726561646572
+        00*58
+        0200000000000000
+    ",
+    ),
+    (
         "superblock",
         "
-        544f574c494e455301000000030000000c0000000000000000112233445566778899aabbccddeeff0400000003000000
+        544f574c494e455302000000030000000c0000000000000000112233445566778899aabbccddeeff0400000003000000
         070000000000000006000000000000000000000400000000001000000000000000400000000000000030000000000000
         00004000000000007265706c6963612d31
-        00*143
+        00*55
+        02
+        00*87
         050000000000000000000000000000000600000000000000002000000000000007000000000000000040
-        00*16082
-        5caa06b6
+        00*8150
+        7231
+        00*63
+        300000000000000100000000000000726561646572
+        00*66
+        0201
+        00*24162
+        7c5b0ae8
     ",
     ),
 ];
@@ -302,6 +320,7 @@ fn golden_payloads_decode_to_their_values() {
     }
     assert_eq!(ErrorHead::check(&payload("frame-error")).unwrap(), (ERROR, ERROR_TEXT));
     assert_eq!(payload("frame-status"), STATUS);
+    assert_eq!(SlotRequest::check(&payload("frame-slot-request")).unwrap(), samples::slot_request());
 }
 
 #[test]
@@ -309,25 +328,7 @@ fn a_superblock_is_its_golden_bytes() {
     let golden = golden("superblock");
     let value = samples::superblock();
     assert_eq!(samples::superblock_bytes(&value), golden);
-    let read = Superblock::check(&golden).unwrap();
-    let history: Vec<_> = read.history.iter().collect();
-    let Superblock { generation, system, shard, shard_count, term, own_term, segment_bytes, .. } = read;
-    let Superblock { oldest_lsn, floor_lsn, commit_lsn, in_flight_bytes_max, name, .. } = read;
-    let read = Superblock {
-        generation,
-        system,
-        shard,
-        shard_count,
-        term,
-        own_term,
-        segment_bytes,
-        oldest_lsn,
-        floor_lsn,
-        commit_lsn,
-        in_flight_bytes_max,
-        name,
-        history,
-    };
+    let read = samples::owned(&Superblock::check(&golden).unwrap());
     assert_eq!(read, value);
 }
 
@@ -382,8 +383,10 @@ fn the_documents_offset_tables_have_no_gap_and_the_right_size() {
         ("Append head", message::APPEND_HEAD),
         ("Committed payload", message::COMMITTED),
         ("Tail payload", message::TAIL_REQUEST),
+        ("Slot request payload", message::SLOT_REQUEST),
         ("Error head", message::ERROR_HEAD),
         ("Superblock copy", superblock::COPY),
+        ("Superblock slot", superblock::SLOT),
     ] {
         let mut end = 0;
         for row in doc_table(heading) {
@@ -415,6 +418,8 @@ fn the_documents_numbers_are_the_codes_numbers() {
         |heading| doc_table(heading).iter().map(|r| (r[0].parse().unwrap(), r[1].to_owned())).collect::<Vec<_>>();
     let refusals: Vec<_> = Refusal::ALL.iter().map(|r| (*r as u64, format!("{r:?}"))).collect();
     assert_eq!(pairs("Refusal causes"), refusals);
+    let losses: Vec<_> = SlotLoss::ALL.iter().map(|l| (*l as u64, l.name().to_owned())).collect();
+    assert_eq!(pairs("Slot losses"), losses);
     let errors: Vec<_> = (0..=u16::MAX).filter_map(ErrorCode::from_number).collect();
     let errors: Vec<_> = errors.iter().map(|e| (*e as u64, format!("{e:?}"))).collect();
     assert_eq!(pairs("Error codes"), errors);

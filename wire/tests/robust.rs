@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use samples::deterministic;
 use towline_wire::frame::{self, FrameError, FrameHead, FrameKind};
 use towline_wire::handshake::{Hello, Welcome};
-use towline_wire::message::{Ack, AppendHead, Committed, ErrorHead, Heartbeat, TailRequest};
-use towline_wire::superblock::{self, Superblock, SuperblockError};
+use towline_wire::message::{Ack, AppendHead, Committed, ErrorHead, Heartbeat, SlotRequest, TailRequest};
+use towline_wire::superblock::{self, SlotKind, SlotLoss, Superblock, SuperblockError};
 use towline_wire::{BLOCK, BatchError, BatchFields, BatchHeader, BatchView, Lsn, Term, batch};
 
 /// The check of a kind's payload, without its value.
@@ -22,6 +22,7 @@ fn check_payload_of(kind: FrameKind, payload: &[u8]) -> Result<(), FrameError> {
         FrameKind::Append => AppendHead::check(payload).map(drop),
         FrameKind::Committed => Committed::check(payload).map(drop),
         FrameKind::Tail => TailRequest::check(payload).map(drop),
+        FrameKind::SlotRequest => SlotRequest::check(payload).map(drop),
         FrameKind::Error => ErrorHead::check(payload).map(drop),
         _ => Ok(()),
     }
@@ -29,8 +30,8 @@ fn check_payload_of(kind: FrameKind, payload: &[u8]) -> Result<(), FrameError> {
 
 /// Whether a frame's payload is one struct, whose size is fixed.
 fn is_one_struct(kind: FrameKind) -> bool {
-    use FrameKind::{Ack, Committed, Heartbeat, Hello, Tail, Welcome};
-    matches!(kind, Hello | Welcome | Ack | Heartbeat | Committed | Tail)
+    use FrameKind::{Ack, Committed, Heartbeat, Hello, SlotRequest, Tail, Welcome};
+    matches!(kind, Hello | Welcome | Ack | Heartbeat | Committed | SlotRequest | Tail)
 }
 
 /// 1, but under Miri, which is some thousand times slower, a step that leaves a few places of `len`.
@@ -243,11 +244,14 @@ fn a_torn_superblock_is_detected_at_every_sector() {
 }
 
 #[test]
-fn a_full_history_fits_and_comes_back() {
+fn a_full_history_and_every_slot_fit_and_come_back() {
     let history: Vec<_> = (1..=superblock::HISTORY_MAX as u64).map(|n| (Term(n), Lsn(n * 4_096))).collect();
-    let value = Superblock { history: history.clone(), term: Term(600), ..samples::superblock() };
+    let lost = |n: usize| SlotLoss::ALL.get(n % 5).copied();
+    let slot = |n| samples::slot(&format!("slot-{n}"), (n as u64 + 1) << 12, SlotKind::Made, lost(n));
+    let slots = (0..superblock::SLOTS_MAX).map(slot).collect();
+    let value = Superblock { history, slots, term: Term(600), ..samples::superblock() };
     let bytes = samples::superblock_bytes(&value);
-    assert_eq!(Superblock::check(&bytes).unwrap().history.iter().collect::<Vec<_>>(), history);
+    assert_eq!(samples::owned(&Superblock::check(&bytes).unwrap()), value);
 }
 
 #[test]
@@ -342,7 +346,7 @@ proptest! {
 
     #[test]
     fn an_arbitrary_superblock_with_a_right_crc_never_panics(
-        at in 10..superblock::HEAD + 64, noise in vec(any::<u8>(), 1..24), raw in vec(any::<u8>(), superblock::COPY),
+        at in prop_oneof![10..superblock::HEAD + 64, superblock::SLOTS_AT..superblock::SLOTS_AT + 240], noise in vec(any::<u8>(), 1..24), raw in vec(any::<u8>(), superblock::COPY),
     ) {
         prop_assert_eq!(Superblock::check(&raw).err(), Some(SuperblockError::Magic));
         let mut bytes = samples::superblock_bytes(&samples::superblock());
@@ -350,6 +354,7 @@ proptest! {
         with_crc(&mut bytes);
         if let Ok(read) = Superblock::check(&bytes) {
             prop_assert!(read.history.iter().count() <= superblock::HISTORY_MAX);
+            prop_assert!(read.slots.iter().count() <= superblock::SLOTS_MAX);
         }
     }
 }
@@ -373,7 +378,7 @@ fn errors_say_what_was_found_and_what_was_expected() {
         FrameError::Preamble(*b"GET / HT").to_string(),
         SuperblockError::Size(1).to_string(),
         SuperblockError::Magic.to_string(),
-        SuperblockError::Version(2).to_string(),
+        SuperblockError::Version(3).to_string(),
         SuperblockError::Crc { stored: 1, computed: 2 }.to_string(),
         SuperblockError::Field("name").to_string(),
     ];
@@ -394,9 +399,9 @@ fn errors_say_what_was_found_and_what_was_expected() {
             "a Ack payload of 39 bytes is not whole",
             "field name of a Hello frame is outside its bounds",
             "the peer does not speak Towline's protocol (it sent [47, 45, 54, 20, 2f, 20, 48, 54])",
-            "a superblock has 16384 bytes, 1 are there",
+            "a superblock has 32768 bytes, 1 are there",
             "no superblock starts here",
-            "superblock has format version 2, this build reads 1",
+            "superblock has format version 3, this build reads 2",
             "superblock CRC is 00000001, -> 00000002",
             "superblock field name is outside its bounds",
         ]

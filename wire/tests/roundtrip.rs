@@ -13,7 +13,7 @@ use towline_wire::message::{
     Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Heartbeat, TailRequest, TailStart,
     WirePolicy,
 };
-use towline_wire::superblock::Superblock;
+use towline_wire::superblock::{SlotKind, SlotLoss, Superblock};
 use towline_wire::{BatchFields, BatchView, Chain, Lsn, Seq, ShardId, SystemId, Term};
 
 fn term_pair() -> impl Strategy<Value = (Term, Term)> {
@@ -71,13 +71,13 @@ proptest! {
     fn any_hello_comes_back(
         (protocol, shard, features, chain, commit) in any::<(u16, u32, u64, u64, u64)>(),
         system in uniform16(any::<u8>()), (last_term, term) in term_pair(), end_lsn in block_lsn(),
-        name in name(), replica in any::<bool>(),
+        name in name(), replica in any::<bool>(), process in any::<u64>(),
     ) {
         let (role, name) = if replica { (Role::Replica, name) } else { (Role::Client, NodeName::NONE) };
         let (system, shard) = (SystemId(system), ShardId(shard));
         let (chain, commit_lsn) = (Chain(chain), Lsn(commit));
         let value =
-            Hello { protocol, role, shard, features, system, term, last_term, end_lsn, chain, commit_lsn, name };
+            Hello { protocol, role, shard, features, system, term, last_term, end_lsn, chain, commit_lsn, process, name };
         prop_assert_eq!(Hello::check(&value.to_bytes()), Ok(value));
     }
 
@@ -198,6 +198,7 @@ proptest! {
         (generation, commit, in_flight_bytes_max) in any::<(u64, u64, u64)>(), system in uniform16(any::<u8>()),
         (shard, more) in (0..1u32 << 31, 1..1u32 << 31), segment_blocks in 1..1u64 << 52, name in name(),
         steps in vec((1..1u64 << 20, 1..1u64 << 20), 0..40), (kept, durable) in (0..1u64 << 40, 0..1u64 << 40),
+        slots in vec((0..1u64 << 40, 0..5usize, any::<bool>()), 0..9),
     ) {
         let mut last = (Term::ZERO, Lsn::ZERO);
         let history: Vec<_> = steps.iter().map(|(terms, blocks)| {
@@ -209,17 +210,14 @@ proptest! {
             own_term: Term(last.0.0 / 2), segment_bytes: segment_blocks * 4_096, oldest_lsn: Lsn(kept * 4_096),
             floor_lsn: Lsn((kept + durable) * 4_096), commit_lsn: Lsn(commit), in_flight_bytes_max, name,
             history,
+            slots: slots.iter().enumerate().map(|(n, (behind, lost, made))| {
+                let kind = if *made { SlotKind::Made } else { SlotKind::Configured };
+                samples::slot(&format!("s{n}"), (kept + behind) * 4_096, kind, SlotLoss::ALL.get(*lost).copied())
+            }).collect(),
         };
         let bytes = samples::superblock_bytes(&value);
         let read = Superblock::check(&bytes).unwrap();
-        let history = read.history.iter().collect();
-        let same = Superblock {
-            generation: read.generation, system: read.system, shard: read.shard, shard_count: read.shard_count,
-            term: read.term, own_term: read.own_term, segment_bytes: read.segment_bytes, oldest_lsn: read.oldest_lsn,
-            floor_lsn: read.floor_lsn, commit_lsn: read.commit_lsn, in_flight_bytes_max: read.in_flight_bytes_max,
-            name: read.name, history,
-        };
-        prop_assert_eq!(same, value);
+        prop_assert_eq!(samples::owned(&read), value);
     }
 }
 

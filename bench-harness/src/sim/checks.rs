@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use towline::world::ShardView;
-use towline::{AckLevel, ShardId, Term};
+use towline::{AckLevel, Lsn, ShardId, Term};
 
 use super::cluster::Cluster;
 use super::handler::lock;
@@ -62,9 +62,22 @@ fn within(v: &ShardView) -> Result<(), String> {
     if v.in_flight_bytes > v.in_flight_bytes_max {
         return Err("more in flight than may be".into());
     }
-    for (_, sent, received, flushed, applied) in &v.slots {
-        if applied > flushed || flushed > received || received > sent.max(flushed) {
+    for s in &v.slots {
+        if s.applied > s.flushed || s.flushed > s.received || s.received > s.sent.max(s.flushed) {
             return Err("a slot's positions are out of order".into());
+        }
+        if s.lost.is_none() && s.restart < v.oldest {
+            return Err("the log was let go of above a valid slot's restart LSN".into());
+        }
+        if s.lost.is_some() && (s.connected || s.counted > Lsn::ZERO) {
+            return Err("a lost slot is served, or counts for commits".into());
+        }
+    }
+    if let (true, Some(cap), Some(_)) = (v.is_primary, v.cap, v.keep) {
+        // What the keeper has made ready may fill up, and a batch in the way keeps what is before it.
+        let more = (v.segments_ahead + 6) * v.segment_bytes + 3 * v.in_flight_bytes_max;
+        if v.appended.since(v.oldest) > cap + more {
+            return Err(format!("more log is kept than the cap of {cap} allows"));
         }
     }
     Ok(())

@@ -51,6 +51,8 @@ pub struct Control {
     /// What the process is at.
     pub phase: Mutex<Phase>,
     stop: Mutex<(bool, Option<Waker>)>,
+    /// Slots that a primary is to make anew.
+    remake: Mutex<Vec<String>>,
     /// A primary's handle, for the operator's own appends.
     pub handle: Mutex<Option<Handle>>,
 }
@@ -69,13 +71,35 @@ impl Control {
         }
     }
 
-    async fn stopped(&self) {
+    /// Has a primary make a slot anew.
+    pub fn remake(&self, slot: String) {
+        let mut remake = lock(&self.remake);
+        if !remake.contains(&slot) {
+            remake.push(slot);
+        }
+        if let Some(waker) = lock(&self.stop).1.take() {
+            waker.wake();
+        }
+    }
+
+    /// The next slot to make anew; `None` once the process is to stop.
+    async fn next(&self) -> Option<String> {
         std::future::poll_fn(|cx| {
             let mut stop = lock(&self.stop);
             stop.1 = Some(cx.waker().clone());
-            if stop.0 { Poll::Ready(()) } else { Poll::Pending }
+            match (stop.0, lock(&self.remake).first().cloned()) {
+                (true, _) => Poll::Ready(None),
+                (false, Some(slot)) => Poll::Ready(Some(slot)),
+                (false, None) => Poll::Pending,
+            }
         })
-        .await;
+        .await
+    }
+
+    async fn stopped(&self) {
+        while self.next().await.is_some() {
+            lock(&self.remake).remove(0);
+        }
     }
 }
 
@@ -114,6 +138,8 @@ pub struct Node {
     pub stops: u32,
     /// How often it was seen to follow nobody, as the primary lacks what it knows to be committed.
     pub refuses: u32,
+    /// Its slot was lost on the primary since it was made anew.
+    pub lost_slot: bool,
 }
 
 /// The cluster.
@@ -154,6 +180,7 @@ impl Cluster {
             incarnation: 0,
             stops: 0,
             refuses: 0,
+            lost_slot: false,
         });
         let nodes = nodes.collect();
         // It hashes every record on every node, which is as much work as the run itself.
@@ -202,7 +229,8 @@ impl Cluster {
     }
 
     /// The name under which a node is configured as a replica.
-    fn name(node: usize) -> String {
+    #[must_use]
+    pub fn name(node: usize) -> String {
         format!("n{node}")
     }
 
@@ -232,6 +260,8 @@ impl Cluster {
                 config.too_few = plan.too_few;
                 config.promote = promote;
                 config.promote_above = self.newest_term;
+                config.retain_max = plan.retain_max;
+                config.slot_idle_max = plan.slot_idle_max;
                 let configured = others.len();
                 config.replicas = others;
                 let client = Client { oracle: self.oracle.clone(), node: n, configured, plan, seed };
@@ -245,7 +275,11 @@ impl Cluster {
                             }
                             *lock(&control.handle) = Some(primary.handle());
                             control.set(Phase::Serving);
-                            control.stopped().await;
+                            while let Some(slot) = control.next().await {
+                                // It may be there, or the shard may have stopped: it is looked at again.
+                                drop(primary.create_slot_soon(&slot, false).await);
+                                lock(&control.remake).remove(0);
+                            }
                             control.set(Phase::Stopping);
                             lock(&control.handle).take();
                             primary.stop_simulated().await;
@@ -328,6 +362,16 @@ impl Cluster {
         self.nodes[n].tainted = false;
         // What it holds from now on counts again.
         oracle.tainted.retain(|t| *t != n);
+    }
+
+    /// A replica is made anew from a copy of the primary's folder, which stands still meanwhile.
+    pub fn from_copy(&mut self, n: usize) {
+        let primary = self.primary;
+        self.note(|| format!("node {n} is made anew from a copy of node {primary}"));
+        self.crash(primary, false, 2_000_000);
+        self.replace(n, 1_000_000);
+        self.world.copy_disk(self.nodes[primary].id, self.nodes[n].id);
+        self.nodes[n].lost_slot = false;
     }
 
     /// Whether a replica may lose its folder: the primary still has everything, and no disk is bad.

@@ -142,7 +142,7 @@ fn promised(cluster: &Cluster) -> (Vec<Promised>, bool) {
             *count = (*count).max(Seq(seq.0 + 1));
         };
         most(&mut out[0]);
-        let flushed = views.iter().find(|v| v.shard == append.shard).map_or(Lsn::ZERO, |v| v.slots[0].3);
+        let flushed = views.iter().find(|v| v.shard == append.shard).map_or(Lsn::ZERO, |v| v.slots[0].flushed);
         if promise.bookmark.lsn <= flushed {
             most(&mut out[1]);
         }

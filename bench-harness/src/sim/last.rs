@@ -13,8 +13,51 @@ use super::cluster::{Cluster, DATA, Role};
 use super::handler::lock;
 use super::oracle::{check_log, owner, payload};
 
+/// Makes lost slots anew, and replicas that cannot go on from where they are. A slot that was never
+/// lost has all that its replica needs.
+fn mend_slots(c: &mut Cluster) {
+    let primary = c.primary;
+    if !c.serves(primary) || !(c.plan.slots_anew || c.quiet) {
+        return;
+    }
+    let lost: Vec<String> = c
+        .world
+        .views(c.nodes[primary].id)
+        .iter()
+        .filter(|v| v.is_primary)
+        .flat_map(|v| v.slots.iter().filter(|s| s.lost.is_some()).map(|s| s.name.clone()))
+        .collect();
+    for n in 0..c.nodes.len() {
+        if n == primary {
+            continue;
+        }
+        if lost.contains(&Cluster::name(n)) {
+            if !std::mem::replace(&mut c.nodes[n].lost_slot, true) {
+                c.world.hit("slot lost");
+            }
+            c.nodes[primary].control.remake(Cluster::name(n));
+            continue;
+        }
+        if c.nodes[n].role != (Role::Replica { of: primary }) || !c.is_up(n) {
+            continue;
+        }
+        let too_old = |v: &ShardView| v.unlinked.contains("the oldest that the primary keeps");
+        if !c.world.views(c.nodes[n].id).iter().any(too_old) {
+            continue;
+        }
+        if c.nodes[n].lost_slot {
+            c.from_copy(n);
+            return;
+        }
+        if !matches!(c.plan.retain, towline::Retain::All) {
+            c.fail(format!("node {n} has a valid slot, and the primary has let go of what it needs"));
+        }
+    }
+}
+
 /// The operator starts again what has stopped after an error.
 pub fn mend(c: &mut Cluster) {
+    mend_slots(c);
     for n in 0..c.nodes.len() {
         if !c.is_up(n) {
             continue;
@@ -71,7 +114,8 @@ pub fn is_together(c: &Cluster) -> bool {
     if primary.len() != c.plan.shards as usize {
         return false;
     }
-    let at_rest = |v: &ShardView| v.is_primary && v.durable == v.appended && v.commit == v.appended;
+    let served = |v: &ShardView| v.slots.iter().all(|s| s.connected && s.lost.is_none());
+    let at_rest = |v: &ShardView| v.is_primary && v.durable == v.appended && v.commit == v.appended && served(v);
     primary.values().all(at_rest)
         && (0..c.nodes.len()).filter(|n| *n != c.primary).all(|n| {
             let replica = views(c, n);
@@ -121,13 +165,15 @@ pub fn probe(c: &Cluster) -> Rc<RefCell<Probes>> {
     let need = policy.requirement(c.plan.replicas).expect("it can hold");
     let (oracle, primary, shards) = (c.oracle.clone(), c.primary, c.plan.shards);
     let bytes = (c.plan.batch_bytes / 2).min(c.plan.record_max).max(8);
+    // One after the other where a replica may fall behind the cap otherwise, and lose its slot.
+    let group = if matches!(c.plan.retain, towline::Retain::All) { EACH } else { 1 };
     let told = probes.clone();
     let task = async move {
         let options = AppendOptions { policy: Some(policy), deadline: Some(std::time::Duration::from_secs(8)) };
-        for shard in (0..shards).map(ShardId) {
+        for (shard, _) in (0..shards).flat_map(|s| (0..EACH / group).map(move |n| (ShardId(s), n))) {
             let lane = lock(&oracle).lane();
             let mut tickets = Vec::new();
-            for _ in 0..EACH {
+            for _ in 0..group {
                 let id = lock(&oracle).ask(shard, lane, bytes);
                 tickets.push((id, handle.try_append(shard, &payload(id, bytes), options)));
             }
@@ -138,8 +184,12 @@ pub fn probe(c: &Cluster) -> Rc<RefCell<Probes>> {
                 };
                 // Space on the disk, or a replica, may just be coming back.
                 let mut tries = 0;
-                while let Err(AppendError::DiskFull | AppendError::TooFewReplicas { .. } | AppendError::WouldBlock) =
-                    outcome
+                while let Err(
+                    AppendError::DiskFull
+                    | AppendError::LogFull
+                    | AppendError::TooFewReplicas { .. }
+                    | AppendError::WouldBlock,
+                ) = outcome
                 {
                     tries += 1;
                     let Some(world) = towline::world::current().filter(|_| tries < 80) else { break };

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use towline::{CommitPolicy, Retain, TooFewReplicas};
+use towline::{CommitPolicy, Retain, RetainMax, TooFewReplicas};
 
 use super::world::rng::Rng;
 
@@ -139,6 +139,12 @@ pub struct Plan {
     pub linger: Duration,
     /// What is kept.
     pub retain: Retain,
+    /// What slots may hold of it.
+    pub retain_max: RetainMax,
+    /// How long a slot may be without a link.
+    pub slot_idle_max: Option<Duration>,
+    /// The operator makes lost slots anew at once, not only in the end.
+    pub slots_anew: bool,
     /// The policy of a commit that does not say.
     pub policy: CommitPolicy,
     /// The deadline of a commit that does not say.
@@ -218,6 +224,16 @@ impl Plan {
         for _ in 0..r.below(3) {
             policies.push(Some(policy_of(r, replicas)));
         }
+        // From a source of its own, so that the rest of a run is what it was before there were slots.
+        let s = &mut Rng::new(seed ^ 0x736C_6F74);
+        let least = if let Retain::Bytes(keep) = retain { keep } else { 0 } + 2 * segment_bytes;
+        let retain_max = match s.below(4) {
+            0 => RetainMax::Auto,
+            1 => RetainMax::Unlimited,
+            _ => RetainMax::Bytes(least + segment_bytes * s.below(3)),
+        };
+        let slot_idle_max = s.chance(0.2).then(|| Duration::from_secs(2 + s.below(3)));
+        let slots_anew = s.chance(0.5);
         let clients = 1 + r.below(4) as usize;
         let appends = 20 + r.below(240);
         Self {
@@ -233,6 +249,9 @@ impl Plan {
             live_window: [0, 16 << 10, 256 << 10][r.below(3) as usize],
             linger: Duration::from_micros(if r.chance(0.2) { r.below(2000) } else { 0 }),
             retain,
+            retain_max,
+            slot_idle_max,
+            slots_anew,
             policy,
             deadline: Duration::from_millis([30, 300, 2000][r.below(3) as usize]),
             too_few: if r.chance(0.2) { TooFewReplicas::Refuse } else { TooFewReplicas::Wait },

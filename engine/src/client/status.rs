@@ -3,7 +3,7 @@
 use towline_wire::ShardId;
 use towline_wire::frame::FrameKind;
 
-use super::connection::{self, ConnectOptions};
+use super::connection::{self, ConnectOptions, Connection};
 use super::error::ClientError;
 
 /// Frames that may come before the answer, at most: a node that only sends heartbeats never answers.
@@ -26,6 +26,11 @@ pub fn status_with(addr: &str, options: &ConnectOptions) -> Result<String, Clien
     let doing = "waiting for the status";
     let mut connection = connection::open(addr, ShardId(0), options)?;
     connection::send(&connection.stream, FrameKind::StatusRequest, 0, &[], "asking for the status")?;
+    read_status(&mut connection, doing)
+}
+
+/// The status that answers what was asked.
+pub(super) fn read_status(connection: &mut Connection, doing: &'static str) -> Result<String, ClientError> {
     let mut payload = Vec::new();
     for _ in 0..FRAMES_MAX {
         let head = connection.reader.next(&[FrameKind::Status, FrameKind::Heartbeat], &mut payload, doing)?;

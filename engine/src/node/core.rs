@@ -27,7 +27,7 @@ use crate::shard::wal::folder;
 use crate::shard::wal::keep::{Keeper, LiveSuperblock};
 use crate::shard::wal::live::LiveSegments;
 use crate::shard::wal::open::OpenedSlice;
-use crate::shard::{LogAtOpen, Role, Shard, ShardConfig, applying};
+use crate::shard::{LogAtOpen, Role, Shard, ShardConfig, applying, slots};
 
 /// Makes a shard's handler, on its core.
 pub(crate) type MakeHandler = Arc<dyn Fn(ShardId) -> Box<dyn Apply> + Send + Sync>;
@@ -38,8 +38,8 @@ pub(crate) struct ShardSetup {
     pub(crate) config: ShardConfig,
     pub(crate) role: Role,
     pub(crate) slice: OpenedSlice,
-    /// Whom to follow, and what to do with records: a replica's.
-    pub(crate) follow: Option<(NodeName, SocketAddr, MakeHandler)>,
+    /// Under which name and number to follow whom, and what to do with records: a replica's.
+    pub(crate) follow: Option<((NodeName, u64), SocketAddr, MakeHandler)>,
 }
 
 /// Everything a core needs.
@@ -87,6 +87,16 @@ pub(crate) async fn run(setup: CoreSetup, ready: oneshot::Sender<Result<(), Open
             },
             Command::Run(shard, task) => task(LocalShard::new(local[&shard].shard.clone())),
             Command::Trim(shard, to) => LocalShard::new(local[&shard].shard.clone()).trim(to),
+            Command::Slots(change, reply) => {
+                let shards: Vec<_> = local.values().map(|l| (l.shard.clone(), l.superblock.clone())).collect();
+                rt::spawn(async move {
+                    let mut done = Vec::with_capacity(shards.len());
+                    for (shard, superblock) in shards {
+                        done.push(slots::change(&shard, &superblock, change).await);
+                    }
+                    reply.send(done);
+                });
+            }
             Command::Fence => local.values().for_each(|l| l.shard.fence()),
             Command::Status(reply) => {
                 reply.send(local.values().map(|l| status::of(&l.shard)).collect());
@@ -130,10 +140,10 @@ async fn start(
             rt::spawn(shard.clone().pump());
             rt::spawn(inbox::run(shard.clone(), node.inboxes[id.0 as usize].clone()));
         }
-        Some((name, primary, handler)) => {
+        Some(((name, process), primary, handler)) => {
             rt::spawn(applying::run(shard.clone(), handler(id)));
             let (shard, superblock, filler) = (shard.clone(), superblock.clone(), filler.clone());
-            rt::spawn(Follower { shard, superblock, filler, name, primary }.run());
+            rt::spawn(Follower { shard, superblock, filler, name, process, primary }.run());
         }
     }
     Ok(Local { shard, superblock })

@@ -25,12 +25,15 @@ use self::mailbox::Mailbox;
 use crate::config::{ConfigError, NodeConfig};
 use crate::limits;
 use crate::oneshot;
+pub use crate::protocol::slots::Kind as SlotKind;
+use crate::protocol::slots::SlotError;
 use crate::rt::net::{Detached, Listener};
 use crate::rt::worker::{Worker, WorkerThread};
 use crate::rt::{self, ExecutorHandle};
 use crate::shard::mesh::inbox::Inbox;
 use crate::shard::mesh::local::LocalShard;
 use crate::shard::mesh::ticket::block_on;
+use crate::shard::slots::SlotChange;
 use crate::shard::wal::error::OpenError;
 use crate::shard::wal::folder::FolderLock;
 use crate::sys;
@@ -46,6 +49,8 @@ pub(crate) enum Command {
     Run(ShardId, Box<dyn FnOnce(LocalShard) + Send>),
     /// Let go of the log below an LSN.
     Trim(ShardId, Lsn),
+    /// Make or remove a slot on every shard.
+    Slots(SlotChange, oneshot::Sender<Vec<Result<(), SlotError>>>),
     /// A newer primary reigns: finish no commit any more.
     Fence,
     /// How do your shards stand?
@@ -140,6 +145,28 @@ impl NodeShared {
         }
         all.sort_by_key(|s| s.shard);
         all
+    }
+
+    /// Makes or removes a slot on every shard; durable on all of them when this resolves. Again after
+    /// a failure, it does what is left to do.
+    pub(crate) async fn change_slots(&self, change: SlotChange) -> Result<(), SlotError> {
+        let (mut done, mut not) = (false, None);
+        for core in &self.cores {
+            let (reply, answer) = oneshot::channel();
+            core.send(Command::Slots(change, reply));
+            let answers = answer.await.map_err(|gone| SlotError::NotServing(gone.to_string()))?;
+            for result in answers {
+                match result {
+                    Ok(()) => done = true,
+                    Err(e @ (SlotError::Exists(_) | SlotError::Unknown(_))) => not = Some(e),
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        match not {
+            Some(e) if !done => Err(e),
+            _ => Ok(()),
+        }
     }
 
     /// The status document.

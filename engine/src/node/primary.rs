@@ -8,15 +8,17 @@ use towline_wire::handshake::NodeName;
 use towline_wire::{Lsn, ShardId, SystemId};
 
 use super::core::ShardSetup;
-use super::status::ShardStatus;
+use super::status::{ShardStatus, SlotStatus};
 use super::{Command, Machine, Running, prepare};
 use crate::config::PrimaryConfig;
 use crate::protocol::gate::CommitGate;
 use crate::protocol::primary::Primary as PrimaryState;
+use crate::protocol::slots::{SlotError, Slots};
 use crate::rt;
 use crate::shard::mesh::handle::Handle;
 use crate::shard::mesh::local::LocalShard;
 use crate::shard::mesh::ticket::block_on;
+use crate::shard::slots::SlotChange;
 use crate::shard::wal::error::OpenError;
 use crate::shard::wal::folder;
 use crate::shard::wal::open::OpenedSlice;
@@ -83,17 +85,20 @@ impl Primary {
             let next = newest.0.checked_add(more).map(Term);
             next.ok_or_else(|| OpenError::NoHigherTerm { path: data.clone(), term: newest })?
         };
+        let mut slots = Vec::with_capacity(slices.len());
         for slice in &mut slices {
-            begin_reign(slice, term)?;
+            slots.push(begin_reign(slice, term, &names, !config.promote)?);
         }
-        let setups = slices.into_iter().map(|slice| {
+        let setups = slices.into_iter().zip(slots).map(|(slice, slots)| {
             let mut shard = ShardConfig::new(&config.node, config.shards, segment_bytes);
             (shard.policy, shard.need) = (config.commit, need);
             (shard.deadline, shard.too_few) = (config.deadline, config.too_few);
+            shard.retention.cap = config.retention_cap(segment_bytes);
+            shard.slot_idle_max = config.slot_idle_max;
             let id = slice.superblock.shard;
             let gate = CommitGate::new(need, names.len(), slice.end.lsn, slice.commit);
             let identity = (system, id, config.shards);
-            let role = PrimaryState::new(identity, slice.superblock.term, slice.history.clone(), gate, &names);
+            let role = PrimaryState::new(identity, slice.superblock.term, slice.history.clone(), gate, slots);
             ShardSetup { id, config: shard, role: Role::Primary(role), slice, follow: None }
         });
         let description = super::Description {
@@ -139,6 +144,51 @@ impl Primary {
         self.running.shared.core_of(shard).send(Command::Trim(shard, to));
     }
 
+    /// Makes a slot on every shard, durably: a replica of that name may connect then, and the log is
+    /// kept for it. A configured replica has one anyway; one that was lost is made anew, and holds what
+    /// the log still has. The replica of any other slot only reads: no commit waits for it. A
+    /// `temporary` slot ends with its link, and no restart keeps it.
+    ///
+    /// # Errors
+    /// [`SlotError`] says why not.
+    pub fn create_slot(&self, name: &str, temporary: bool) -> Result<(), SlotError> {
+        block_on(self.create_slot_soon(name, temporary))
+    }
+
+    /// As [`Primary::create_slot`], for a task.
+    ///
+    /// # Errors
+    /// [`SlotError`] says why not.
+    pub async fn create_slot_soon(&self, name: &str, temporary: bool) -> Result<(), SlotError> {
+        let name = NodeName::new(name).ok_or_else(|| SlotError::Name(name.into()))?;
+        self.running.shared.change_slots(SlotChange::Make { name, temporary }).await
+    }
+
+    /// A slot as each shard has it; empty if there is none.
+    #[must_use]
+    pub fn slot(&self, name: &str) -> Vec<(ShardId, SlotStatus)> {
+        let of = |s: ShardStatus| s.slots.into_iter().find(|slot| slot.name == name).map(|slot| (s.shard, slot));
+        self.status().into_iter().filter_map(of).collect()
+    }
+
+    /// Removes a slot on every shard, durably: its link ends, and the log is kept for it no more. A
+    /// configured replica is refused from then on, until its slot is made anew.
+    ///
+    /// # Errors
+    /// [`SlotError`] says why not.
+    pub fn drop_slot(&self, name: &str) -> Result<(), SlotError> {
+        block_on(self.drop_slot_soon(name))
+    }
+
+    /// As [`Primary::drop_slot`], for a task.
+    ///
+    /// # Errors
+    /// [`SlotError`] says why not.
+    pub async fn drop_slot_soon(&self, name: &str) -> Result<(), SlotError> {
+        let name = NodeName::new(name).ok_or_else(|| SlotError::Name(name.into()))?;
+        self.running.shared.change_slots(SlotChange::Remove { name }).await
+    }
+
     /// Where it listens, with the port that was chosen if 0 was asked for.
     #[must_use]
     pub fn listening(&self) -> Option<SocketAddr> {
@@ -182,12 +232,21 @@ impl Primary {
     }
 }
 
-/// A new reign: the term goes up, durably, before anything is served.
-fn begin_reign(slice: &mut OpenedSlice, term: Term) -> Result<(), OpenError> {
-    slice.superblock.term = term;
-    slice.superblock.own_term = term;
-    slice.superblock.name = NodeName::NONE;
-    slice.superblock_file.write(&mut slice.superblock)
+/// A new reign: the term goes up, durably, before anything is served. Slots are those of the reign
+/// before; their positions are `trusted` if nobody else can have reigned in between.
+fn begin_reign(slice: &mut OpenedSlice, term: Term, replicas: &[NodeName], trusted: bool) -> Result<Slots, OpenError> {
+    let superblock = &mut slice.superblock;
+    let saved = std::mem::take(&mut superblock.slots);
+    let (slots, gone) = Slots::new(replicas, &saved, trusted, superblock.oldest_lsn, rt::now_ns());
+    for replica in gone {
+        tracing::warn!(shard = superblock.shard.0, %replica, "slot dropped: its replica is configured no more");
+    }
+    superblock.slots = slots.entries();
+    superblock.term = term;
+    superblock.own_term = term;
+    superblock.name = NodeName::NONE;
+    slice.superblock_file.write(superblock)?;
+    Ok(slots)
 }
 
 /// The term of a promoted node. It cannot know every start of the primary before it, nor of another

@@ -95,10 +95,14 @@ impl Replica {
             // A former primary's folder becomes a replica's.
             if slice.superblock.name != name {
                 slice.superblock.name = name;
+                slice.superblock.slots.clear();
                 let file: &mut SuperblockFile = &mut slice.superblock_file;
                 file.write(&mut slice.superblock)?;
             }
         }
+        let mut process = [0; 8];
+        rt::random(&mut process).map_err(OpenError::io("drawing a number for", &data))?;
+        let process = u64::from_le_bytes(process).max(1);
         let make: MakeHandler = Arc::new(move |shard| Box::new(handler(shard)));
         let setups = slices.into_iter().map(|slice| {
             let id = slice.superblock.shard;
@@ -107,7 +111,7 @@ impl Replica {
             let role = ReplicaState::new(identity, term, history, slice.end, slice.commit);
             let mut config_of_shard = ShardConfig::new(&config.node, shards, segment_bytes);
             config_of_shard.reconnect_max = config.reconnect_max;
-            let follow = Some((name, config.primary, make.clone()));
+            let follow = Some(((name, process), config.primary, make.clone()));
             ShardSetup { id, config: config_of_shard, role: Role::Replica(role), slice, follow }
         });
         let description = super::Description {

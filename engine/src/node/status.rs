@@ -4,7 +4,10 @@ use std::fmt::Write;
 
 use towline_wire::{Lsn, Seq, ShardId, Term};
 
-use super::NodeShared;
+use towline_wire::superblock::SlotLoss;
+
+use super::{NodeShared, SlotKind};
+use crate::protocol::retention::Holder;
 use crate::shard::{Role, Shard};
 use crate::telemetry::{Percentiles, Stage, Telemetry};
 
@@ -17,6 +20,8 @@ pub enum SlotState {
     CatchUp,
     /// Not at all: no link.
     Down,
+    /// Not any more: the slot was lost.
+    Lost,
 }
 
 impl SlotState {
@@ -25,6 +30,7 @@ impl SlotState {
             Self::Live => "live",
             Self::CatchUp => "catch-up",
             Self::Down => "down",
+            Self::Lost => "lost",
         }
     }
 }
@@ -32,8 +38,12 @@ impl SlotState {
 /// One replica, as the primary knows it, for one shard.
 #[derive(Clone, Debug)]
 pub struct SlotStatus {
-    /// Its configured name.
+    /// Its name.
     pub name: String,
+    /// Why there is a slot.
+    pub kind: SlotKind,
+    /// Why the slot was lost, if it was.
+    pub lost: Option<SlotLoss>,
     /// How it is served.
     pub state: SlotState,
     /// Handed to the network.
@@ -44,6 +54,12 @@ pub struct SlotStatus {
     pub flushed_lsn: Lsn,
     /// Through its handler.
     pub applied_lsn: Lsn,
+    /// The log from here on is kept for it; where that was, if the slot is lost.
+    pub restart_lsn: Lsn,
+    /// From there to this log's end, in bytes.
+    pub retained_bytes: u64,
+    /// How long it has had no link, in milliseconds.
+    pub idle_ms: u64,
     /// From what it has on its device to this log's end, in bytes.
     pub lag_bytes: u64,
     /// From what it has applied to this log's end, in records.
@@ -92,7 +108,13 @@ pub struct ShardStatus {
     /// On a replica: from what it has on its device to the primary's end, as it heard of that last, in
     /// bytes. 0 on a primary, and before a primary was heard.
     pub lag_bytes: u64,
-    /// The replicas, on a primary.
+    /// Bytes of log that are kept.
+    pub retained_bytes: u64,
+    /// The most that may be kept for slots and not committed; 0 if there is no cap.
+    pub retention_cap_bytes: u64,
+    /// What keeps the oldest log: `keep size`, `commit`, `archive`, `last batch`, or `slot NAME`.
+    pub held_by: String,
+    /// The slots, on a primary.
     pub slots: Vec<SlotStatus>,
     /// Histograms and counters.
     pub telemetry: Telemetry,
@@ -101,6 +123,7 @@ pub struct ShardStatus {
 /// How a shard stands, from its core.
 pub(crate) fn of(shard: &Shard) -> ShardStatus {
     shard.tickets.borrow().iter().for_each(|t| t.wake_times.collect(&mut shard.telemetry.borrow_mut()));
+    let holder = shard.recyclable().holder;
     let inner = shard.inner.borrow();
     let (tail, durable) = (inner.pipeline.appended(), inner.pipeline.durable());
     let mut slots = Vec::new();
@@ -108,22 +131,31 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
     let (term, applied_lsn, lag_bytes) = match &inner.role {
         Role::Replica(r) => (r.term, r.applied(), r.lag_bytes()),
         Role::Primary(p) => {
-            for (n, slot) in p.slots().iter().enumerate() {
-                let at = p.gate.slot(n);
+            let now = crate::rt::now_ns();
+            for (n, slot) in p.slots().iter() {
+                let at = slot.at;
+                // After a restart nothing was heard yet, but this is known.
+                let has = at.flushed.max(slot.restart);
                 let behind = inner.ring.at(at.flushed).map(|b| b.header().timestamp_us());
                 let state = match slot.link {
+                    _ if !slot.is_valid() => SlotState::Lost,
                     None => SlotState::Down,
                     Some(_) if slot.sent >= durable || inner.ring.at(slot.sent).is_some() => SlotState::Live,
                     Some(_) => SlotState::CatchUp,
                 };
                 slots.push(SlotStatus {
                     name: slot.name.to_string(),
+                    kind: slot.kind,
+                    lost: slot.lost,
                     state,
                     sent_lsn: slot.sent,
                     received_lsn: at.received,
                     flushed_lsn: at.flushed,
                     applied_lsn: at.applied,
-                    lag_bytes: tail.since(at.flushed),
+                    restart_lsn: slot.restart,
+                    retained_bytes: tail.since(slot.restart),
+                    idle_ms: slot.idle_ns(now) / 1_000_000,
+                    lag_bytes: tail.since(has),
                     lag_records: inner.next_seq.0.saturating_sub(slot.applied_seq.0),
                     lag_ms: behind.map_or(0.0, |us| crate::rt::wall_us().saturating_sub(us) as f64 / 1000.0),
                     connects: slot.connects,
@@ -149,6 +181,14 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
         memory_bytes: inner.ring.bytes(),
         link: shard.link.borrow().clone(),
         lag_bytes,
+        retained_bytes: tail.since(inner.oldest),
+        retention_cap_bytes: shard.config.retention.cap.unwrap_or(0),
+        held_by: match (holder, &inner.role) {
+            (Holder::Slot(n), Role::Primary(p)) => {
+                p.slots().get(n).map_or_else(String::new, |s| format!("slot {}", s.name))
+            }
+            (holder, _) => holder.name().into(),
+        },
         slots,
         telemetry: shard.telemetry.borrow().clone(),
     }
@@ -188,7 +228,7 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         out,
         "{{\"shard\":{},\"state\":\"{state}\",\"term\":{},\"oldest_lsn\":{},\"appended_lsn\":{},\"written_lsn\":{},\
          \"durable_lsn\":{},\"commit_lsn\":{},\"applied_lsn\":{},\"tail_seq\":{},\"chain\":\"{}\",\"memory_bytes\":{},\
-         \"link\":\"{}\",\"lag_bytes\":{},\"slots\":[",
+         \"link\":\"{}\",\"lag_bytes\":{},\"retained_bytes\":{},\"retention_cap_bytes\":{},\"held_by\":\"{}\",\"slots\":[",
         s.shard,
         s.term,
         s.oldest_lsn,
@@ -202,20 +242,28 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         s.memory_bytes,
         escape(&s.link),
         s.lag_bytes,
+        s.retained_bytes,
+        s.retention_cap_bytes,
+        s.held_by,
     );
     for (n, slot) in s.slots.iter().enumerate() {
         let comma = if n > 0 { "," } else { "" };
         let _ = write!(
             out,
-            "{comma}{{\"name\":\"{}\",\"state\":\"{}\",\"sent_lsn\":{},\"received_lsn\":{},\"flushed_lsn\":{},\
-             \"applied_lsn\":{},\"lag_bytes\":{},\"lag_records\":{},\"lag_ms\":{:.3},\"connects\":{},\
+            "{comma}{{\"name\":\"{}\",\"kind\":\"{}\",\"state\":\"{}\",\"lost\":\"{}\",\"sent_lsn\":{},\"received_lsn\":{},\"flushed_lsn\":{},\
+             \"applied_lsn\":{},\"restart_lsn\":{},\"retained_bytes\":{},\"idle_ms\":{},\"lag_bytes\":{},\"lag_records\":{},\"lag_ms\":{:.3},\"connects\":{},\
              \"ack_received\":{},\"ack_flushed\":{}}}",
             slot.name,
+            slot.kind.name(),
             slot.state.name(),
+            slot.lost.map_or("", SlotLoss::name),
             slot.sent_lsn,
             slot.received_lsn,
             slot.flushed_lsn,
             slot.applied_lsn,
+            slot.restart_lsn,
+            slot.retained_bytes,
+            slot.idle_ms,
             slot.lag_bytes,
             slot.lag_records,
             slot.lag_ms,

@@ -10,7 +10,9 @@
 //! | [`framing`] | how bytes from a connection become frames, and how much memory they may take |
 //! | [`pipeline`] | when a batch may be closed, and how far the device has come |
 //! | [`history`] | where terms began, and where two histories part |
-//! | [`primary`] | slots, acks, handshakes, fencing |
+//! | [`primary`] | acks, handshakes, fencing |
+//! | [`slots`] | who may serve a slot, when it is lost, what of it survives a restart |
+//! | [`retention`] | which log may go, which slots go before it, when the log may not grow |
 //! | [`replica`] | which batch may follow, what may be cut, what an ack may say |
 //! | [`recovery`] | how far a log is whole after a crash, and whether what follows is a tear or damage |
 
@@ -23,3 +25,5 @@ pub mod policy;
 pub mod primary;
 pub mod recovery;
 pub mod replica;
+pub mod retention;
+pub mod slots;

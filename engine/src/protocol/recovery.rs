@@ -66,7 +66,7 @@ pub struct Facts {
 impl Facts {
     /// What a start goes by.
     #[must_use]
-    pub fn of<H: AsRef<[(Term, Lsn)]>>(s: &Superblock<H>) -> Self {
+    pub fn of<H: AsRef<[(Term, Lsn)]>, S>(s: &Superblock<H, S>) -> Self {
         let before = s.history.as_ref().iter().rfind(|(_, first)| *first < s.floor_lsn);
         Self {
             reached: before.copied().unwrap_or_default(),

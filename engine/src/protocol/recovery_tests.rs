@@ -193,6 +193,7 @@ fn the_superblock_says_which_term_the_log_had_reached_at_its_floor() {
         segment_bytes: 1 << 16,
         oldest_lsn: Lsn(0),
         floor_lsn: Lsn(8192),
+        slots: (),
         commit_lsn: Lsn(0),
         in_flight_bytes_max: 0,
         name: towline_wire::handshake::NodeName::NONE,

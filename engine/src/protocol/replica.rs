@@ -172,7 +172,7 @@ impl Replica {
 
     /// The hello for the next connection.
     #[must_use]
-    pub fn hello(&self, name: NodeName) -> Hello {
+    pub fn hello(&self, name: NodeName, process: u64) -> Hello {
         Hello {
             protocol: PROTOCOL_VERSION,
             role: Role::Replica,
@@ -184,6 +184,7 @@ impl Replica {
             end_lsn: self.flushed,
             chain: self.chain,
             commit_lsn: self.committed(),
+            process,
             name,
         }
     }

@@ -75,7 +75,7 @@ fn a_stream_that_begins_at_this_logs_end_is_followed_under_its_term() {
     assert_eq!(r.on_welcome(&w), Ok(Plan::Follow { term: Term(5) }));
     r.follow(&w);
     assert_eq!((r.term, r.lag_bytes()), (Term(5), 8 * BLOCK));
-    let hello = r.hello(NodeName::new("r1").unwrap());
+    let hello = r.hello(NodeName::new("r1").unwrap(), 7);
     assert_eq!((hello.term, hello.last_term, hello.end_lsn), (Term(5), Term(3), Lsn(2 * BLOCK)));
     assert_eq!((hello.chain, hello.system, hello.shard), (Chain(77), SYSTEM, ShardId(1)));
 }
@@ -190,7 +190,7 @@ fn a_cut_log_says_so_everywhere() {
     assert_eq!((ack.received, ack.flushed, ack.applied), (end.lsn, end.lsn, end.lsn));
     assert_eq!((ack.applied_seq, ack.echo_us, r.next_seq()), (Seq(2), 9, Seq(2)));
     assert_eq!(r.history.entries(), [(Term(3), Lsn(0))]);
-    let hello = r.hello(NodeName::new("r1").unwrap());
+    let hello = r.hello(NodeName::new("r1").unwrap(), 7);
     assert_eq!((hello.end_lsn, hello.last_term, hello.chain), (end.lsn, Term(3), Chain(77)));
     // The promise not to follow an older term outlives the bytes.
     assert_eq!(hello.term, Term(6));

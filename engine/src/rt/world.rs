@@ -16,6 +16,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use towline_wire::superblock::SlotLoss;
 use towline_wire::{Lsn, Seq, ShardId, Term};
 
 pub use super::disk::OpenHow;
@@ -180,8 +181,39 @@ pub struct ShardView {
     pub unlinked: String,
     /// A newer term was seen.
     pub is_deposed: bool,
-    /// A primary's slots: connected, sent, received, flushed, applied.
-    pub slots: Vec<(bool, Lsn, Lsn, Lsn, Lsn)>,
+    /// A primary's slots.
+    pub slots: Vec<SlotView>,
+    /// Bytes of a segment.
+    pub segment_bytes: u64,
+    /// Segments that are kept ready.
+    pub segments_ahead: u64,
+    /// Bytes of log that may be kept for slots and not committed, if that is bounded.
+    pub cap: Option<u64>,
+    /// Bytes of log that are kept in any case; `None`: all.
+    pub keep: Option<u64>,
+}
+
+/// Where a primary's slot stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotView {
+    /// Whose it is.
+    pub name: String,
+    /// A link serves it.
+    pub connected: bool,
+    /// Why it was lost, if it was.
+    pub lost: Option<SlotLoss>,
+    /// The log is kept from here on.
+    pub restart: Lsn,
+    /// Handed to the network.
+    pub sent: Lsn,
+    /// In the replica's memory.
+    pub received: Lsn,
+    /// On its device.
+    pub flushed: Lsn,
+    /// Through its handler.
+    pub applied: Lsn,
+    /// What counts as flushed for commits.
+    pub counted: Lsn,
 }
 
 thread_local! {

@@ -123,7 +123,7 @@ impl Shard {
 
     #[cold]
     fn requirement(&self, policy: CommitPolicy) -> Result<Requirement, AppendError> {
-        Ok(policy.requirement(self.inner.borrow_mut().primary().slots().len())?)
+        Ok(policy.requirement(self.inner.borrow_mut().primary().slots().configured())?)
     }
 
     /// Whether an append that was asked for at `since_ns` has waited for room as long as it may.
@@ -153,13 +153,13 @@ impl Shard {
             Payload::Encoded(bytes, count) => (bytes.len(), count),
         };
         if self.config.too_few == TooFewReplicas::Refuse && wish.need.replicas > 0 {
-            let connected = inner.primary().connected();
+            let connected = inner.primary().slots().connected();
             if connected < usize::from(wish.need.replicas) {
                 return Err(AppendError::TooFewReplicas { wanted: wish.need.replicas, connected });
             }
         }
         if inner.open.as_ref().is_some_and(|open| !open.builder.fits(encoded)) && !self.try_close(inner, true) {
-            return Err(if self.disk_full.get() { AppendError::DiskFull } else { AppendError::WouldBlock });
+            return Err(self.no_room());
         }
         if inner.open.is_none() {
             // A lone record that is larger than a normal batch gets a batch of its own.

@@ -62,7 +62,7 @@ impl Shard {
         {
             let inner = &mut *self.inner.borrow_mut();
             before = inner.committed();
-            inner.primary().on_ack(slot, link, ack)?;
+            inner.primary().on_ack(slot, link, ack, now)?;
             let mut telemetry = self.telemetry.borrow_mut();
             telemetry.counters.acks += 1;
             self.complete(inner, &mut telemetry, now);

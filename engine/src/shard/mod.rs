@@ -10,6 +10,7 @@ pub(crate) mod commit;
 pub(crate) mod lanes;
 pub(crate) mod link;
 pub(crate) mod mesh;
+pub(crate) mod slots;
 pub(crate) mod wal;
 #[cfg(feature = "sim")]
 mod watched;
@@ -30,6 +31,7 @@ use crate::protocol::pipeline::Pipeline;
 use crate::protocol::policy::{CommitPolicy, Requirement};
 use crate::protocol::primary::Primary;
 use crate::protocol::replica::Replica;
+use crate::protocol::retention::Limits;
 use crate::rt;
 use crate::telemetry::{self, SlotHistogram, Telemetry};
 use append::OpenBatch;
@@ -51,8 +53,10 @@ pub(crate) struct ShardConfig {
     pub(crate) in_flight_bytes_max: u64,
     pub(crate) write_depth: usize,
     pub(crate) max_linger: Duration,
-    pub(crate) retain: Retain,
-    pub(crate) retain_max_bytes: Option<u64>,
+    /// How much log is kept.
+    pub(crate) retention: Limits,
+    /// How long a slot may be without a link.
+    pub(crate) slot_idle_max: Option<Duration>,
     pub(crate) live_window_bytes: u64,
     pub(crate) policy: CommitPolicy,
     pub(crate) need: Requirement,
@@ -74,8 +78,8 @@ impl ShardConfig {
             in_flight_bytes_max: node.in_flight_bytes_max(),
             write_depth: node.write_depth,
             max_linger: node.max_linger,
-            retain: node.retain,
-            retain_max_bytes: node.retain_max_bytes,
+            retention: Limits { keep: keep(node.retain), cap: None, segment_bytes },
+            slot_idle_max: None,
             live_window_bytes: node.live_window_bytes as u64,
             policy: CommitPolicy::Local,
             need: CommitPolicy::Local.requirement(0).expect("local always holds"),
@@ -84,6 +88,10 @@ impl ShardConfig {
             reconnect_max: limits::RECONNECT_MAX,
         }
     }
+}
+
+fn keep(retain: Retain) -> Option<u64> {
+    if let Retain::Bytes(keep) = retain { Some(keep) } else { None }
 }
 
 /// What this shard is on this node.
@@ -111,7 +119,7 @@ pub(crate) struct Shard {
     pub(crate) telemetry: RefCell<Telemetry>,
     /// The tickets of handles that append here.
     pub(crate) tickets: RefCell<Vec<Arc<TicketSlots>>>,
-    /// How long each configured replica took, from the send of a batch until it was received, and
+    /// How long the replica of each slot took, from the send of a batch until it was received, and
     /// until it was flushed there.
     pub(crate) ack_times: RefCell<Vec<[SlotHistogram; 2]>>,
     /// On a replica: whom it follows, or why it follows nobody.
@@ -122,6 +130,8 @@ pub(crate) struct Shard {
     pub(crate) failed: Cell<bool>,
     /// There was no space for the next segment.
     pub(crate) disk_full: Cell<bool>,
+    /// The log may not grow: what is not committed fills the cap.
+    pub(crate) log_full: Cell<bool>,
     /// The log is being cut: the superblock says already that it may end early, and must not say
     /// otherwise before it is done.
     pub(crate) cutting: Cell<bool>,
@@ -153,11 +163,18 @@ pub(crate) struct Inner {
     pub(crate) oldest: Lsn,
     /// Up to where the embedder lets the log go.
     pub(crate) trim_to: Lsn,
+    /// Up to where the log is archived, if there is an archive: there is none yet.
+    pub(crate) archived: Option<Lsn>,
     /// Positions of those who read the log.
     pub(crate) readers: Vec<Option<Lsn>>,
     pub(crate) lanes: Lanes,
     /// Why the shard takes nothing any more.
     pub(crate) stopped: Option<String>,
+}
+
+/// Until a batch was received, and until it was flushed.
+pub(crate) fn ack_histograms() -> [SlotHistogram; 2] {
+    std::array::from_fn(|_| telemetry::histogram())
 }
 
 impl Shard {
@@ -178,10 +195,10 @@ impl Shard {
             Role::Replica(r) => r.committed(),
         });
         let slots = match &role {
-            Role::Primary(p) => p.slots().len(),
+            Role::Primary(p) => p.slots().iter().map(|(n, _)| n + 1).max().unwrap_or(0),
             Role::Replica(_) => 0,
         };
-        let ack_times = (0..slots).map(|_| std::array::from_fn(|_| telemetry::histogram())).collect();
+        let ack_times = (0..slots).map(|_| ack_histograms()).collect();
         let pipeline = Pipeline::new(log.end, log.last_batch, config.write_depth, config.in_flight_bytes_max);
         let shard = Rc::new(Self {
             id,
@@ -195,6 +212,7 @@ impl Shard {
                 next_seq: log.next_seq,
                 oldest: log.oldest,
                 trim_to: Lsn::ZERO,
+                archived: None,
                 readers: Vec::new(),
                 lanes: Lanes::default(),
                 stopped: None,
@@ -212,6 +230,7 @@ impl Shard {
             soon: Cell::new(false),
             failed: Cell::new(false),
             disk_full: Cell::new(false),
+            log_full: Cell::new(false),
             cutting: Cell::new(false),
             take_back: Cell::new(None),
             cuts: Cell::new(0),
@@ -254,6 +273,15 @@ impl Shard {
     /// Whether the shard takes nothing any more.
     pub(crate) fn is_stopped(&self) -> bool {
         self.inner.borrow().stopped.is_some()
+    }
+
+    /// Why an append finds no room.
+    pub(crate) fn no_room(&self) -> AppendError {
+        match (self.disk_full.get(), self.log_full.get()) {
+            (true, _) => AppendError::DiskFull,
+            (false, true) => AppendError::LogFull,
+            (false, false) => AppendError::WouldBlock,
+        }
     }
 
     /// Counts what went over a connection since it was counted last; returns the calls that sent.

@@ -3,8 +3,9 @@
 use std::rc::Rc;
 
 use super::{Role, Shard};
-use crate::protocol::primary::Slot;
-use crate::rt::world::{self, ShardView};
+use crate::protocol::slots::Slot;
+use crate::rt::world::{self, ShardView, SlotView};
+use towline_wire::Lsn;
 
 impl Shard {
     /// Lets the world of this thread look at the shard for as long as it lives.
@@ -18,11 +19,18 @@ impl Shard {
         let inner = self.inner.borrow();
         let (applied, is_deposed, slots) = match &inner.role {
             Role::Primary(p) => {
-                let slot = |(n, s): (usize, &Slot)| {
-                    let at = p.gate.slot(n);
-                    (s.link.is_some(), s.sent, at.received, at.flushed, at.applied)
+                let slot = |(n, s): (usize, &Slot)| SlotView {
+                    name: s.name.to_string(),
+                    connected: s.link.is_some(),
+                    lost: s.lost,
+                    restart: s.restart,
+                    sent: s.sent,
+                    received: s.at.received,
+                    flushed: s.at.flushed,
+                    applied: s.at.applied,
+                    counted: if n < p.slots().configured() { p.gate.slot(n).flushed } else { Lsn::ZERO },
                 };
-                (p.gate.commit(), p.is_deposed(), p.slots().iter().enumerate().map(slot).collect())
+                (p.gate.commit(), p.is_deposed(), p.slots().iter().map(slot).collect())
             }
             Role::Replica(r) => (r.applied(), false, Vec::new()),
         };
@@ -45,6 +53,10 @@ impl Shard {
                 .map_or(String::new(), |l| l.clone()),
             is_deposed,
             slots,
+            segment_bytes: self.config.segment_bytes,
+            segments_ahead: self.config.segments_ahead,
+            cap: self.config.retention.cap,
+            keep: self.config.retention.keep,
         }
     }
 }

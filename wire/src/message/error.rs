@@ -31,6 +31,8 @@ pub enum ErrorCode {
     Stopped = 8,
     /// The peer was silent for too long.
     Idle = 9,
+    /// The slot cannot be made or removed; the text says why.
+    SlotRefused = 10,
 }
 
 impl ErrorCode {
@@ -47,6 +49,7 @@ impl ErrorCode {
             7 => Some(Self::NoSuchPosition),
             8 => Some(Self::Stopped),
             9 => Some(Self::Idle),
+            10 => Some(Self::SlotRefused),
             _ => None,
         }
     }

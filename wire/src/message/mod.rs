@@ -4,6 +4,7 @@ mod append;
 mod error;
 mod policy;
 mod positions;
+mod slot;
 mod tail;
 
 /// A payload that is one struct, whose size is fixed.
@@ -21,4 +22,5 @@ pub use append::{APPEND_HEAD, AppendHead, COMMITTED, CommitStatus, Committed};
 pub use error::{ERROR_HEAD, ErrorCode, ErrorHead, Goodbye};
 pub use policy::{AckLevel, WirePolicy};
 pub use positions::{ACK, Ack, HEARTBEAT, Heartbeat};
+pub use slot::{SLOT_REQUEST, SlotAction, SlotRequest};
 pub use tail::{TAIL_REQUEST, TailRequest, TailStart};

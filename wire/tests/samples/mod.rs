@@ -6,10 +6,10 @@ use proptest::test_runner::{Config, RngSeed};
 use towline_wire::frame::{self, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameKind};
 use towline_wire::handshake::{Hello, NodeName, Refusal, Role, Verdict, Welcome};
 use towline_wire::message::{
-    Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Goodbye, Heartbeat, TailRequest,
-    TailStart, WirePolicy,
+    Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Goodbye, Heartbeat, SlotAction,
+    SlotRequest, TailRequest, TailStart, WirePolicy,
 };
-use towline_wire::superblock::{self, Superblock};
+use towline_wire::superblock::{self, SlotEntry, SlotKind, SlotLoss, Superblock};
 use towline_wire::{BatchFields, Chain, Lsn, Seq, ShardId, SystemId, Term, batch, record};
 
 /// The records in every sample that carries records.
@@ -86,6 +86,7 @@ pub(crate) fn hello() -> Hello {
         end_lsn: Lsn(16_384),
         chain: CHAIN,
         commit_lsn: Lsn(8_192),
+        process: 0x1122_3344_5566_7788,
         name: NodeName::new("replica-1").unwrap(),
     }
 }
@@ -164,6 +165,10 @@ pub(crate) fn error_bytes(head: &ErrorHead, text: &str) -> Vec<u8> {
     [&head, text.as_bytes()].concat()
 }
 
+pub(crate) fn slot_request() -> SlotRequest {
+    SlotRequest { name: NodeName::new("reader").unwrap(), action: SlotAction::CreateTemporary }
+}
+
 /// A frame: header and payload.
 pub(crate) fn framed(kind: FrameKind, flags: u8, arg: u64, payload: &[u8]) -> Vec<u8> {
     [&frame::header(kind, flags, arg, payload), payload].concat()
@@ -190,10 +195,37 @@ pub(crate) fn frames() -> Vec<(&'static str, FrameKind, Vec<u8>)> {
     add("frame-goodbye", FrameKind::Goodbye, 0, Goodbye::Done as u64, &[]);
     add("frame-status-request", FrameKind::StatusRequest, 0, 0, &[]);
     add("frame-status", FrameKind::Status, 0, 0, STATUS);
+    add("frame-slot-request", FrameKind::SlotRequest, 0, 0, &slot_request().to_bytes());
     all
 }
 
-pub(crate) fn superblock() -> Superblock<Vec<(Term, Lsn)>> {
+pub(crate) type Owned = Superblock<Vec<(Term, Lsn)>, Vec<SlotEntry>>;
+
+/// What a reader has, with everything in memory.
+pub(crate) fn owned(s: &Superblock<superblock::HistoryBytes<'_>, superblock::SlotsBytes<'_>>) -> Owned {
+    Superblock {
+        generation: s.generation,
+        system: s.system,
+        shard: s.shard,
+        shard_count: s.shard_count,
+        term: s.term,
+        own_term: s.own_term,
+        segment_bytes: s.segment_bytes,
+        oldest_lsn: s.oldest_lsn,
+        floor_lsn: s.floor_lsn,
+        commit_lsn: s.commit_lsn,
+        in_flight_bytes_max: s.in_flight_bytes_max,
+        name: s.name,
+        history: s.history.iter().collect(),
+        slots: s.slots.iter().collect(),
+    }
+}
+
+pub(crate) fn slot(name: &str, restart: u64, kind: SlotKind, lost: Option<SlotLoss>) -> SlotEntry {
+    SlotEntry { name: NodeName::new(name).unwrap(), restart_lsn: Lsn(restart), kind, lost }
+}
+
+pub(crate) fn superblock() -> Owned {
     Superblock {
         generation: 12,
         system: SYSTEM,
@@ -208,10 +240,14 @@ pub(crate) fn superblock() -> Superblock<Vec<(Term, Lsn)>> {
         in_flight_bytes_max: 4 << 20,
         name: NodeName::new("replica-1").unwrap(),
         history: vec![(Term(5), Lsn(0)), (Term(6), Lsn(8_192)), (Term(7), Lsn(16_384))],
+        slots: vec![
+            slot("r1", 12_288, SlotKind::Configured, None),
+            slot("reader", 0, SlotKind::Made, Some(SlotLoss::RetentionCap)),
+        ],
     }
 }
 
-pub(crate) fn superblock_bytes(superblock: &Superblock<Vec<(Term, Lsn)>>) -> Vec<u8> {
+pub(crate) fn superblock_bytes(superblock: &Owned) -> Vec<u8> {
     let mut bytes = vec![0xa5; superblock::COPY];
     superblock.encode(&mut bytes);
     bytes

@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::de::{Error as _, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
-use towline::{CommitPolicy, Retain, TooFewReplicas, units};
+use towline::{CommitPolicy, Retain, RetainMax, TooFewReplicas, units};
 
 /// Every setting, each of them optional. The comments are `--help`'s; `docs/towline.example.toml`
 /// says more.
@@ -103,10 +103,15 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "all|SIZE")]
     pub(crate) retain: Option<Keep>,
 
-    /// Primary: the most log each shard keeps for a replica that is behind or away; further behind
-    /// it needs a copy [default: no cap]
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) retain_max: Option<Size>,
+    /// Primary: the most log each shard keeps for replicas that are behind or away, and of what is not
+    /// committed: auto, none or SIZE; a replica that is further behind loses its slot [default: auto,
+    /// 8 times retain, or none with retain all]
+    #[arg(long, value_name = "auto|none|SIZE")]
+    pub(crate) retain_max: Option<Most>,
+
+    /// Primary: how long a replica may be away before it loses its slot, 1s and more [default: for ever]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) slot_idle_max: Option<Time>,
 
     /// Bytes of recent batches that each shard keeps in memory for links and tails, at most 16GiB
     /// [default: 16MiB]
@@ -147,6 +152,7 @@ macro_rules! every_field {
             max_linger,
             retain,
             retain_max,
+            slot_idle_max,
             live_window,
             io_memory,
             insecure_no_auth
@@ -175,6 +181,7 @@ impl Settings {
                 ("segment-size", self.segment_size.is_some()),
                 ("max-linger", self.max_linger.is_some()),
                 ("retain-max", self.retain_max.is_some()),
+                ("slot-idle-max", self.slot_idle_max.is_some()),
             ],
             [
                 ("name", self.name.is_some()),
@@ -306,6 +313,30 @@ impl<'de> Deserialize<'de> for Keep {
     }
 }
 
+/// The most log that slots hold: `auto`, `none` or a size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Most(pub(crate) RetainMax);
+
+impl FromStr for Most {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self(RetainMax::Auto)),
+            "none" => Ok(Self(RetainMax::Unlimited)),
+            size => match units::parse_size(size) {
+                Ok(bytes) => Ok(Self(RetainMax::Bytes(bytes))),
+                Err(e) => Err(format!("{e}, or `auto`, or `none`")),
+            },
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Most {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
 /// Why a file cannot be used.
 #[derive(Debug, Error)]
 pub(crate) enum FileError {
@@ -394,7 +425,7 @@ mod tests {
             ("segment-size = \"64MB\"\n", "t.toml:1:16: segment-size: `64MB`: unit `MB` is not known"),
             ("# a comment\n  deadline = 5\n", "t.toml:2:14: deadline: invalid type: integer `5`, expected a string"),
             ("commit = \"ack_n\"", "t.toml:1:10: commit: commit policy \"ack_n\": ack_n needs a number"),
-            ("retain-max = -1", "t.toml:1:14: retain-max: invalid value: integer `-1`, expected a size like"),
+            ("segment-size = -1", "t.toml:1:16: segment-size: invalid value: integer `-1`, expected a size like"),
             ("cpus = [\n  0,\n  \"x\",\n]", "t.toml:3:3: cpus: invalid type: string \"x\""),
             ("role = \"leader\"", "t.toml:1:8: role: unknown variant `leader`, expected `primary` or `replica`"),
             ("shards = \n", "t.toml:1:"),

@@ -10,6 +10,7 @@ mod dump;
 mod exit;
 mod serve;
 mod signals;
+mod slot;
 mod status;
 mod tail;
 mod verify;
@@ -36,6 +37,7 @@ enum Command {
     Append(append::Args),
     Tail(tail::Args),
     Status(status::Args),
+    Slot(slot::Args),
     Verify(verify::Args),
     Dump(dump::Args),
 }
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Some(Command::Append(args)) => told(append::run(args)),
         Some(Command::Tail(args)) => told(tail::run(args)),
         Some(Command::Status(args)) => told(status::run(args)),
+        Some(Command::Slot(args)) => told(slot::run(args)),
         Some(Command::Verify(args)) => told(verify::run(args)),
         Some(Command::Dump(args)) => told(dump::run(args)),
     }

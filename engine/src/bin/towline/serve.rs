@@ -98,6 +98,8 @@ fn spelled(error: &OpenError) -> String {
             "record_bytes_max" => "record-max",
             "live_window_bytes" => "live-window",
             "io_memory_bytes" => "io-memory",
+            "retain_max" => "retain-max",
+            "slot_idle_max in s" => "slot-idle-max",
             _ => return String::new(),
         },
         _ => return String::new(),
@@ -308,6 +310,8 @@ fn plan(settings: Settings, promote: bool, above_term: Option<Term>) -> Result<R
             config.commit = settings.commit.map_or(CommitPolicy::Local, |p| p.0);
             config.deadline = deadline.unwrap_or(config.deadline);
             config.too_few = settings.too_few.map_or(config.too_few, Into::into);
+            config.retain_max = settings.retain_max.map_or(config.retain_max, |m| m.0);
+            config.slot_idle_max = settings.slot_idle_max.map(|t| t.0);
             config.insecure_no_auth = insecure_no_auth;
             config.promote = promote;
             config.promote_above = above_term.unwrap_or(config.promote_above);
@@ -348,7 +352,6 @@ fn fill(node: &mut NodeConfig, settings: &Settings) {
         record_bytes_max <- bytes(settings.record_max),
         max_linger <- settings.max_linger.map(|t| t.0),
         retain <- settings.retain.map(|r| r.0),
-        retain_max_bytes <- settings.retain_max.map(|s| Some(s.0)),
         live_window_bytes <- bytes(settings.live_window),
         io_memory_bytes <- bytes(settings.io_memory),
     }
@@ -371,7 +374,7 @@ mod tests {
         let shown = |line: &str| {
             let key = line.strip_prefix('#').and_then(|l| l.split_once(" = ")).map(|(key, _)| key);
             key.is_some_and(|k| {
-                !k.contains(' ') && !["cpus", "retain-max", "name", "primary", "reconnect-max"].contains(&k)
+                !k.contains(' ') && !["cpus", "slot-idle-max", "name", "primary", "reconnect-max"].contains(&k)
             })
         };
         let all: Vec<&str> = text.lines().map(|l| if shown(l) { &l[1..] } else { l }).collect();

@@ -14,7 +14,8 @@ use crate::exit;
 ///
 /// Positions are LSNs: bytes from the start of a shard's log. "uncommitted" is what is appended and
 /// not committed yet; "lag" is what a replica has not flushed yet. A replica that is "down" counts
-/// for no commit policy until it has caught up.
+/// for no commit policy until it has caught up; one that is "lost" needs its slot made anew. "held by"
+/// says what keeps the oldest log from being used again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit status:
@@ -188,6 +189,8 @@ fn show(status: &Value) -> String {
             "CONNECTS",
         ],
     );
+    let mut held = Table::new(2, &["SHARD", "HELD BY", "KEPT", "CAP"]);
+    let mut kept = Table::new(5, &["SHARD", "SLOT", "KIND", "LOST", "WITHOUT A LINK", "RESTART", "HOLDS"]);
     let mut links = Table::new(3, &["SHARD", "LAG", "LINK TO THE PRIMARY"]);
     let mut stages = Table::new(2, &["SHARD", "STAGE", "COUNT", "P50", "P90", "P99", "P99.9", "MAX"]);
     let mut counters = Table::new(2, &["SHARD", "COUNTER", "VALUE"]);
@@ -208,6 +211,13 @@ fn show(status: &Value) -> String {
         if shard["link"].as_str().is_some_and(|link| !link.is_empty()) {
             links.row(vec![number.clone(), size(shard, "lag_bytes"), text(shard, "link")]);
         }
+        if shard["held_by"].is_string() {
+            let cap = match shard["retention_cap_bytes"].as_u64() {
+                Some(0) | None => "-".to_owned(),
+                Some(cap) => show_size(cap),
+            };
+            held.row(vec![number.clone(), text(shard, "held_by"), size(shard, "retained_bytes"), cap]);
+        }
         for slot in items(&shard["slots"]) {
             let mut row = vec![number.clone()];
             row.extend(
@@ -220,6 +230,15 @@ fn show(status: &Value) -> String {
                 text(slot, "connects"),
             ]);
             slots.row(row);
+            if slot["kind"].is_string() {
+                let idle = match slot["idle_ms"].as_u64() {
+                    Some(0) | None => "-".to_owned(),
+                    Some(ms) => duration(ms as f64 / 1000.0),
+                };
+                let mut row = vec![number.clone(), text(slot, "name"), text(slot, "kind"), text(slot, "lost"), idle];
+                row.extend([text(slot, "restart_lsn"), size(slot, "retained_bytes")]);
+                kept.row(row);
+            }
         }
         for (name, stage) in shard["stages"].as_object().into_iter().flatten() {
             let mut row = vec![number.clone(), clean(name), text(stage, "count")];
@@ -230,7 +249,7 @@ fn show(status: &Value) -> String {
             counters.row(vec![number.clone(), clean(name), counter(name, value)]);
         }
     }
-    for table in [shards, slots, links, stages, counters] {
+    for table in [shards, held, slots, kept, links, stages, counters] {
         table.write(&mut out);
     }
     out
@@ -284,6 +303,28 @@ SHARD  COUNTER                    VALUE
             serde_json::json!({"shards": [{"shard": 0, "link": "following 10.0.0.1:7401", "lag_bytes": 8192}]});
         let shown = show(&status);
         let expected = "SHARD  LAG      LINK TO THE PRIMARY\n0      8.0 KiB  following 10.0.0.1:7401\n";
+        assert!(shown.contains(expected), "{shown}");
+    }
+
+    #[test]
+    fn what_slots_hold_and_which_are_lost_is_shown() {
+        let status = serde_json::json!({"shards": [{"shard": 0, "held_by": "slot r1", "retained_bytes": 8192,
+            "retention_cap_bytes": 1 << 20, "slots": [
+            {"name": "r1", "kind": "configured", "state": "down", "lost": "", "restart_lsn": 4096, "retained_bytes": 8192,
+                "idle_ms": 61_000},
+            {"name": "x", "kind": "made", "state": "lost", "lost": "retention cap", "restart_lsn": 0,
+                "retained_bytes": 12288, "idle_ms": 0}]}]});
+        let shown = show(&status);
+        let expected = "\
+SHARD  HELD BY     KEPT      CAP
+0      slot r1  8.0 KiB  1.0 MiB
+";
+        assert!(shown.contains(expected), "{shown}");
+        let expected = "\
+SHARD  SLOT  KIND        LOST           WITHOUT A LINK  RESTART     HOLDS
+0      r1    configured  -              1 min 1 s          4096   8.0 KiB
+0      x     made        retention cap  -                     0  12.0 KiB
+";
         assert!(shown.contains(expected), "{shown}");
     }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use towline_wire::frame::{self, FrameKind};
 use towline_wire::handshake::{Refusal, Verdict};
-use towline_wire::message::{AppendHead, CommitStatus, Committed, ErrorCode, Goodbye, TailRequest, TailStart};
+use towline_wire::message::{
+    AppendHead, CommitStatus, Committed, ErrorCode, Goodbye, SlotRequest, TailRequest, TailStart,
+};
 use towline_wire::{Lsn, Seq, Term, batch, message};
 
 use super::conn::Conn;
@@ -21,6 +23,7 @@ use crate::protocol::policy::CommitPolicy;
 use crate::rt;
 use crate::shard::append::Payload;
 use crate::shard::lanes::Lane;
+use crate::shard::slots::SlotChange;
 use crate::shard::wal::cursor::{Cursor, CursorError, position_at};
 use crate::shard::{Role, Shard};
 use std::sync::Arc;
@@ -142,9 +145,9 @@ impl Session {
 
     async fn run(self: Rc<Self>, node: Arc<NodeShared>) -> Result<(), LinkError> {
         if self.shard.is_stopped() {
-            return send_welcome(&self.shard, &self.conn, Verdict::Refused(Refusal::Stopping)).await;
+            return send_welcome(&self.shard, &self.conn, Verdict::Refused(Refusal::Stopping), None).await;
         }
-        send_welcome(&self.shard, &self.conn, Verdict::Client).await?;
+        send_welcome(&self.shard, &self.conn, Verdict::Client, None).await?;
         let lane = self.shard.inner.borrow_mut().lanes.add(self.clone());
         let Some(lane) = lane else { return Err(LinkError::Rejected("too many lanes".into())) };
         let writer = rt::spawn_scoped(self.clone().write_replies());
@@ -196,6 +199,15 @@ impl Session {
                     *tail = Some(rt::spawn_scoped(self.clone().tail(request)));
                 }
                 FrameKind::StatusRequest => {
+                    let status = node.status().await;
+                    frames::send(&self.conn, FrameKind::Status, 0, 0, status.as_bytes()).await?;
+                }
+                FrameKind::SlotRequest => {
+                    let change = SlotChange::from(SlotRequest::check(payload)?);
+                    if let Err(e) = node.change_slots(change).await {
+                        frames::send_error(&self.conn, ErrorCode::SlotRefused, 0, &e.to_string()).await;
+                        return Err(LinkError::Refused(e.to_string()));
+                    }
                     let status = node.status().await;
                     frames::send(&self.conn, FrameKind::Status, 0, 0, status.as_bytes()).await?;
                 }
@@ -275,7 +287,7 @@ impl Session {
                     self.pending.borrow_mut().requests.push_back(Some(request(first_seq)));
                     return Ok(());
                 }
-                Err(AppendError::WouldBlock | AppendError::DiskFull) => {
+                Err(AppendError::WouldBlock | AppendError::DiskFull | AppendError::LogFull) => {
                     let now = rt::now_ns();
                     // Requests behind this one wait unread: their time counts from here too, or
                     // each would wait for those before it.

@@ -31,6 +31,8 @@ pub(crate) struct Follower {
     pub(crate) superblock: Rc<LiveSuperblock>,
     pub(crate) filler: Worker,
     pub(crate) name: NodeName,
+    /// This process's number.
+    pub(crate) process: u64,
     pub(crate) primary: SocketAddr,
 }
 
@@ -86,7 +88,7 @@ impl Follower {
 
     async fn session(&self) -> Result<Ended, LinkError> {
         let conn = Rc::new(Conn::connect(&self.primary).await?);
-        let hello = self.shard.inner.borrow_mut().replica().hello(self.name).to_bytes();
+        let hello = self.shard.inner.borrow_mut().replica().hello(self.name, self.process).to_bytes();
         conn.send(&[&PREAMBLE, &frame::header(FrameKind::Hello, 0, 0, &hello), &hello]).await?;
         let welcome =
             rt::timeout(limits::HANDSHAKE_TIMEOUT, read_welcome(&conn)).await.unwrap_or(Err(LinkError::Idle))?;
@@ -118,9 +120,14 @@ impl Follower {
                 Ok(Ended::Cut)
             }
             Plan::NeedSnapshot { oldest } => Err(LinkError::Refused(format!(
-                "this log ends, or parts from the primary's, before {oldest}, the oldest that the primary keeps: start the replica anew from a copy"
+                "this log, which ends at {}, ends or parts from the primary's before {oldest}, the oldest that the primary keeps: start the replica anew from a copy",
+                self.shard.durable()
             ))),
-            Plan::Refused(cause) => Err(LinkError::Refused(refusal_text(cause).into())),
+            // The primary's own words name its positions too.
+            Plan::Refused(cause) => Err(match rt::timeout(limits::DRAIN_TIMEOUT, read_reason(&conn)).await {
+                Some(Ok(reason)) => reason,
+                _ => LinkError::Refused(refusal_text(cause).into()),
+            }),
         }
     }
 
@@ -398,6 +405,17 @@ pub(crate) async fn read_welcome(conn: &Conn) -> Result<Welcome, LinkError> {
             Ok(Welcome::check(&payload)?)
         }
         FrameKind::Error => Err(read_error(conn, &head).await?),
+        other => Err(LinkError::OutOfPlace(other)),
+    }
+}
+
+/// The error frame that follows a refusal.
+async fn read_reason(conn: &Conn) -> Result<LinkError, LinkError> {
+    let mut header = [0; frame::HEADER];
+    conn.receive_all(&mut header, &mut []).await.map_err(closed)?;
+    let head = FrameHead::check(&header)?;
+    match head.kind {
+        FrameKind::Error => read_error(conn, &head).await,
         other => Err(LinkError::OutOfPlace(other)),
     }
 }

@@ -67,15 +67,34 @@ pub(crate) fn heartbeat(shard: &Shard) -> Heartbeat {
 }
 
 /// Sends a welcome; a refusal is followed by its reason in words.
-pub(crate) async fn send_welcome(shard: &Shard, conn: &Conn, verdict: Verdict) -> Result<(), LinkError> {
+pub(crate) async fn send_welcome(
+    shard: &Shard,
+    conn: &Conn,
+    verdict: Verdict,
+    hello: Option<&Hello>,
+) -> Result<(), LinkError> {
     let payload = welcome(shard, verdict).to_bytes();
     frames::send(conn, FrameKind::Welcome, 0, 0, &payload).await?;
-    if let Verdict::Refused(cause) = verdict {
-        let text = refusal_text(cause);
-        frames::send_error(conn, ErrorCode::Refused, cause as u64, text).await;
-        return Err(LinkError::Refused(text.into()));
-    }
-    Ok(())
+    let (code, arg, text) = match (verdict, hello) {
+        (Verdict::Refused(cause), None) => (ErrorCode::Refused, cause as u64, refusal_text(cause).to_string()),
+        (Verdict::Refused(cause), Some(hello)) => {
+            let (oldest, end) = {
+                let inner = shard.inner.borrow();
+                (inner.oldest, inner.tail())
+            };
+            let text = refusal_text(cause);
+            let text =
+                format!("{text} (the replica's log ends at {}, this one goes from {oldest} to {end})", hello.end_lsn);
+            (ErrorCode::Refused, cause as u64, text)
+        }
+        (Verdict::NeedSnapshot { oldest }, Some(hello)) => {
+            let text = format!("the replica's log ends at {}, the oldest kept here is {oldest}", hello.end_lsn);
+            (ErrorCode::TooOld, oldest.0, text)
+        }
+        _ => return Ok(()),
+    };
+    frames::send_error(conn, code, arg, &text).await;
+    Err(LinkError::Refused(text))
 }
 
 /// A refusal in words that say what to do.
@@ -96,13 +115,24 @@ pub(crate) const fn refusal_text(cause: Refusal) -> &'static str {
         Refusal::CutBelowCommit => {
             "following would cut what the replica knows to be committed: this primary misses acknowledged data"
         }
+        Refusal::SlotInUse => {
+            "another process serves this replica's name and lives: give each replica a name of its own"
+        }
+        Refusal::SlotRetentionCap => {
+            "the slot was lost (retention cap): the replica was further behind than the primary keeps log for it"
+        }
+        Refusal::SlotIdle => "the slot was lost (idle): the replica was away for longer than a slot may wait",
+        Refusal::SlotRemoved => "the slot was removed",
+        Refusal::SlotDiverged => {
+            "the slot was lost (diverged): the replica's log held other bytes at the same term and LSN"
+        }
         _ => "refused",
     }
 }
 
 /// Serves a replica from its hello to the end of its link.
 pub(crate) async fn serve(shard: Rc<Shard>, superblock: Rc<LiveSuperblock>, conn: Rc<Conn>, hello: Hello) {
-    let served = run(&shard, &conn, &hello).await;
+    let served = run(&shard, &superblock, &conn, &hello).await;
     if shard.is_deposed() && superblock.current().term < hello.term {
         // Remembered, so that this node does not reign again by being started again.
         if let Err(e) = superblock.persist(|s| s.term = s.term.max(hello.term)).await {
@@ -114,23 +144,21 @@ pub(crate) async fn serve(shard: Rc<Shard>, superblock: Rc<LiveSuperblock>, conn
     e.end(&conn).await;
 }
 
-async fn run(shard: &Rc<Shard>, conn: &Rc<Conn>, hello: &Hello) -> Result<(), LinkError> {
+async fn run(shard: &Rc<Shard>, superblock: &LiveSuperblock, conn: &Rc<Conn>, hello: &Hello) -> Result<(), LinkError> {
     let verdict = decide(shard, hello).await?;
-    send_welcome(shard, conn, verdict).await?;
     let Verdict::Stream { from } = verdict else {
         // Cut or snapshot: the replica does what it has to and comes back.
-        return Ok(());
+        return send_welcome(shard, conn, verdict, Some(hello)).await;
     };
     let number = shard.number_link();
-    // Before anything moves on: the log cannot be trimmed above a reader.
-    let cursor = Cursor::new(shard, from);
-    let slot = {
-        let mut inner = shard.inner.borrow_mut();
-        let primary = inner.primary();
-        let slot = primary.slot_of(hello.name).expect("the answer has checked it");
-        primary.attach(slot, number, from);
-        slot
+    let (slot, cursor) = match attach(shard, hello, number, from) {
+        Ok(attached) => attached,
+        Err(instead) => return send_welcome(shard, conn, instead, Some(hello)).await,
     };
+    if let Err(e) = begin(shard, superblock, conn, hello, from).await {
+        shard.inner.borrow_mut().primary().detach(slot, number, rt::now_ns());
+        return Err(e);
+    }
     shard.count(|c| c.connects += 1);
     // What the replica holds may let commits through, and a link that it replaces ends.
     shard.after_attach();
@@ -157,6 +185,42 @@ async fn run(shard: &Rc<Shard>, conn: &Rc<Conn>, hello: &Hello) -> Result<(), Li
     if link.detach() { read } else { Ok(()) }
 }
 
+/// Has a link serve its slot, if it still may: the log may have moved on, and the slot may be lost,
+/// since the hello was answered. Else returns what to answer instead.
+fn attach(shard: &Rc<Shard>, hello: &Hello, number: u64, from: Lsn) -> Result<(usize, Cursor), Verdict> {
+    let slot = {
+        let mut inner = shard.inner.borrow_mut();
+        let oldest = inner.oldest;
+        if from < oldest {
+            return Err(Verdict::NeedSnapshot { oldest });
+        }
+        let primary = inner.primary();
+        let slot = primary.slots().of(hello.name).ok_or(Verdict::Refused(Refusal::UnknownReplica))?;
+        primary.attach(slot, (number, hello.process), from, rt::now_ns()).map_err(Verdict::Refused)?;
+        slot
+    };
+    Ok((slot, Cursor::new(shard, from)))
+}
+
+/// Welcomes a replica whose link serves its slot.
+async fn begin(
+    shard: &Shard,
+    superblock: &LiveSuperblock,
+    conn: &Conn,
+    hello: &Hello,
+    from: Lsn,
+) -> Result<(), LinkError> {
+    let saved = superblock.current().slots.iter().find(|s| s.name == hello.name).map(|s| s.restart_lsn);
+    if saved.is_some_and(|restart| restart > from) {
+        // It needs more than the next start would keep for it.
+        if let Err(e) = superblock.persist(|s| s.slots = shard.slot_entries()).await {
+            shard.stop(&e.to_string());
+            return Err(LinkError::Stopped(e.to_string()));
+        }
+    }
+    send_welcome(shard, conn, Verdict::Stream { from }, Some(hello)).await
+}
+
 /// Decides about a hello; reads the chain inside the log if the decision needs it.
 async fn decide(shard: &Rc<Shard>, hello: &Hello) -> Result<Verdict, LinkError> {
     if shard.is_stopped() {
@@ -165,9 +229,9 @@ async fn decide(shard: &Rc<Shard>, hello: &Hello) -> Result<Verdict, LinkError> 
     let answer = {
         let inner = &mut *shard.inner.borrow_mut();
         let log = LogEnds { oldest: inner.oldest, tail: inner.pipeline.appended(), chain: inner.chain };
-        inner.primary().answer(hello, log)
+        inner.primary().answer(hello, log, rt::now_ns())
     };
-    match answer {
+    let decided = match answer {
         HelloAnswer::Verdict(verdict) => Ok(verdict),
         HelloAnswer::Deposed => {
             tracing::error!(shard = shard.id.0, replica = %hello.name, term = hello.term.0, "deposed: a replica follows a newer term");
@@ -179,9 +243,12 @@ async fn decide(shard: &Rc<Shard>, hello: &Hello) -> Result<Verdict, LinkError> 
             let chain = position.map(|(chain, _)| chain);
             let inner = &mut *shard.inner.borrow_mut();
             let oldest = inner.oldest;
-            Ok(inner.primary().answer_with_chain(hello, oldest, chain))
+            Ok(inner.primary().answer_with_chain(hello, oldest, chain, rt::now_ns()))
         }
-    }
+    };
+    // A log that has diverged loses its slot.
+    shard.tell_lost();
+    decided
 }
 
 impl Link {
@@ -192,14 +259,28 @@ impl Link {
         if self.closed.replace(true) {
             return false;
         }
-        self.shard.inner.borrow_mut().primary().detach(self.slot, self.number);
+        self.shard.inner.borrow_mut().primary().detach(self.slot, self.number, rt::now_ns());
         // The other task of this link, and who watches for lost replicas.
         self.shard.moved.notify();
         true
     }
 
     fn is_current(&self) -> bool {
-        self.shard.inner.borrow_mut().primary().slots()[self.slot].link == Some(self.number)
+        self.shard.inner.borrow_mut().primary().slots().is_served_by(self.slot, self.number)
+    }
+
+    /// Tells the replica why the link serves its slot no more.
+    async fn end_of_service(&self) -> LinkError {
+        let cause = {
+            let inner = &mut *self.shard.inner.borrow_mut();
+            inner.primary().slots().refusal(self.slot, 0, rt::now_ns()).filter(|c| *c != Refusal::SlotInUse)
+        };
+        let Some(cause) = cause else {
+            let _ = frames::send(&self.conn, FrameKind::Goodbye, 0, Goodbye::Replaced as u64, &[]).await;
+            return LinkError::Refused("a newer link serves the replica".into());
+        };
+        frames::send_error(&self.conn, ErrorCode::Refused, cause as u64, refusal_text(cause)).await;
+        LinkError::Refused(refusal_text(cause).into())
     }
 
     fn add_counts(&self) {
@@ -220,8 +301,7 @@ impl Link {
                 return Err(LinkError::Closed);
             }
             if !self.is_current() {
-                let _ = frames::send(&self.conn, FrameKind::Goodbye, 0, Goodbye::Replaced as u64, &[]).await;
-                return Err(LinkError::Refused("a newer link serves the replica".into()));
+                return Err(self.end_of_service().await);
             }
             if self.conn.silent_for() > 3 * limits::HEARTBEAT {
                 return Err(LinkError::Idle);

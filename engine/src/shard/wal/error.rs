@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 use towline_wire::superblock::SuperblockError;
-use towline_wire::{BLOCK, FORMAT_VERSION, Lsn, SystemId, Term};
+use towline_wire::superblock::VERSION;
+use towline_wire::{BLOCK, Lsn, SystemId, Term};
 
 use crate::config::ConfigError;
 
@@ -102,8 +103,8 @@ pub enum OpenError {
         /// The name configured.
         configured: String,
     },
-    /// The format is newer than this build.
-    #[error("{path} has format version {version}, this build reads {FORMAT_VERSION}: use a newer build")]
+    /// The format is another than this build's.
+    #[error("{path} has format version {version}, this build reads {VERSION}: use the build that wrote it")]
     Version {
         /// The file.
         path: PathBuf,

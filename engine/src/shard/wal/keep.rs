@@ -8,19 +8,18 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use towline_wire::{BLOCK, BatchHeader, Lsn};
+use towline_wire::Lsn;
 
 use super::direct;
 use super::error::OpenError;
 use super::folder;
 use super::live::LiveSegments;
 use super::superblock_file::{OwnedSuperblock, SuperblockFile};
-use crate::config::Retain;
 use crate::limits;
 use crate::rt;
 use crate::rt::disk;
 use crate::rt::worker::Worker;
-use crate::shard::{Role, Shard};
+use crate::shard::Shard;
 
 /// The superblock of a live shard: changed in memory first, then on the device, in order.
 #[derive(Debug)]
@@ -58,6 +57,7 @@ impl LiveSuperblock {
             s.floor_lsn = floor.max(s.oldest_lsn);
             s.commit_lsn = commit;
             s.history = history;
+            s.slots = shard.slot_entries();
         })
         .await
     }
@@ -105,18 +105,39 @@ impl Keeper {
                 self.shard.stop(&e.to_string());
                 return;
             }
-            self.shard.keep.since(seen).await;
+            if self.shard.log_full.get() {
+                let _ = rt::timeout(limits::CAP_RETRY, self.shard.keep.since(seen)).await;
+            } else {
+                self.shard.keep.since(seen).await;
+            }
         }
     }
 
-    /// Moves the floor up to what is durable.
+    /// The log may have another segment, or not: says so when that changes.
+    fn say_full(&self, full: bool) {
+        if full == self.shard.log_full.replace(full) {
+            return;
+        }
+        if full {
+            self.shard.count(|c| c.log_full += 1);
+            tracing::error!(
+                shard = self.shard.id.0,
+                "the log that is not committed fills the retention cap: appends are refused until replicas are back"
+            );
+        } else {
+            tracing::info!(shard = self.shard.id.0, "the log may grow again");
+        }
+        self.shard.room.notify();
+    }
+
+    /// Moves the floor up to what is durable, and slots to where they are.
     async fn persist_floor(&self) -> Result<(), OpenError> {
         if self.shard.cutting.get() {
             return Ok(());
         }
         let (floor, commit, _) = self.shard.floor();
         let now = self.superblock.current();
-        if now.floor_lsn == floor && now.commit_lsn == commit {
+        if now.floor_lsn == floor && now.commit_lsn == commit && now.slots == self.shard.slot_entries() {
             return Ok(());
         }
         self.shard.count(|c| c.superblock_writes += 1);
@@ -124,7 +145,9 @@ impl Keeper {
     }
 
     async fn round(&mut self, prefill_end: Lsn) -> Result<(), OpenError> {
+        self.shard.expire_slots();
         self.persist_floor().await?;
+        let mut full = false;
         loop {
             let config = &self.shard.config;
             let wanted = {
@@ -137,11 +160,16 @@ impl Keeper {
             if self.shard.segments.end() >= wanted || self.shard.is_stopped() {
                 break;
             }
-            if self.spare.is_empty() {
+            if self.spare.is_empty() || self.shard.is_over_cap() {
                 self.trim().await?;
+            }
+            full = !self.shard.may_grow();
+            if full {
+                break;
             }
             self.add_segment().await?;
         }
+        self.say_full(full);
         self.trim().await?;
         self.remove_spares().await
     }
@@ -193,87 +221,6 @@ impl Keeper {
         // A replica waits for segments here too.
         self.shard.room.notify();
         Ok(())
-    }
-
-    /// Lets go of segments that nobody needs: durable first in the superblock, then as spare files.
-    async fn trim(&mut self) -> Result<(), OpenError> {
-        let segment_bytes = self.shard.config.segment_bytes;
-        if self.shard.cutting.get() {
-            return Ok(());
-        }
-        let target = self.trim_target();
-        let keep_from = Lsn(target.0 - target.0 % segment_bytes);
-        if keep_from <= self.shard.segments.first() {
-            return Ok(());
-        }
-        let Some(boundary) = self.first_batch_from(keep_from, target).await? else { return Ok(()) };
-        {
-            let inner = &mut *self.shard.inner.borrow_mut();
-            inner.oldest = boundary;
-            match &mut inner.role {
-                Role::Primary(p) => p.history.trim(boundary),
-                Role::Replica(r) => r.history.trim(boundary),
-            }
-        }
-        let commit = self.shard.committed();
-        if !canary!(TrimNotRemembered) {
-            self.superblock
-                .persist(|s| {
-                    s.oldest_lsn = boundary;
-                    s.commit_lsn = commit;
-                    s.floor_lsn = s.floor_lsn.max(boundary);
-                })
-                .await?;
-        }
-        while self.shard.segments.first() < keep_from {
-            self.spare.push(folder::segment_path(self.shard.segments.folder(), self.shard.segments.first()));
-            self.shard.segments.pop().await;
-        }
-        Ok(())
-    }
-
-    /// Up to where the log may go: never the last durable batch, never what the retention keeps,
-    /// never what a configured replica still needs unless that is above the cap.
-    fn trim_target(&self) -> Lsn {
-        let inner = self.shard.inner.borrow();
-        let (durable, config) = (inner.pipeline.durable(), &self.shard.config);
-        let mut target = match config.retain {
-            Retain::All => inner.trim_to,
-            Retain::Bytes(keep) => Lsn(durable.0.saturating_sub(keep)).max(inner.trim_to),
-        };
-        match &inner.role {
-            Role::Primary(p) => {
-                if let Some(lowest) = p.lowest_slot() {
-                    let cap = config.retain_max_bytes.map_or(Lsn::ZERO, |cap| Lsn(durable.0.saturating_sub(cap)));
-                    target = target.min(lowest.max(cap));
-                }
-                target = target.min(p.gate.commit());
-            }
-            // Down to what is committed it may still be cut, and one batch before that must be left
-            // to go on from.
-            Role::Replica(r) => target = target.min(r.applied()).min(Lsn(r.committed().0.saturating_sub(1))),
-        }
-        target.min(inner.pipeline.last_durable())
-    }
-
-    /// The first batch that starts at or after `from`, the start of a segment, and at or below
-    /// `target`.
-    async fn first_batch_from(&self, from: Lsn, target: Lsn) -> Result<Option<Lsn>, OpenError> {
-        let (system, shard) = (self.shard.inner.borrow().system, self.shard.id);
-        let mut at = from;
-        while at <= target {
-            let path = folder::segment_path(self.shard.segments.folder(), from);
-            let read = self.shard.segments.read(at, limits::READ_CHUNK_BYTES).await;
-            let read = read.map_err(OpenError::io("reading segment", path))?;
-            for block in read.chunks_exact(BLOCK) {
-                let h = BatchHeader::check(block).ok();
-                if h.is_some_and(|h| h.lsn() == at && h.system() == system && h.shard() == shard) {
-                    return Ok((at <= target).then_some(at));
-                }
-                at = Lsn(at.0 + BLOCK as u64);
-            }
-        }
-        Ok(None)
     }
 }
 

@@ -12,6 +12,7 @@ pub(crate) mod folder;
 pub(crate) mod keep;
 pub(crate) mod live;
 pub(crate) mod open;
+mod recycle;
 pub(crate) mod ring;
 pub(crate) mod source;
 pub(crate) mod superblock_file;

@@ -61,6 +61,7 @@ pub(crate) fn fresh(new: &NewSlice) -> OwnedSuperblock {
         in_flight_bytes_max: 0,
         name: new.name,
         history: Vec::new(),
+        slots: Vec::new(),
     }
 }
 

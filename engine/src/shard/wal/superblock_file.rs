@@ -2,15 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use towline_wire::superblock::{COPY, FILE, Superblock, SuperblockError};
+use towline_wire::superblock::{COPY, FILE, SlotEntry, Superblock, SuperblockError};
 use towline_wire::{Lsn, Term};
 
 use super::direct::{self, AlignedBuf};
 use super::error::OpenError;
 use crate::rt::disk::{self, File};
 
-/// A superblock with its history in memory.
-pub(crate) type OwnedSuperblock = Superblock<Vec<(Term, Lsn)>>;
+/// A superblock with its history and slots in memory.
+pub(crate) type OwnedSuperblock = Superblock<Vec<(Term, Lsn)>, Vec<SlotEntry>>;
 
 /// The file.
 #[derive(Debug)]
@@ -62,6 +62,7 @@ pub(crate) fn copies(bytes: &[u8]) -> [Result<OwnedSuperblock, SuperblockError>;
     [0, 1].map(|n| {
         Superblock::check(copy_bytes(bytes, n)).map(|s| Superblock {
             history: s.history.iter().collect::<Vec<_>>(),
+            slots: s.slots.iter().collect(),
             generation: s.generation,
             system: s.system,
             shard: s.shard,

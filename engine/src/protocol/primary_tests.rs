@@ -1,0 +1,221 @@
+//! Hellos and their answers, acks that can and cannot be true, lost slots, a newer term.
+
+use super::*;
+use crate::protocol::policy::Requirement;
+use towline_wire::handshake::FEATURES;
+use towline_wire::message::AckLevel;
+
+const SYSTEM: SystemId = SystemId([5; 16]);
+
+fn primary() -> Primary {
+    let mut history = History::default();
+    history.begin(Term(1), Lsn(0));
+    history.begin(Term(3), Lsn(8192));
+    history.begin(Term(4), Lsn(20480));
+    let need = Requirement { replicas: 1, level: AckLevel::Flushed };
+    let gate = CommitGate::new(need, 2, Lsn(40960), Lsn(0));
+    let names = [NodeName::new("r1").unwrap(), NodeName::new("r2").unwrap()];
+    Primary::new((SYSTEM, ShardId(0), 1), Term(4), history, gate, Slots::fresh(&names))
+}
+
+fn log() -> LogEnds {
+    LogEnds { oldest: Lsn(4096), tail: Lsn(40960), chain: Chain(77) }
+}
+
+fn hello(last_term: u64, end: u64, chain: u64) -> Hello {
+    Hello {
+        protocol: PROTOCOL_VERSION,
+        role: Role::Replica,
+        shard: ShardId(0),
+        features: FEATURES,
+        system: SYSTEM,
+        term: Term(last_term),
+        last_term: Term(last_term),
+        end_lsn: Lsn(end),
+        chain: Chain(chain),
+        commit_lsn: Lsn(0),
+        process: 0,
+        name: NodeName::new("r1").unwrap(),
+    }
+}
+
+fn refused(cause: Refusal) -> HelloAnswer {
+    HelloAnswer::Verdict(Verdict::Refused(cause))
+}
+
+#[test]
+fn a_hello_that_does_not_belong_is_refused_with_its_cause() {
+    let mut p = primary();
+    let ask = |p: &mut Primary, h: Hello| p.answer(&h, log(), 0);
+    let h = hello(4, 40960, 77);
+    assert_eq!(ask(&mut p, Hello { protocol: 2, ..h }), refused(Refusal::Protocol));
+    assert_eq!(ask(&mut p, Hello { system: SystemId([6; 16]), ..h }), refused(Refusal::ForeignSystem));
+    assert_eq!(ask(&mut p, Hello { system: SystemId::NONE, ..h }), refused(Refusal::ForeignSystem));
+    assert_eq!(ask(&mut p, Hello { shard: ShardId(1), ..h }), refused(Refusal::NoSuchShard));
+    let stranger = NodeName::new("r3").unwrap();
+    assert_eq!(ask(&mut p, Hello { name: stranger, ..h }), refused(Refusal::UnknownReplica));
+    assert_eq!(ask(&mut p, hello(4, 45056, 1)), refused(Refusal::Future));
+    assert_eq!(ask(&mut p, hello(4, 40960, 78)), refused(Refusal::Diverged));
+    assert!(!p.is_deposed());
+}
+
+#[test]
+fn a_newer_term_deposes_the_primary_for_good() {
+    let mut p = primary();
+    let newer = Hello { term: Term(5), ..hello(4, 40960, 77) };
+    assert_eq!(p.answer(&newer, log(), 0), HelloAnswer::Deposed);
+    assert!(p.is_deposed());
+    assert_eq!(p.slots().connected(), 0);
+    // Acks of links that are still open move nothing any more.
+    let committed = p.gate.commit();
+    assert_eq!(p.attach(1, (1, 7), Lsn(40960), 0), Err(Refusal::StalePrimary));
+    p.gate.on_ack(1, SlotPositions { received: Lsn(40960), flushed: Lsn(40960), applied: Lsn(0) });
+    p.gate.on_durable(Lsn(45056));
+    p.gate.complete(|_, _| panic!("a deposed primary finishes no commit"));
+    assert_eq!(p.gate.commit(), committed);
+    assert_eq!(p.answer(&hello(4, 40960, 77), log(), 0), refused(Refusal::StalePrimary));
+}
+
+#[test]
+fn too_old_and_in_the_future_are_different_answers() {
+    let mut p = primary();
+    let oldest = Lsn(4096);
+    assert_eq!(p.answer(&hello(0, 0, 0), log(), 0), HelloAnswer::Verdict(Verdict::NeedSnapshot { oldest }));
+    assert_eq!(p.answer(&hello(4, 45056, 0), log(), 0), refused(Refusal::Future));
+}
+
+#[test]
+fn a_replica_that_ends_where_the_kept_log_begins_is_served_although_its_term_is_forgotten() {
+    let mut p = primary();
+    p.history.trim(Lsn(20480));
+    let log = LogEnds { oldest: Lsn(20480), ..log() };
+    let h = hello(3, 20480, 9);
+    assert_eq!(p.answer(&h, log, 0), HelloAnswer::NeedChain(Lsn(20480)));
+    assert_eq!(p.answer_with_chain(&h, log.oldest, Some(Chain(9)), 0), Verdict::Stream { from: Lsn(20480) });
+    let h = hello(3, 16384, 9);
+    assert_eq!(p.answer(&h, log, 0), HelloAnswer::Verdict(Verdict::NeedSnapshot { oldest: Lsn(20480) }));
+}
+
+#[test]
+fn a_term_that_may_be_forgotten_is_not_taken_for_one_that_never_was() {
+    let mut p = primary();
+    p.history.trim(Lsn(20480));
+    let snapshot = Verdict::NeedSnapshot { oldest: Lsn(20480) };
+    // Term 3 was here, and the replica's log parts from this one's somewhere in it.
+    let h = hello(3, 20480, 10);
+    assert_eq!(p.answer_with_chain(&h, Lsn(20480), Some(Chain(9)), 0), snapshot);
+    // After a restart, which reads only what is kept, all the same.
+    p.history = History::from_entries(p.history.entries().to_vec());
+    assert_eq!(p.answer_with_chain(&h, Lsn(20480), Some(Chain(9)), 0), snapshot);
+    // What was let go of while the chain was read is not kept either.
+    assert_eq!(
+        p.answer_with_chain(&hello(4, 24576, 1), Lsn(28672), None, 0),
+        Verdict::NeedSnapshot { oldest: Lsn(28672) }
+    );
+}
+
+#[test]
+fn a_tail_that_only_the_replica_has_is_cut_where_the_histories_part() {
+    let mut p = primary();
+    let cut = |to| HelloAnswer::Verdict(Verdict::Cut { to: Lsn(to) });
+    assert_eq!(p.answer(&hello(3, 24576, 0), log(), 0), cut(20480));
+    assert_eq!(p.answer(&hello(1, 12288, 0), log(), 0), cut(8192));
+    // Known to be committed on the replica: never cut.
+    let h = Hello { commit_lsn: Lsn(24576), ..hello(3, 24576, 0) };
+    assert_eq!(p.answer(&h, log(), 0), refused(Refusal::CutBelowCommit));
+    // Term 2 never was: its bytes go, although the position is inside this log.
+    let h = hello(2, 8192, 5);
+    assert_eq!(p.answer(&h, log(), 0), HelloAnswer::NeedChain(Lsn(8192)));
+    assert_eq!(p.answer_with_chain(&h, log().oldest, Some(Chain(6)), 0), Verdict::Cut { to: Lsn(8192) });
+    assert_eq!(p.answer_with_chain(&h, log().oldest, Some(Chain(5)), 0), Verdict::Stream { from: Lsn(8192) });
+    // Same term, same LSN, other bytes: laws are broken somewhere; refuse.
+    let h = hello(3, 12288, 5);
+    assert_eq!(p.answer_with_chain(&h, log().oldest, None, 0), Verdict::Refused(Refusal::Diverged));
+    // Nothing is kept for it any more, until somebody makes its slot anew.
+    let lost = Lost { name: h.name, cause: SlotLoss::Diverged, restart: Lsn(0) };
+    assert_eq!((p.take_lost(), p.take_lost()), (vec![lost], vec![]));
+    assert_eq!(p.answer(&h, log(), 0), refused(Refusal::SlotDiverged));
+}
+
+#[test]
+fn a_diverged_impostor_takes_no_slot_from_a_replica_that_is_served() {
+    let mut p = primary();
+    p.attach(0, (1, 7), Lsn(20480), 0).unwrap();
+    let h = Hello { process: 7, ..hello(3, 12288, 5) };
+    assert_eq!(p.answer_with_chain(&h, log().oldest, None, 0), Verdict::Refused(Refusal::Diverged));
+    assert!(p.slots().is_served_by(0, 1) && p.take_lost().is_empty());
+    let other = Hello { process: 8, ..h };
+    assert_eq!(p.answer(&other, log(), 0), refused(Refusal::SlotInUse));
+}
+
+#[test]
+fn what_a_replica_has_counts_no_more_once_its_slot_is_lost() {
+    let mut p = primary();
+    p.attach(0, (1, 7), Lsn(20480), 0).unwrap();
+    assert_eq!(p.gate.acks(AckLevel::Flushed, Lsn(20480)), 1);
+    p.lose_for_cap(&[0], 0);
+    assert_eq!(p.gate.acks(AckLevel::Flushed, Lsn(4096)), 0);
+    assert_eq!(p.gate.commit(), Lsn(20480), "what was committed stays so");
+    let ack = Ack { received: Lsn(20480), flushed: Lsn(20480), ..Ack::default() };
+    assert_eq!(p.on_ack(0, 1, &ack, 0), Err(AckViolation::NotTheLink));
+    assert_eq!(p.answer(&hello(4, 40960, 77), log(), 0), refused(Refusal::SlotRetentionCap));
+    assert_eq!(p.attach(0, (2, 7), Lsn(40960), 0), Err(Refusal::SlotRetentionCap));
+    assert_eq!(p.make_slot(hello(4, 0, 0).name, false, Lsn(4096), 0), Ok(0));
+    assert_eq!(p.attach(0, (2, 7), Lsn(40960), 0), Ok(None));
+    assert_eq!(p.gate.commit(), Lsn(40960));
+    // Away for too long, and removed.
+    p.detach(0, 2, 5);
+    p.expire_slots(Some(Duration::from_nanos(10)), 15);
+    p.remove_slot(hello(4, 0, 0).name, 15).unwrap();
+    let causes: Vec<_> = p.take_lost().iter().map(|l| (l.name.to_string(), l.cause)).collect();
+    let [r1, r2] = ["r1".to_string(), "r2".to_string()];
+    assert_eq!(causes, [(r1.clone(), SlotLoss::RetentionCap), (r1, SlotLoss::Idle), (r2, SlotLoss::Idle)]);
+    assert_eq!(p.answer(&hello(4, 40960, 77), log(), 15), refused(Refusal::SlotRemoved));
+}
+
+#[test]
+fn an_ack_above_sent_or_from_another_link_never_counts() {
+    let mut p = primary();
+    assert_eq!(p.attach(0, (1, 7), Lsn(20480), 0), Ok(None));
+    assert_eq!(p.gate.commit(), Lsn(20480));
+    let ack = |received, flushed| Ack { received: Lsn(received), flushed: Lsn(flushed), ..Ack::default() };
+    assert_eq!(
+        p.on_ack(0, 1, &ack(24576, 24576), 0),
+        Err(AckViolation::AboveSent { acked: Lsn(24576), sent: Lsn(20480) })
+    );
+    p.on_sent(0, 1, Lsn(28672));
+    assert_eq!(p.on_ack(0, 2, &ack(24576, 24576), 0), Err(AckViolation::NotTheLink));
+    assert_eq!(p.on_ack(0, 1, &ack(24576, 24576), 0), Ok(()));
+    assert_eq!(p.on_ack(0, 1, &ack(24576, 20480), 0), Err(AckViolation::WentBack));
+    assert_eq!(p.gate.commit(), Lsn(24576));
+    assert_eq!(p.attach(0, (2, 7), Lsn(24576), 0), Ok(Some(1)), "a newer link replaces the one before");
+}
+
+#[test]
+fn what_a_lost_replica_had_only_received_counts_no_more() {
+    let mut p = primary();
+    p.attach(0, (1, 7), Lsn(20480), 0).unwrap();
+    p.on_sent(0, 1, Lsn(40960));
+    let ack = Ack { received: Lsn(40960), flushed: Lsn(24576), ..Ack::default() };
+    p.on_ack(0, 1, &ack, 0).unwrap();
+    assert_eq!(p.gate.acks(AckLevel::Received, Lsn(40960)), 1);
+    p.detach(0, 1, 0);
+    assert_eq!(p.gate.acks(AckLevel::Received, Lsn(40960)), 0);
+    assert_eq!(p.gate.acks(AckLevel::Flushed, Lsn(24576)), 1);
+    assert_eq!(p.slots().holding().collect::<Vec<_>>(), [(0, Lsn(24575)), (1, Lsn(0))]);
+}
+
+#[test]
+fn a_link_that_was_replaced_takes_nothing_from_the_one_that_serves() {
+    let mut p = primary();
+    p.attach(0, (1, 7), Lsn(20480), 0).unwrap();
+    assert_eq!(p.attach(0, (2, 7), Lsn(24576), 0), Ok(Some(1)));
+    p.on_sent(0, 2, Lsn(28672));
+    p.on_ack(0, 2, &Ack { received: Lsn(28672), flushed: Lsn(24576), ..Ack::default() }, 0).unwrap();
+    // Its tasks notice late.
+    p.on_sent(0, 1, Lsn(40960));
+    p.detach(0, 1, 0);
+    let slot = p.slots().get(0).unwrap();
+    assert_eq!((slot.link, slot.sent, p.slots().connected()), (Some(2), Lsn(28672), 1));
+    assert_eq!(p.gate.slot(0).received, Lsn(28672));
+}

@@ -1,0 +1,399 @@
+//! The slots of one shard's primary: what it remembers of each replica, which link may serve it,
+//! when a slot is lost, and what of it is kept across a restart.
+//!
+//! A slot is valid or lost. A valid one holds the log from its restart LSN on; a lost one holds
+//! nothing, counts for no commit, and its replica is refused with the cause until somebody makes
+//! the slot anew. The restart LSN follows what both the replica and the primary have on their
+//! devices. It goes back only when a link begins further back, which the log still has.
+
+use std::time::Duration;
+
+use thiserror::Error;
+use towline_wire::handshake::{NodeName, Refusal};
+use towline_wire::superblock::{SLOTS_MAX, SlotEntry, SlotKind, SlotLoss};
+use towline_wire::{Lsn, Seq};
+
+use super::gate::SlotPositions;
+use crate::limits;
+
+/// How long a slot lives, and whether its replica counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Its replica is configured: it counts for commits.
+    Configured,
+    /// Made on request: kept across restarts until it is removed. Its replica only reads.
+    Made,
+    /// Made on request, for one link: gone when that ends, and not kept across a restart.
+    Temporary,
+}
+
+impl Kind {
+    /// Its name in the status.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Configured => "configured",
+            Self::Made => "made",
+            Self::Temporary => "temporary",
+        }
+    }
+}
+
+/// What a primary remembers of one replica for one shard.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    /// The replica's name.
+    pub name: NodeName,
+    /// Why there is a slot.
+    pub kind: Kind,
+    /// Why it is valid no more, if so.
+    pub lost: Option<SlotLoss>,
+    /// The link that serves it, if one does.
+    pub link: Option<u64>,
+    /// The end of what was handed to the network on this link.
+    pub sent: Lsn,
+    /// What the replica has said in this reign.
+    pub at: SlotPositions,
+    /// The log from here on may be needed.
+    pub restart: Lsn,
+    /// Records applied, as the replica said last.
+    pub applied_seq: Seq,
+    /// Links so far.
+    pub connects: u64,
+    /// The process at the other end of the link.
+    process: u64,
+    /// When that was heard last, in nanoseconds of the shard's clock.
+    heard_ns: u64,
+    /// Since when nobody serves it.
+    idle_since_ns: u64,
+}
+
+impl Slot {
+    fn new(name: NodeName, kind: Kind, restart: Lsn, now_ns: u64) -> Self {
+        Self {
+            name,
+            kind,
+            lost: None,
+            link: None,
+            sent: Lsn::ZERO,
+            at: SlotPositions::default(),
+            restart,
+            applied_seq: Seq(0),
+            connects: 0,
+            process: 0,
+            heard_ns: 0,
+            idle_since_ns: now_ns,
+        }
+    }
+
+    /// Whether it holds log and may be served.
+    #[must_use]
+    pub const fn is_valid(&self) -> bool {
+        self.lost.is_none()
+    }
+
+    /// How long nobody has served it, in nanoseconds; 0 while somebody does.
+    #[must_use]
+    pub fn idle_ns(&self, now_ns: u64) -> u64 {
+        if self.link.is_some() { 0 } else { now_ns.saturating_sub(self.idle_since_ns) }
+    }
+
+    /// What the superblock says of it.
+    fn entry(&self) -> Option<SlotEntry> {
+        let kind = match self.kind {
+            Kind::Configured => SlotKind::Configured,
+            Kind::Made => SlotKind::Made,
+            Kind::Temporary => return None,
+        };
+        Some(SlotEntry { name: self.name, restart_lsn: self.restart, kind, lost: self.lost })
+    }
+}
+
+/// A slot that is valid no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// Whose.
+    pub name: NodeName,
+    /// Why.
+    pub cause: SlotLoss,
+    /// What it held the log from.
+    pub restart: Lsn,
+}
+
+/// Why a slot cannot be made or removed. Nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum SlotError {
+    /// It is no name.
+    #[error("{0:?} is no slot name: use 1 to 63 of a-z, 0-9, _ and -")]
+    Name(String),
+    /// There is a valid one of that name.
+    #[error("slot {0} is there already")]
+    Exists(NodeName),
+    /// There is none of that name.
+    #[error("there is no slot {0}")]
+    Unknown(NodeName),
+    /// As many slots as there may be exist.
+    #[error("a shard has at most {SLOTS_MAX} slots: remove one")]
+    TooMany,
+    /// A configured replica's slot cannot be temporary.
+    #[error("{0} is a configured replica: its slot cannot be temporary")]
+    NotTemporary(NodeName),
+    /// The node is a replica, was deposed, or has stopped.
+    #[error("slots are a primary's, and this node's shard is none that serves: {0}")]
+    NotServing(String),
+}
+
+/// The slots of one shard. Those of configured replicas come first, in the order of configuration,
+/// and stay where they are; a slot keeps its number as long as it exists.
+#[derive(Clone, Debug, Default)]
+pub struct Slots {
+    all: Vec<Option<Slot>>,
+    configured: usize,
+}
+
+impl Slots {
+    /// The slots of configured replicas over a log that begins at `oldest`, with what an earlier
+    /// reign has `saved` of them. `trusted` is whether its positions may still be believed: not
+    /// after others have reigned in between. The names of those that are configured no more, and
+    /// so are gone, come second.
+    #[must_use]
+    pub fn new(
+        configured: &[NodeName],
+        saved: &[SlotEntry],
+        trusted: bool,
+        oldest: Lsn,
+        now_ns: u64,
+    ) -> (Self, Vec<NodeName>) {
+        let restart = |s: &SlotEntry| if trusted { s.restart_lsn.max(oldest) } else { oldest };
+        let load = |name: NodeName, kind: Kind| match saved.iter().find(|s| s.name == name) {
+            None => Slot::new(name, kind, oldest, now_ns),
+            Some(s @ SlotEntry { lost: None, .. }) => Slot::new(name, kind, restart(s), now_ns),
+            Some(s) => Slot { lost: s.lost, ..Slot::new(name, kind, s.restart_lsn, now_ns) },
+        };
+        let mut all: Vec<_> = configured.iter().map(|name| Some(load(*name, Kind::Configured))).collect();
+        let mut gone = Vec::new();
+        for s in saved.iter().filter(|s| !configured.contains(&s.name)) {
+            match s.kind {
+                SlotKind::Made if all.len() < SLOTS_MAX => all.push(Some(load(s.name, Kind::Made))),
+                _ => gone.push(s.name),
+            }
+        }
+        (Self { all, configured: configured.len() }, gone)
+    }
+
+    /// The slots of configured replicas of whom nothing is known.
+    #[must_use]
+    pub fn fresh(configured: &[NodeName]) -> Self {
+        Self::new(configured, &[], false, Lsn::ZERO, 0).0
+    }
+
+    /// How many replicas are configured. Their slots have the numbers below that.
+    #[must_use]
+    pub const fn configured(&self) -> usize {
+        self.configured
+    }
+
+    /// A slot.
+    #[must_use]
+    pub fn get(&self, slot: usize) -> Option<&Slot> {
+        self.all.get(slot)?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, slot: usize) -> Option<&mut Slot> {
+        self.all.get_mut(slot)?.as_mut()
+    }
+
+    /// Every slot with its number.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &Slot)> + Clone {
+        self.all.iter().enumerate().filter_map(|(n, s)| Some((n, s.as_ref()?)))
+    }
+
+    /// The slot of a replica.
+    #[must_use]
+    pub fn of(&self, name: NodeName) -> Option<usize> {
+        self.iter().find(|(_, s)| s.name == name).map(|(n, _)| n)
+    }
+
+    /// Configured replicas with a link.
+    #[must_use]
+    pub fn connected(&self) -> usize {
+        self.all[..self.configured].iter().flatten().filter(|s| s.link.is_some()).count()
+    }
+
+    /// Whether a link serves a slot.
+    #[must_use]
+    pub fn is_served_by(&self, slot: usize, link: u64) -> bool {
+        self.get(slot).is_some_and(|s| s.link == Some(link))
+    }
+
+    /// Why a process may not serve a slot now, if so. A link of the same process is replaced; one
+    /// of another process only if that is dead: it has said nothing for three heartbeats.
+    #[must_use]
+    pub fn refusal(&self, slot: usize, process: u64, now_ns: u64) -> Option<Refusal> {
+        let Some(s) = self.get(slot) else { return Some(Refusal::SlotRemoved) };
+        if let Some(cause) = s.lost {
+            return Some(refusal_of(cause));
+        }
+        let same = process != 0 && process == s.process;
+        let silent = now_ns.saturating_sub(s.heard_ns) > 3 * limits::HEARTBEAT.as_nanos() as u64;
+        (s.link.is_some() && !same && !silent).then_some(Refusal::SlotInUse)
+    }
+
+    /// A link begins to serve a slot from `from`, where the replica's device ends. `durable` is what
+    /// the primary's own device holds. Returns the link that it replaces.
+    ///
+    /// # Panics
+    /// If there is no such slot, or it is lost.
+    pub(super) fn attach(
+        &mut self,
+        slot: usize,
+        (link, process): (u64, u64),
+        from: Lsn,
+        durable: Lsn,
+        now_ns: u64,
+    ) -> Option<u64> {
+        let s = self.all[slot].as_mut().expect("a link serves a slot that is there");
+        assert!(s.is_valid(), "a link serves a lost slot");
+        (s.sent, s.restart, s.process, s.heard_ns) = (from, from.min(durable), process, now_ns);
+        s.connects += 1;
+        let applied = s.at.applied.min(from);
+        s.at = SlotPositions { received: from, flushed: from, applied };
+        s.link.replace(link)
+    }
+
+    /// The link is gone, and what its replica held in memory only. Says whether it served the slot.
+    pub(super) fn detach(&mut self, slot: usize, link: u64, now_ns: u64) -> bool {
+        if !self.is_served_by(slot, link) {
+            return false;
+        }
+        let Some(s) = self.get_mut(slot) else { return false };
+        (s.link, s.idle_since_ns, s.at.received) = (None, now_ns, s.at.flushed);
+        if s.kind == Kind::Temporary {
+            self.all[slot] = None;
+        }
+        true
+    }
+
+    /// What the link's replica says now, checked by the caller.
+    ///
+    /// What the primary's own device does not hold yet may be gone after a crash of the primary: the
+    /// replica is then cut back to before it, and needs the log from there. So `durable` bounds the
+    /// restart LSN.
+    pub(super) fn on_ack(&mut self, slot: usize, at: SlotPositions, applied_seq: Seq, durable: Lsn, now_ns: u64) {
+        if let Some(s) = self.get_mut(slot) {
+            (s.at, s.applied_seq, s.heard_ns) = (at, applied_seq, now_ns);
+            s.restart = s.restart.max(at.flushed.min(durable));
+        }
+    }
+
+    /// No link is served any more.
+    pub(super) fn let_go_of_links(&mut self) {
+        self.all.iter_mut().flatten().for_each(|s| s.link = None);
+    }
+
+    /// A slot is lost: nothing is kept for it, and its link serves it no more.
+    pub(super) fn lose(&mut self, slot: usize, cause: SlotLoss, now_ns: u64) -> Option<Lost> {
+        let s = self.get_mut(slot).filter(|s| s.is_valid())?;
+        let lost = Lost { name: s.name, cause, restart: s.restart };
+        if s.kind == Kind::Temporary {
+            self.all[slot] = None;
+            return Some(lost);
+        }
+        (s.lost, s.link, s.idle_since_ns) = (Some(cause), None, now_ns);
+        s.at = SlotPositions::default();
+        Some(lost)
+    }
+
+    /// Makes a slot, or makes a lost one anew: it holds the log from `oldest` on.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn make(&mut self, name: NodeName, temporary: bool, oldest: Lsn, now_ns: u64) -> Result<usize, SlotError> {
+        if let Some(slot) = self.of(name) {
+            let configured = slot < self.configured;
+            let s = self.get_mut(slot).expect("it was found");
+            if configured && temporary {
+                return Err(SlotError::NotTemporary(name));
+            }
+            if s.is_valid() {
+                return Err(SlotError::Exists(name));
+            }
+            let kind = match (configured, temporary) {
+                (true, _) => Kind::Configured,
+                (false, true) => Kind::Temporary,
+                (false, false) => Kind::Made,
+            };
+            *s = Slot { connects: s.connects, ..Slot::new(name, kind, oldest, now_ns) };
+            return Ok(slot);
+        }
+        if self.iter().count() >= SLOTS_MAX {
+            return Err(SlotError::TooMany);
+        }
+        let kind = if temporary { Kind::Temporary } else { Kind::Made };
+        let made = Some(Slot::new(name, kind, oldest, now_ns));
+        let free = (self.configured..self.all.len()).find(|n| self.all[*n].is_none());
+        match free {
+            Some(slot) => self.all[slot] = made,
+            None => self.all.push(made),
+        }
+        Ok(free.unwrap_or(self.all.len() - 1))
+    }
+
+    /// Removes a slot: a configured replica's is lost, another one is gone.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn remove(&mut self, name: NodeName, now_ns: u64) -> Result<(usize, Option<Lost>), SlotError> {
+        let slot = self.of(name).ok_or(SlotError::Unknown(name))?;
+        let lost = self.lose(slot, SlotLoss::Removed, now_ns);
+        if slot >= self.configured {
+            self.all[slot] = None;
+        } else if let Some(s) = self.get_mut(slot) {
+            // It may have been lost for another cause before.
+            s.lost = Some(SlotLoss::Removed);
+        }
+        Ok((slot, lost))
+    }
+
+    /// The valid slots that nobody has served for longer than they may wait.
+    #[must_use]
+    pub fn idle(&self, idle_max: Option<Duration>, now_ns: u64) -> Vec<usize> {
+        let is_late = |s: &Slot| {
+            let most = match s.kind {
+                Kind::Temporary => Some(limits::TEMPORARY_SLOT_WAIT.min(idle_max.unwrap_or(Duration::MAX))),
+                _ => idle_max,
+            };
+            most.is_some_and(|most| u128::from(s.idle_ns(now_ns)) >= most.as_nanos())
+        };
+        self.iter().filter(|(_, s)| s.is_valid() && s.link.is_none() && is_late(s)).map(|(n, _)| n).collect()
+    }
+
+    /// Each valid slot and where it holds the log from: one byte before its restart LSN, so that the
+    /// batch before that stays. With it stays the knowledge of the term that ends there, which the
+    /// replica may have more of than this log: that is cut, and need not begin anew.
+    pub fn holding(&self) -> impl Iterator<Item = (usize, Lsn)> + Clone {
+        self.iter().filter(|(_, s)| s.is_valid()).map(|(n, s)| (n, Lsn(s.restart.0.saturating_sub(1))))
+    }
+
+    /// What the superblock is to say.
+    #[must_use]
+    pub fn entries(&self) -> Vec<SlotEntry> {
+        self.iter().filter_map(|(_, s)| s.entry()).collect()
+    }
+}
+
+/// How a replica is refused whose slot was lost.
+#[must_use]
+pub const fn refusal_of(cause: SlotLoss) -> Refusal {
+    match cause {
+        SlotLoss::RetentionCap => Refusal::SlotRetentionCap,
+        SlotLoss::Idle => Refusal::SlotIdle,
+        SlotLoss::Removed => Refusal::SlotRemoved,
+        SlotLoss::Diverged => Refusal::SlotDiverged,
+    }
+}
+
+#[cfg(test)]
+#[path = "slots_tests.rs"]
+mod tests;
