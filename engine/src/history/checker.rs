@@ -107,7 +107,7 @@ pub struct Scope {
     pub converged: bool,
 }
 
-/// Collects a history; see the [module](self).
+/// Collects a history; see [`crate::history`].
 #[derive(Debug)]
 pub struct Checker {
     pub(super) nodes: u8,
