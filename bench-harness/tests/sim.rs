@@ -54,7 +54,6 @@ fn deliberate_bugs_are_found() {
         Canary::AckBeforeFlush,
         Canary::ReceivedAsFlushed,
         Canary::WriteErrorIgnored,
-        Canary::AckAboveSentTaken,
         Canary::TermNotBumped,
         Canary::ApplyUncommitted,
         Canary::LostWakeup,

@@ -158,12 +158,12 @@ fn a_superblock_that_is_newer_or_not_whole() {
     let newer = usize::from(generation(&whole, 1) > generation(&whole, 0));
 
     let mut bytes = whole.clone();
-    bytes[newer * COPY + 8] = 2;
+    bytes[newer * COPY + 8] = 3;
     let crc = crc32c::crc32c(&bytes[newer * COPY..(newer + 1) * COPY - 4]);
     bytes[(newer + 1) * COPY - 4..(newer + 1) * COPY].copy_from_slice(&crc.to_le_bytes());
     fs::write(&path, &bytes).unwrap();
-    refused(&data, &[], "superblock has format version 2, this build reads 1: use a newer build");
-    run(&["verify", data.to_str().unwrap()], b"").expect(1, "has format version 2");
+    refused(&data, &[], "superblock has format version 3, this build reads 2: use the build that wrote it");
+    run(&["verify", data.to_str().unwrap()], b"").expect(1, "has format version 3");
 
     // Either copy alone is enough; that one is not whole is told by verify.
     for n in [newer, 1 - newer] {

@@ -222,13 +222,14 @@ fn a_write_that_fails_stops_the_shard_for_good_and_loses_nothing() {
     for victim in 0..2 {
         let dir = folder();
         let ram = dir.path().join("ram");
-        let _tmpfs = match Mounted::new(&ram, "tmpfs", "size=40m") {
+        let _tmpfs = match Mounted::new(&ram, "tmpfs", "size=1200m") {
             Ok(mounted) => mounted,
             Err(e) => return skip("a device that fails", format!("mount: {e}")),
         };
+        // Large enough for the log of a fast machine.
         let image = ram.join("image");
         let mut fleet = Fleet::new(dir.path(), "ack_n=1", &OPTIONS);
-        let device = match Mounted::ext4(&image, &fleet.folder(victim), 32 << 20) {
+        let device = match Mounted::ext4(&image, &fleet.folder(victim), 1 << 30) {
             Ok(mounted) => mounted,
             Err(e) => return skip("a device that fails", e),
         };

@@ -222,7 +222,7 @@ fn a_folder_that_is_not_whole_is_refused_by_name() {
         fs::OpenOptions::new().write(true).open(file).unwrap().set_len(4096).unwrap();
     });
     assert!(matches!(short, OpenError::SegmentSize { bytes: 4096, expected: SEGMENT, .. }), "{short}");
-    let superblock = open(&|f| overwrite(&f.join("shard-0000/superblock"), 0, &[0; 32 << 10]));
+    let superblock = open(&|f| overwrite(&f.join("shard-0000/superblock"), 0, &[0; 64 << 10]));
     assert!(matches!(superblock, OpenError::Superblock { .. }), "{superblock}");
     let swapped = open(&|f| {
         fs::rename(f.join("shard-0000"), f.join("x")).unwrap();

@@ -8,6 +8,7 @@ use std::ops::Deref;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions, PollableFd, ReadResult};
@@ -227,7 +228,17 @@ impl DirectFile {
     pub(crate) async fn open(path: &Path) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(libc::O_DSYNC);
-        Ok(Self(options.dma_open(path).await.map_err(io::Error::from)?))
+        let mut opening = std::pin::pin!(options.dma_open(path));
+        // glommio asks for the file system by the path once more after the open, and panics if that
+        // has gone in between.
+        let opened = std::future::poll_fn(|cx| {
+            let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| opening.as_mut().poll(cx)));
+            polled.unwrap_or_else(|_| {
+                let e = io::Error::new(io::ErrorKind::NotFound, "it was moved away while it was opened");
+                Poll::Ready(Err(e.into()))
+            })
+        });
+        Ok(Self(opened.await.map_err(io::Error::from)?))
     }
 
     /// Writes the whole buffer at `at` and resolves when it is on the device. May write less than
