@@ -89,6 +89,8 @@ impl Fleet {
             let others = self.replicas().map(|n| NAMES[n]).join(",");
             let listen = self.addr();
             let mut args = vec!["--role", "primary", "--listen", &listen, "--replicas", &others];
+            // However fast the load is while a replica is away, the replica is to come back.
+            args.extend(["--retain-max", "none"]);
             args.extend(["--commit", self.policy, "--segment-size", "256KiB", "--cpus", "0"]);
             args.extend(promote.then_some("--promote"));
             args.extend(&self.options);
