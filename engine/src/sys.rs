@@ -92,6 +92,39 @@ pub(crate) fn wall_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64)
 }
 
+/// An eventfd: rung by any thread, heard by the one that waits for it to be readable.
+pub(crate) fn bell() -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved.
+    let fd = check(unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) })?;
+    // SAFETY: the call above returned a descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes it readable.
+pub(crate) fn ring_bell(bell: RawFd) {
+    // SAFETY: eight bytes are read from a value that outlives the call. It can only fail for a
+    // counter that is full, which is readable.
+    unsafe { libc::write(bell, (&raw const ONE).cast(), 8) };
+}
+
+static ONE: u64 = 1;
+
+/// Makes it unreadable again.
+pub(crate) fn silence_bell(bell: RawFd) {
+    let mut count = 0u64;
+    // SAFETY: eight bytes are written to a value that outlives the call. It can only fail for a
+    // counter that is zero, which is silent.
+    unsafe { libc::read(bell, (&raw mut count).cast(), 8) };
+}
+
+/// Another descriptor of the same file.
+pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved.
+    let fd = check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })?;
+    // SAFETY: the call above returned a descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Sends pieces in one call, without blocking. `WouldBlock` if nothing could be taken.
 pub(crate) fn send(fd: RawFd, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
     // SAFETY: msghdr is plain data for which all zeros is a value.

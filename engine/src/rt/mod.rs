@@ -17,8 +17,11 @@ macro_rules! in_world {
 
 pub(crate) mod disk;
 pub(crate) mod file;
+mod hot;
 pub(crate) mod net;
 mod ring;
+mod timers;
+mod uring;
 pub(crate) mod worker;
 #[cfg(feature = "sim")]
 pub mod world;

@@ -37,7 +37,7 @@ impl Socket {
         match socket {
             Detached::Fd(fd) => {
                 sys::set_nodelay(fd.as_raw_fd())?;
-                Ok(Self::Ring(Pollable::new(fd)?))
+                Ok(Self::Ring(Pollable::new(fd)))
             }
             #[cfg(feature = "sim")]
             Detached::World(socket) => Ok(Self::World(socket)),
@@ -47,7 +47,7 @@ impl Socket {
     /// Connects. Waits as long as the kernel does.
     pub(crate) async fn connect(addr: &SocketAddr) -> io::Result<Self> {
         in_world!(world => Ok(Self::World(world.connect(*addr).await?)));
-        let socket = Pollable::new(sys::start_connect(addr)?)?;
+        let socket = Pollable::new(sys::start_connect(addr)?);
         socket.writable().await?;
         sys::connect_result(socket.as_raw_fd())?;
         sys::set_nodelay(socket.as_raw_fd())?;
@@ -55,11 +55,11 @@ impl Socket {
     }
 
     /// Takes it off this executor.
-    pub(crate) fn detach(self) -> Detached {
+    pub(crate) fn detach(self) -> io::Result<Detached> {
         match self {
-            Self::Ring(socket) => Detached::Fd(socket.into_inner()),
+            Self::Ring(socket) => Ok(Detached::Fd(socket.into_inner()?)),
             #[cfg(feature = "sim")]
-            Self::World(socket) => Detached::World(socket),
+            Self::World(socket) => Ok(Detached::World(socket)),
         }
     }
 
@@ -159,7 +159,7 @@ impl Listener {
         match self {
             Self::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
-                let readiness = Pollable::new(OwnedFd::from(listener.try_clone()?))?;
+                let readiness = Pollable::new(OwnedFd::from(listener.try_clone()?));
                 Ok(Acceptor::Tcp(listener, readiness))
             }
             #[cfg(feature = "sim")]

@@ -11,8 +11,11 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use glommio::io::{DmaBuffer, DmaFile, OpenOptions, PollableFd, ReadResult};
+use glommio::io::{DmaBuffer, DmaFile, OpenOptions, PollableFd};
 use glommio::{LocalExecutorBuilder, Placement};
+use io_uring::{opcode, types};
+
+use super::hot::{self, How, Tracked};
 
 /// A thread that runs an executor.
 pub(crate) type ExecutorHandle = glommio::ExecutorJoinHandle<()>;
@@ -29,7 +32,26 @@ where
     F: Future<Output = ()> + 'static,
 {
     let placement = cpu.map_or(Placement::Unbound, Placement::Fixed);
-    LocalExecutorBuilder::new(placement).name(name).io_memory(io_memory).spawn(main).map_err(io::Error::from)
+    let builder = LocalExecutorBuilder::new(placement).name(name).io_memory(io_memory);
+    let run = || async move {
+        hot::start().unwrap_or_else(|e| panic!("setting up an io_uring: {e}"));
+        Tracked::new(main()).await;
+        hot::end();
+    };
+    builder.preempt_timer(hot::NEVER).spawn(run).map_err(io::Error::from)
+}
+
+/// Runs a task that lives as long as the executor.
+pub(super) fn spawn_detached(task: impl Future<Output = ()> + 'static) {
+    glommio::spawn_local(task).detach();
+}
+
+/// What the kernel uses of an operation until that has completed.
+#[derive(Debug)]
+pub(super) enum Keep {
+    Write(#[allow(dead_code, reason = "held for its drop")] (Rc<DmaFile>, SharedBuf)),
+    Read(#[allow(dead_code, reason = "held for its drop")] Rc<DmaFile>, DmaBuffer),
+    Socket(#[allow(dead_code, reason = "held for its drop")] Rc<OwnedFd>),
 }
 
 /// What is known of a task that was started.
@@ -62,7 +84,7 @@ pub(crate) fn spawn(task: impl Future<Output = ()> + 'static) {
         }
         n
     });
-    let handle = glommio::spawn_local(async move {
+    let handle = glommio::spawn_local(Tracked::new(async move {
         task.await;
         let over = TASKS.with_borrow_mut(|(tasks, free)| match std::mem::take(&mut tasks[n]) {
             Started::Yes(handle) => {
@@ -76,7 +98,7 @@ pub(crate) fn spawn(task: impl Future<Output = ()> + 'static) {
             Started::Free | Started::Over => None,
         });
         over.map(glommio::Task::detach);
-    });
+    }));
     let over = TASKS.with_borrow_mut(|(tasks, free)| {
         if matches!(tasks[n], Started::Over) {
             tasks[n] = Started::Free;
@@ -111,8 +133,8 @@ pub(crate) async fn end_all() {
     for _ in 0..8 {
         yield_now().await;
     }
-    // Files that were dropped are closed with the next I/O.
-    sleep(Duration::from_millis(1)).await;
+    // Files that were dropped are closed in glommio's turn.
+    hot::turn_of_glommio().await;
 }
 
 /// A task that can be cancelled: dropping it does.
@@ -120,22 +142,22 @@ pub(crate) type Task = glommio::Task<()>;
 
 /// Runs a task on this executor until it ends or its handle is dropped.
 pub(crate) fn spawn_scoped(task: impl Future<Output = ()> + 'static) -> Task {
-    glommio::spawn_local(task)
+    glommio::spawn_local(Tracked::new(task))
 }
 
 /// Resolves after `pause`.
 pub(crate) async fn sleep(pause: Duration) {
-    glommio::timer::sleep(pause).await;
+    timer(pause).await;
 }
 
 /// Lets every other task that is ready run first.
 pub(crate) async fn yield_now() {
-    glommio::executor().yield_now().await;
+    hot::requeue().await;
 }
 
-/// Whether this executor has been busy for long enough that it should look at I/O.
+/// Lets every other task that is ready run first, if they have waited for long.
 pub(crate) async fn yield_if_needed() {
-    glommio::yield_if_needed().await;
+    hot::yield_if_needed().await;
 }
 
 /// Nanoseconds on a clock that only goes forward, the same for all cores.
@@ -148,6 +170,11 @@ pub(crate) fn now_ns() -> u64 {
 
 /// Ready after `limit`.
 pub(crate) fn timer(limit: Duration) -> impl Future {
+    hot::sleep_until(now_ns().saturating_add(u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)))
+}
+
+/// The same, for the loop itself while glommio sleeps for it.
+pub(super) fn glommio_timer(limit: Duration) -> impl Future {
     glommio::timer::Timer::new(limit)
 }
 
@@ -209,19 +236,19 @@ impl Deref for SharedBuf {
 
 /// Bytes read from a direct file; cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct ReadBuf(ReadResult);
+pub(crate) struct ReadBuf(Rc<DmaBuffer>);
 
 impl Deref for ReadBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        self.0.as_bytes()
     }
 }
 
 /// A file that bypasses the page cache; a completed write is on the device.
 #[derive(Debug)]
-pub(crate) struct DirectFile(DmaFile);
+pub(crate) struct DirectFile(Rc<DmaFile>);
 
 impl DirectFile {
     /// Opens an existing file for `O_DIRECT` and `O_DSYNC`.
@@ -238,56 +265,98 @@ impl DirectFile {
                 Poll::Ready(Err(e.into()))
             })
         });
-        Ok(Self(opened.await.map_err(io::Error::from)?))
+        Ok(Self(Rc::new(hot::of_glommio(opened).await.map_err(io::Error::from)?)))
     }
 
     /// Writes the whole buffer at `at` and resolves when it is on the device. May write less than
     /// all, as the kernel may.
     pub(crate) async fn write(&self, buf: SharedBuf, at: u64) -> io::Result<usize> {
-        self.0.write_rc_at(buf.0, at).await.map_err(io::Error::from)
+        let entry = opcode::Write::new(types::Fd(self.0.as_raw_fd()), buf.as_ptr(), kernel_len(buf.len()));
+        // SAFETY: what is kept holds the file open and the bytes where they are.
+        let writing = unsafe {
+            hot::operation(&entry.offset(at).build(), Keep::Write((self.0.clone(), buf)), How::AtOnce)
+        };
+        writing.await.1
     }
 
     /// Reads `len` bytes at `at`, both aligned. Less at the file's end.
     pub(crate) async fn read(&self, at: u64, len: usize) -> io::Result<ReadBuf> {
-        Ok(ReadBuf(self.0.read_at_aligned(at, len).await.map_err(io::Error::from)?))
+        let mut buf = glommio::allocate_dma_buffer(len);
+        let into = buf.as_bytes_mut().as_mut_ptr();
+        let entry = opcode::Read::new(types::Fd(self.0.as_raw_fd()), into, kernel_len(len));
+        // SAFETY: what is kept holds the file open and the memory, which has this length, where it is.
+        let reading =
+            unsafe { hot::operation(&entry.offset(at).build(), Keep::Read(self.0.clone(), buf), How::AtOnce) };
+        let (keep, result) = reading.await;
+        let Keep::Read(_, mut buf) = keep else { unreachable!("a read keeps what it reads into") };
+        buf.trim_to_size(result?);
+        Ok(ReadBuf(Rc::new(buf)))
     }
 
     /// Closes it.
     pub(crate) async fn close(self) {
-        if let Err(e) = self.0.close().await {
+        // While the kernel uses it, it closes with the last of that.
+        let Ok(file) = Rc::try_unwrap(self.0) else { return };
+        if let Err(e) = hot::of_glommio(file.close()).await {
             tracing::warn!("closing a segment: {e}");
         }
     }
 }
 
+fn kernel_len(len: usize) -> u32 {
+    u32::try_from(len).expect("buffers are far below 4 GiB")
+}
+
+/// A descriptor for which glommio waits.
+#[derive(Debug)]
+pub(super) struct Readiness(PollableFd<OwnedFd>);
+
+impl Readiness {
+    pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
+        Ok(Self(PollableFd::new(fd).map_err(io::Error::from)?))
+    }
+
+    pub(super) async fn readable(&self) -> io::Result<()> {
+        self.0.readable().await.map_err(io::Error::from)
+    }
+}
+
 /// A non-blocking descriptor whose readiness can be awaited on the executor it was made on.
 #[derive(Debug)]
-pub(crate) struct Pollable(PollableFd<OwnedFd>);
+pub(crate) struct Pollable(Rc<OwnedFd>);
 
 impl Pollable {
     /// Takes a non-blocking descriptor.
-    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self(PollableFd::new(fd).map_err(io::Error::from)?))
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        Self(Rc::new(fd))
     }
 
     /// Resolves when a read would not block.
     pub(crate) async fn readable(&self) -> io::Result<()> {
-        self.0.readable().await.map_err(io::Error::from)
+        self.ready(libc::POLLIN).await
     }
 
     /// Resolves when a write would not block.
     pub(crate) async fn writable(&self) -> io::Result<()> {
-        self.0.writable().await.map_err(io::Error::from)
+        self.ready(libc::POLLOUT).await
+    }
+
+    async fn ready(&self, events: libc::c_short) -> io::Result<()> {
+        let entry = opcode::PollAdd::new(types::Fd(self.0.as_raw_fd()), events as u32).build();
+        // SAFETY: what is kept holds the descriptor open; there is no memory.
+        let waiting = unsafe { hot::operation(&entry, Keep::Socket(self.0.clone()), How::Whenever) };
+        waiting.await.1.map(drop)
     }
 
     /// Takes the descriptor back, to hand it to another executor.
-    pub(crate) fn into_inner(self) -> OwnedFd {
-        self.0.into_inner()
+    pub(crate) fn into_inner(self) -> io::Result<OwnedFd> {
+        // A wait that was given up may hold the other one a little longer.
+        Rc::try_unwrap(self.0).or_else(|shared| shared.try_clone())
     }
 }
 
 impl AsRawFd for Pollable {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.get_ref().as_raw_fd()
+        self.0.as_raw_fd()
     }
 }

@@ -90,9 +90,9 @@ async fn handshake(socket: Detached, node: &Arc<NodeShared>) -> Result<(), LinkE
         }
         return refused;
     }
+    let socket = conn.detach()?;
     node.connections.fetch_add(1, Ordering::Relaxed);
-    let core = node.core_of(hello.shard);
-    core.send(Command::Connection(conn.detach(), Box::new(hello)));
+    node.core_of(hello.shard).send(Command::Connection(socket, Box::new(hello)));
     Ok(())
 }
 

@@ -60,7 +60,7 @@ impl Conn {
     }
 
     /// Takes the socket back, to hand it to another core.
-    pub(crate) fn detach(self) -> Detached {
+    pub(crate) fn detach(self) -> io::Result<Detached> {
         self.socket.detach()
     }
 

@@ -1,0 +1,546 @@
+//! The loop of an executor: blocks in one ring of our own, inside a task of glommio's.
+//!
+//! A turn of glommio's own loop costs some ten system calls and as many allocations: it keeps three
+//! rings and two timers, and tells other cores before it sleeps. Between an append and its commit a
+//! core makes several turns. So durable writes, reads, waiting for sockets, and timers are here
+//! ([`super::uring`], [`super::timers`]), and a task of glommio's takes what completes, lets all tasks
+//! run that are ready, and *blocks in our ring* when none is. glommio starts, pins and ends the
+//! executor, keeps the queue of ready tasks, has the buffers, and opens and closes files: for those it
+//! is given turns.
+//!
+//! Wakes and polls of tasks are counted, so that the loop knows when nobody is ready. Wake-ups from other
+//! threads come here, through a queue and an eventfd, because glommio would not look for them.
+//!
+//! glommio must never find a task ready when it sleeps, and it would: it takes a preemption timer that
+//! fires at the wrong moment for an empty queue. So it has none that ever fires ([`NEVER`]), and
+//! sleeps only in [`Hot::turn`] and [`Hot::wait_for_glommio`], where this loop is what it waits for.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
+use std::time::Duration;
+
+use io_uring::squeue::Entry;
+
+use super::ring::{self, Keep};
+use super::timers::{TimerId, Timers};
+use super::uring::Uring;
+
+/// glommio's preemption timer.
+pub(super) const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How often glommio is given a turn while there is something to do: files that were dropped are
+/// closed in one.
+const TURN_NS: u64 = 100_000_000;
+/// The same while it opens or closes a file.
+const BUSY_TURN_NS: u64 = 200_000;
+/// The longest wait in our ring.
+const WAIT_MAX_NS: u64 = 1_000_000_000;
+/// Rounds of ready tasks after which the kernel is entered although nothing has to be waited for.
+const ROUNDS: u32 = 2;
+/// How long a task should run before it lets others do so.
+const FAIR_NS: u64 = 500_000;
+
+thread_local! {
+    static HERE: RefCell<Option<Guard>> = const { RefCell::new(None) };
+    /// Which executor this thread runs: compared, never followed.
+    static OWNER: Cell<*const Shared> = const { Cell::new(std::ptr::null()) };
+    /// Times that tasks were polled or woken since the loop looked last. Both count: the runtime takes
+    /// steps of its own when it ends a task.
+    static STEPS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// What other threads see of an executor.
+#[derive(Debug)]
+struct Shared {
+    foreign: Mutex<Foreign>,
+    /// An eventfd: readable when the loop is to wake up.
+    bell: OwnedFd,
+}
+
+#[derive(Debug, Default)]
+struct Foreign {
+    woken: Vec<Arc<TaskWaker>>,
+    /// The loop blocks, or is about to: who adds to the queue rings.
+    asleep: bool,
+    ended: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Foreign> {
+        self.foreign.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on other threads ring, unless there is something to do already.
+    fn fall_asleep(&self) -> bool {
+        let mut foreign = self.lock();
+        foreign.asleep = foreign.woken.is_empty();
+        foreign.asleep
+    }
+}
+
+/// Wakes a task, from any thread.
+#[derive(Debug)]
+struct TaskWaker {
+    task: Waker,
+    executor: Arc<Shared>,
+    /// It is in the queue of its executor.
+    queued: AtomicBool,
+}
+
+impl TaskWaker {
+    fn wake(self: &Arc<Self>) {
+        if OWNER.get() == Arc::as_ptr(&self.executor) {
+            STEPS.set(STEPS.get() + 1);
+            self.task.wake_by_ref();
+            return;
+        }
+        if self.queued.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let mut foreign = self.executor.lock();
+        if foreign.ended {
+            return;
+        }
+        foreign.woken.push(self.clone());
+        let ring = std::mem::take(&mut foreign.asleep);
+        drop(foreign);
+        if ring {
+            crate::sys::ring_bell(self.executor.bell.as_raw_fd());
+        }
+    }
+
+    fn waker(self: Arc<Self>) -> Waker {
+        // SAFETY: the functions of `WAKER` take a pointer from `Arc::into_raw`, and count as they say.
+        unsafe { Waker::new(Arc::into_raw(self).cast(), &WAKER) }
+    }
+}
+
+/// One table, so that `Waker::will_wake` knows a task again: what the standard library makes of
+/// `Arc<impl Wake>` may be there more than once.
+static WAKER: RawWakerVTable = {
+    const fn of(data: *const ()) -> *const TaskWaker {
+        data.cast()
+    }
+    unsafe fn clone(data: *const ()) -> RawWaker {
+        // SAFETY: `data` comes from `Arc::into_raw` and is counted; now once more.
+        unsafe { Arc::increment_strong_count(of(data)) };
+        RawWaker::new(data, &WAKER)
+    }
+    unsafe fn wake(data: *const ()) {
+        // SAFETY: as above; this takes the count over.
+        unsafe { Arc::from_raw(of(data)) }.wake();
+    }
+    unsafe fn wake_by_ref(data: *const ()) {
+        // SAFETY: as above; the count stays.
+        std::mem::ManuallyDrop::new(unsafe { Arc::from_raw(of(data)) }).wake();
+    }
+    unsafe fn drop(data: *const ()) {
+        // SAFETY: as above; this takes the count over.
+        std::mem::drop(unsafe { Arc::from_raw(of(data)) });
+    }
+    RawWakerVTable::new(clone, wake, wake_by_ref, drop)
+};
+
+/// A task that is counted, and whose wakers may be used on any thread.
+pub(super) struct Tracked<F> {
+    future: F,
+    /// glommio's waker, and ours for it.
+    wakers: Option<(Waker, Waker)>,
+}
+
+impl<F: Future> Tracked<F> {
+    pub(super) const fn new(future: F) -> Self {
+        Self { future, wakers: None }
+    }
+}
+
+impl<F: Future> Future for Tracked<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        // SAFETY: `future` is never moved out of the pin; `wakers` is not pinned.
+        let (future, wakers) = unsafe {
+            let this = self.get_unchecked_mut();
+            (Pin::new_unchecked(&mut this.future), &mut this.wakers)
+        };
+        let known = matches!(wakers, Some((glommios, _)) if glommios.will_wake(cx.waker()));
+        let later = HERE.with_borrow(|here| {
+            let Some(Guard(hot)) = here else { return false };
+            STEPS.set(STEPS.get() + 1);
+            if !known {
+                let ours = TaskWaker {
+                    task: cx.waker().clone(),
+                    executor: hot.shared.clone(),
+                    queued: AtomicBool::new(false),
+                };
+                *wakers = Some((cx.waker().clone(), Arc::new(ours).waker()));
+            }
+            hot.is_later(cx.waker())
+        });
+        if later {
+            return Poll::Pending;
+        }
+        match wakers {
+            Some((_, ours)) => future.poll(&mut Context::from_waker(ours)),
+            None => future.poll(cx),
+        }
+    }
+}
+
+/// The loop of one executor.
+pub(super) struct Hot {
+    uring: RefCell<Uring<Keep>>,
+    timers: RefCell<Timers>,
+    shared: Arc<Shared>,
+    /// glommio's view of our ring.
+    readiness: ring::Readiness,
+    /// Readable for ever: glommio says so as soon as it looks.
+    always: ring::Readiness,
+    /// When this round of ready tasks began.
+    round_ns: Cell<u64>,
+    /// What glommio has to do for us.
+    glommio_busy: Cell<u32>,
+    /// While glommio has its turn, tasks that are ready wait here; and the loop, to be told of them.
+    later: RefCell<Option<Later>>,
+    ended: Cell<bool>,
+}
+
+#[derive(Default)]
+struct Later {
+    tasks: Vec<Waker>,
+    /// The loop itself, if it is to be told of the first.
+    told: Option<Waker>,
+}
+
+/// Ends the loop with its thread, also after a panic.
+struct Guard(Rc<Hot>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if !self.0.ended.get() {
+            // glommio's executor may have gone already: what belongs to it is not given back.
+            std::mem::forget((self.0.end(), self.0.clone()));
+        }
+    }
+}
+
+/// Starts the loop of this thread's executor. Before anything else on it.
+pub(super) fn start() -> io::Result<()> {
+    let bell = crate::sys::bell()?;
+    let uring = Uring::new()?;
+    let readiness = ring::Readiness::new(crate::sys::duplicate(uring.fd())?)?;
+    let always = crate::sys::bell()?;
+    crate::sys::ring_bell(always.as_raw_fd());
+    let always = ring::Readiness::new(always)?;
+    let hot = Rc::new(Hot {
+        uring: RefCell::new(uring),
+        timers: RefCell::default(),
+        shared: Arc::new(Shared { foreign: Mutex::default(), bell }),
+        readiness,
+        always,
+        round_ns: Cell::new(ring::now_ns()),
+        glommio_busy: Cell::new(0),
+        later: RefCell::new(None),
+        ended: Cell::new(false),
+    });
+    OWNER.set(Arc::as_ptr(&hot.shared));
+    HERE.set(Some(Guard(hot.clone())));
+    ring::spawn_detached(hot.run());
+    Ok(())
+}
+
+/// Ends the loop of this thread's executor, after everything else on it. The kernel uses nothing of
+/// it afterwards.
+pub(super) fn end() {
+    if let Some(guard) = HERE.take() {
+        drop(guard.0.end());
+    }
+}
+
+/// The operation's result, once it has completed. What it needs is kept until then, whatever becomes
+/// of the future.
+///
+/// # Safety
+/// As [`Uring::start`]: what the entry points to must stay valid as long as `keep` lives.
+///
+/// # Panics
+/// On a thread that runs no executor.
+pub(super) unsafe fn operation(entry: &Entry, keep: Keep, how: How) -> Operation {
+    let hot = here();
+    let op = {
+        let mut uring = hot.uring.borrow_mut();
+        // SAFETY: the caller says so.
+        let op = unsafe { uring.start(entry, keep) };
+        if how == How::AtOnce {
+            uring.enter(None);
+        }
+        op
+    };
+    Operation { hot, op: Some(op), how }
+}
+
+/// How an operation is treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// It goes to the kernel at once, and takes the time it takes.
+    AtOnce,
+    /// It goes with the next turn, and is cancelled if nobody waits for it any more.
+    Whenever,
+}
+
+/// One operation.
+pub(super) struct Operation {
+    hot: Rc<Hot>,
+    op: Option<u32>,
+    how: How,
+}
+
+impl Future for Operation {
+    type Output = (Keep, io::Result<usize>);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let op = self.op.expect("it is polled until it is ready");
+        let polled = self.hot.uring.borrow_mut().poll(op, cx.waker());
+        polled.map(|(keep, result)| {
+            self.op = None;
+            let result = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
+            (keep, result)
+        })
+    }
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        if let Some(op) = self.op
+            && !self.hot.ended.get()
+        {
+            let kept = self.hot.uring.borrow_mut().forget(op, self.how == How::Whenever);
+            drop(kept);
+        }
+    }
+}
+
+/// Resolves at `ns` of this executor's clock.
+pub(super) fn sleep_until(ns: u64) -> Sleep {
+    let hot = here();
+    let timer = hot.timers.borrow_mut().add(ns);
+    Sleep { hot, timer }
+}
+
+/// A timer.
+pub(super) struct Sleep {
+    hot: Rc<Hot>,
+    timer: TimerId,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if ring::now_ns() >= self.timer.0 {
+            return Poll::Ready(());
+        }
+        self.hot.timers.borrow_mut().wait(self.timer, cx.waker());
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        self.hot.timers.borrow_mut().forget(self.timer);
+    }
+}
+
+/// Waits for something that glommio does; it is given turns for it.
+pub(super) async fn of_glommio<T>(future: impl Future<Output = T>) -> T {
+    let _busy = Busy::new(here());
+    future.await
+}
+
+/// Resolves once glommio has looked at its rings.
+pub(super) async fn turn_of_glommio() {
+    let hot = here();
+    of_glommio(hot.looked()).await;
+}
+
+/// glommio has something to do.
+struct Busy(Rc<Hot>);
+
+impl Busy {
+    fn new(hot: Rc<Hot>) -> Self {
+        hot.glommio_busy.set(hot.glommio_busy.get() + 1);
+        Self(hot)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.glommio_busy.set(self.0.glommio_busy.get() - 1);
+    }
+}
+
+/// Lets every other task that is ready run first, if they have waited for long.
+pub(super) async fn yield_if_needed() {
+    let since = HERE.with_borrow(|here| here.as_ref().map_or(0, |Guard(hot)| hot.round_ns.get()));
+    if ring::now_ns().saturating_sub(since) > FAIR_NS {
+        requeue().await;
+    }
+}
+
+/// This thread's loop.
+fn here() -> Rc<Hot> {
+    HERE.with_borrow(|here| here.as_ref().expect("this thread runs an executor").0.clone())
+}
+
+impl Hot {
+    async fn run(self: Rc<Self>) {
+        // glommio takes the first step of a task before it gives the others theirs.
+        requeue().await;
+        let (mut wake, mut woken, mut rounds) = (Vec::new(), Vec::new(), 0);
+        let mut turned_ns = ring::now_ns();
+        while !self.ended.get() {
+            let now = ring::now_ns();
+            self.round_ns.set(now);
+            let came = self.take(now, &mut wake, &mut woken);
+            let busy = self.glommio_busy.get() > 0;
+            if came || STEPS.replace(0) > 0 {
+                if now - turned_ns > if busy { BUSY_TURN_NS } else { TURN_NS } {
+                    turned_ns = now;
+                    self.turn().await;
+                }
+                rounds += 1;
+                if rounds > ROUNDS {
+                    rounds = 0;
+                    let mut uring = self.uring.borrow_mut();
+                    if uring.has_news() {
+                        uring.enter(None);
+                    }
+                }
+                requeue().await;
+                continue;
+            }
+            // Nobody has anything to do.
+            rounds = 0;
+            let due = self.timers.borrow().next().unwrap_or(u64::MAX);
+            let wait = Duration::from_nanos(due.saturating_sub(now).min(WAIT_MAX_NS));
+            if wait.is_zero() || !self.shared.fall_asleep() {
+                continue;
+            }
+            if busy {
+                self.uring.borrow_mut().enter(None);
+                self.wait_for_glommio(wait).await;
+                turned_ns = ring::now_ns();
+            } else {
+                self.uring.borrow_mut().enter(Some(wait));
+            }
+            self.shared.lock().asleep = false;
+        }
+    }
+
+    /// glommio's turn: tasks that are ready wait, so that it finds nothing to do but look at its rings.
+    async fn turn(&self) {
+        self.later.replace(Some(Later::default()));
+        self.looked().await;
+        self.tasks_again();
+    }
+
+    /// Resolves once glommio has looked at its rings.
+    async fn looked(&self) {
+        if let Err(e) = self.always.readable().await {
+            panic!("waiting for glommio: {e}");
+        }
+    }
+
+    /// Sleeps in glommio, until something completes here, another thread rings, a task is ready, or
+    /// so much time has passed.
+    async fn wait_for_glommio(&self, wait: Duration) {
+        let (mut readable, mut timer) = (pin!(self.readiness.readable()), pin!(ring::glommio_timer(wait)));
+        self.later.replace(Some(Later::default()));
+        poll_fn(|cx| {
+            if let Some(later) = &mut *self.later.borrow_mut() {
+                if !later.tasks.is_empty() {
+                    return Poll::Ready(());
+                }
+                later.told = Some(cx.waker().clone());
+            }
+            match readable.as_mut().poll(cx) {
+                Poll::Ready(Err(e)) => panic!("waiting for a ring: {e}"),
+                Poll::Ready(Ok(())) => Poll::Ready(()),
+                Poll::Pending => timer.as_mut().poll(cx).map(drop),
+            }
+        })
+        .await;
+        self.tasks_again();
+    }
+
+    /// Whether a task that is ready is to wait until glommio has had its turn.
+    fn is_later(&self, task: &Waker) -> bool {
+        let mut later = self.later.borrow_mut();
+        let Some(later) = &mut *later else { return false };
+        later.tasks.push(task.clone());
+        if let Some(told) = later.told.take() {
+            told.wake();
+        }
+        true
+    }
+
+    /// Tasks that had to wait are ready again.
+    fn tasks_again(&self) {
+        let later = self.later.take().expect("it was glommio's turn");
+        later.tasks.into_iter().for_each(Waker::wake);
+    }
+
+    /// Wakes whoever's operation has completed, whose timer is due, and whom other threads have woken.
+    /// Whether there was anything.
+    fn take(&self, now_ns: u64, wake: &mut Vec<Waker>, woken: &mut Vec<Arc<TaskWaker>>) -> bool {
+        let seen = {
+            let mut uring = self.uring.borrow_mut();
+            let seen = uring.reap(wake);
+            if seen.bell {
+                crate::sys::silence_bell(self.shared.bell.as_raw_fd());
+            }
+            uring.arm_bell(self.shared.bell.as_raw_fd());
+            seen
+        };
+        std::mem::swap(&mut self.shared.lock().woken, woken);
+        self.timers.borrow_mut().due(now_ns, wake);
+        let came = seen.completions > 0 || !wake.is_empty() || !woken.is_empty();
+        wake.drain(..).for_each(Waker::wake);
+        for waker in woken.drain(..) {
+            waker.queued.store(false, Ordering::Release);
+            waker.task.wake_by_ref();
+        }
+        drop(seen.kept);
+        came
+    }
+
+    fn end(&self) -> Vec<Keep> {
+        self.ended.set(true);
+        OWNER.set(std::ptr::null());
+        let mut foreign = self.shared.lock();
+        foreign.ended = true;
+        let woken = std::mem::take(&mut foreign.woken);
+        drop(foreign);
+        drop(woken);
+        self.uring.borrow_mut().end()
+    }
+}
+
+/// Lets every other task that is ready run first.
+pub(super) async fn requeue() {
+    let mut again = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut again, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
