@@ -18,6 +18,8 @@ macro_rules! in_world {
 pub(crate) mod disk;
 pub(crate) mod file;
 mod hot;
+#[cfg(test)]
+mod hot_tests;
 pub(crate) mod net;
 mod ring;
 mod timers;

@@ -273,9 +273,8 @@ impl DirectFile {
     pub(crate) async fn write(&self, buf: SharedBuf, at: u64) -> io::Result<usize> {
         let entry = opcode::Write::new(types::Fd(self.0.as_raw_fd()), buf.as_ptr(), kernel_len(buf.len()));
         // SAFETY: what is kept holds the file open and the bytes where they are.
-        let writing = unsafe {
-            hot::operation(&entry.offset(at).build(), Keep::Write((self.0.clone(), buf)), How::AtOnce)
-        };
+        let writing =
+            unsafe { hot::operation(&entry.offset(at).build(), Keep::Write((self.0.clone(), buf)), How::AtOnce) };
         writing.await.1
     }
 

@@ -1,0 +1,209 @@
+//! The loop on the real kernel.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::task::Poll;
+use std::time::Duration;
+
+use super::ring::{self, DirectFile, DmaBuf, Pollable};
+use crate::oneshot;
+use crate::sync::AtomicWaker;
+
+/// Runs `main` on an executor of its own; gives what it says.
+fn run<T: Send + 'static, F: Future<Output = T> + 'static>(main: impl FnOnce() -> F + Send + 'static) -> T {
+    let (tell, told) = mpsc::channel();
+    let executor = ring::start_executor("test", None, 1 << 20, move || async move {
+        let said = main().await;
+        ring::end_all().await;
+        tell.send(said).unwrap();
+    });
+    let said = told.recv().unwrap();
+    executor.unwrap().join().unwrap();
+    said
+}
+
+fn file_of(dir: &Path, bytes: usize) -> std::path::PathBuf {
+    let path = dir.join("file");
+    std::fs::write(&path, vec![0; bytes]).unwrap();
+    path
+}
+
+#[test]
+fn another_thread_wakes_a_task_however_deep_the_core_sleeps() {
+    const TIMES: u64 = 3000;
+    let (waker, count) = (Arc::new(AtomicWaker::new()), Arc::new(AtomicU64::new(0)));
+    let (theirs, told) = ((waker.clone(), count.clone()), mpsc::sync_channel(0));
+    let thread = std::thread::spawn(move || {
+        for n in 1..=TIMES {
+            theirs.1.store(n, Ordering::Release);
+            theirs.0.wake();
+            told.1.recv().unwrap();
+        }
+    });
+    run(move || async move {
+        for n in 1..=TIMES {
+            poll_fn(|cx| {
+                waker.register(cx.waker());
+                if count.load(Ordering::Acquire) >= n { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            told.0.send(()).unwrap();
+        }
+    });
+    thread.join().unwrap();
+}
+
+#[test]
+fn timers_fire_in_order_and_those_that_are_dropped_do_not() {
+    let order = run(|| async {
+        let order = Rc::new(std::cell::RefCell::new(Vec::new()));
+        for ms in [12u64, 4, 8] {
+            let order = order.clone();
+            ring::spawn(async move {
+                ring::sleep(Duration::from_millis(ms)).await;
+                order.borrow_mut().push(ms);
+            });
+        }
+        let never = order.clone();
+        drop(ring::spawn_scoped(async move {
+            ring::sleep(Duration::from_millis(6)).await;
+            never.borrow_mut().push(6);
+        }));
+        ring::sleep(Duration::from_millis(13)).await;
+        order.take()
+    });
+    assert_eq!(order, [4, 8, 12]);
+}
+
+#[test]
+fn a_write_that_nobody_waits_for_any_more_keeps_its_bytes_until_it_is_done() {
+    const LEN: usize = 1 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let path = file_of(dir.path(), LEN);
+    run(move || async move {
+        for round in 1..=20u8 {
+            let file = DirectFile::open(&path).await.unwrap();
+            let mut buf = DmaBuf::new(LEN);
+            buf.as_mut().fill(round);
+            {
+                let mut writing = Box::pin(file.write(buf.share(), 0));
+                let started = poll_fn(|cx| Poll::Ready(writing.as_mut().poll(cx).is_pending())).await;
+                assert!(started);
+            }
+            file.close().await;
+            // Whoever gets the memory next writes into it at once.
+            let mut others: Vec<_> = (0..4).map(|_| DmaBuf::new(LEN)).collect();
+            others.iter_mut().for_each(|b| b.as_mut().fill(0xEE));
+            // A write behind it on another descriptor; both are durable when it completes, or the
+            // first is still under way.
+            let file = DirectFile::open(&path).await.unwrap();
+            loop {
+                let read = file.read(0, LEN).await.unwrap();
+                assert!(read.iter().all(|b| *b == round || *b == round - 1), "round {round}");
+                if read.iter().all(|b| *b == round) {
+                    break;
+                }
+            }
+            file.close().await;
+        }
+    });
+}
+
+#[test]
+fn a_file_opens_while_a_task_is_always_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file_of(dir.path(), 4096);
+    let turns = run(move || async move {
+        let turns = Rc::new(Cell::new(0u64));
+        let busy = turns.clone();
+        let _spinning = ring::spawn_scoped(async move {
+            loop {
+                busy.set(busy.get() + 1);
+                ring::yield_now().await;
+            }
+        });
+        for _ in 0..20 {
+            let file = DirectFile::open(&path).await.unwrap();
+            assert_eq!(file.read(0, 4096).await.unwrap().len(), 4096);
+            file.close().await;
+        }
+        turns.get()
+    });
+    assert!(turns > 0);
+}
+
+#[test]
+fn a_wait_for_a_socket_ends_with_its_task_and_its_descriptor_can_be_used_again() {
+    let (here, there) = UnixStream::pair().unwrap();
+    here.set_nonblocking(true).unwrap();
+    run(move || async move {
+        let socket = Pollable::new(OwnedFd::from(here));
+        for _ in 0..100 {
+            let mut waiting = Box::pin(socket.readable());
+            let waits = poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx).is_pending())).await;
+            assert!(waits);
+        }
+        std::io::Write::write_all(&mut &there, b"x").unwrap();
+        socket.readable().await.unwrap();
+        socket.writable().await.unwrap();
+        let fd = socket.as_raw_fd();
+        assert!(fd >= 0);
+        drop(socket.into_inner().unwrap());
+    });
+}
+
+#[test]
+fn a_read_reaches_to_the_files_end_and_an_error_is_the_kernels() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file_of(dir.path(), 3 * 4096);
+    run(move || async move {
+        let file = DirectFile::open(&path).await.unwrap();
+        assert_eq!(file.read(0, 8 * 4096).await.unwrap().len(), 3 * 4096);
+        assert_eq!(file.read(1 << 20, 4096).await.unwrap().len(), 0);
+        let odd = file.read(1, 4096).await.unwrap_err();
+        assert_eq!(odd.raw_os_error(), Some(libc::EINVAL), "{odd}");
+        file.close().await;
+    });
+}
+
+#[test]
+fn tasks_that_wait_for_others_of_other_executors_all_come_to_their_end() {
+    const CORES: usize = 4;
+    const TURNS: usize = 500;
+    // A ring of executors hands a token around.
+    let (mut senders, mut receivers): (Vec<_>, Vec<_>) = (0..CORES).map(|_| mpsc::channel()).unzip();
+    let bells: Vec<_> = (0..CORES).map(|_| Arc::new(AtomicWaker::new())).collect();
+    let mut ends = Vec::new();
+    let first = senders[0].clone();
+    senders.rotate_left(1);
+    for core in (0..CORES).rev() {
+        let (next, inbox) = (senders.pop().unwrap(), receivers.pop().unwrap());
+        let (mine, theirs) = (bells[core].clone(), bells[(core + 1) % CORES].clone());
+        let (tell, end) = oneshot::channel();
+        ends.push(end);
+        let executor = ring::start_executor("test", None, 1 << 20, move || async move {
+            for _ in 0..TURNS {
+                let token: u64 = poll_fn(|cx| {
+                    mine.register(cx.waker());
+                    inbox.try_recv().map_or(Poll::Pending, Poll::Ready)
+                })
+                .await;
+                let _ = next.send(token + 1);
+                theirs.wake();
+            }
+            tell.send(());
+        });
+        drop(executor.unwrap());
+    }
+    first.send(0).unwrap();
+    bells[0].wake();
+    for end in ends {
+        crate::shard::mesh::ticket::block_on(end).unwrap();
+    }
+}
