@@ -13,7 +13,9 @@
 //!
 //! glommio must never find a task ready when it sleeps, and it would: it takes a preemption timer that
 //! fires at the wrong moment for an empty queue. So it has none that ever fires ([`NEVER`]), and
-//! sleeps only in [`Hot::turn`] and [`Hot::wait_for_glommio`], where this loop is what it waits for.
+//! sleeps only in [`Hot::turn`] and [`Hot::wait_for_glommio`], where this loop is what it waits for. A
+//! wake-up of its own from another thread could do the same, in one microsecond of a turn: a timer that
+//! it always has ends such a sleep.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -41,6 +43,8 @@ const TURN_NS: u64 = 100_000_000;
 const BUSY_TURN_NS: u64 = 200_000;
 /// The longest wait in our ring.
 const WAIT_MAX_NS: u64 = 1_000_000_000;
+/// The longest that glommio may sleep by mistake.
+const WATCH: Duration = Duration::from_millis(50);
 /// Rounds of ready tasks after which the kernel is entered although nothing has to be waited for.
 const ROUNDS: u32 = 2;
 /// How long a task should run before it lets others do so.
@@ -393,6 +397,12 @@ pub(super) async fn yield_if_needed() {
     }
 }
 
+/// What other threads have of this thread's loop, to see in a test that nobody keeps it.
+#[cfg(test)]
+pub(super) fn seen_by_others() -> std::sync::Weak<impl Sized> {
+    Arc::downgrade(&here().shared)
+}
+
 /// This thread's loop.
 fn here() -> Rc<Hot> {
     HERE.with_borrow(|here| here.as_ref().expect("this thread runs an executor").0.clone())
@@ -402,6 +412,11 @@ impl Hot {
     async fn run(self: Rc<Self>) {
         // glommio takes the first step of a task before it gives the others theirs.
         requeue().await;
+        let _watch = ring::spawn_scoped_untracked(async {
+            loop {
+                ring::glommio_timer(WATCH).await;
+            }
+        });
         let (mut wake, mut woken, mut rounds) = (Vec::new(), Vec::new(), 0);
         let mut turned_ns = ring::now_ns();
         while !self.ended.get() {

@@ -159,6 +159,26 @@ fn a_wait_for_a_socket_ends_with_its_task_and_its_descriptor_can_be_used_again()
 }
 
 #[test]
+fn an_executor_that_has_ended_leaves_nothing_behind() {
+    let (here, _there) = UnixStream::pair().unwrap();
+    here.set_nonblocking(true).unwrap();
+    let left = run(move || async move {
+        let socket = Rc::new(Pollable::new(OwnedFd::from(here)));
+        for _ in 0..10 {
+            let socket = socket.clone();
+            ring::spawn(async move {
+                let _ = ring::timer(Duration::from_secs(3600));
+                socket.readable().await.unwrap();
+            });
+            ring::spawn(ring::sleep(Duration::from_secs(3600)));
+        }
+        ring::sleep(Duration::from_millis(2)).await;
+        super::hot::seen_by_others()
+    });
+    assert_eq!(left.strong_count(), 0);
+}
+
+#[test]
 fn a_read_reaches_to_the_files_end_and_an_error_is_the_kernels() {
     let dir = tempfile::tempdir().unwrap();
     let path = file_of(dir.path(), 3 * 4096);

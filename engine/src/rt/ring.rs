@@ -46,6 +46,11 @@ pub(super) fn spawn_detached(task: impl Future<Output = ()> + 'static) {
     glommio::spawn_local(task).detach();
 }
 
+/// Runs a task that is no reason for the loop not to sleep.
+pub(super) fn spawn_scoped_untracked(task: impl Future<Output = ()> + 'static) -> Task {
+    glommio::spawn_local(task)
+}
+
 /// What the kernel uses of an operation until that has completed.
 #[derive(Debug)]
 pub(super) enum Keep {
