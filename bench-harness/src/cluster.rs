@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use towline::{CommitPolicy, Primary, PrimaryConfig, Replica, ReplicaConfig, SlotState};
+use towline::{CommitPolicy, Primary, PrimaryConfig, Replica, ReplicaConfig, SlotState, ZeroCopy};
 
 use crate::remote::{NodeSettings, RemoteReplica, Used};
 
@@ -13,6 +13,7 @@ pub(crate) struct Plan {
     pub(crate) shards: u32,
     pub(crate) replicas: usize,
     pub(crate) policy: CommitPolicy,
+    pub(crate) zero_copy: ZeroCopy,
     pub(crate) separate: bool,
     pub(crate) primary: NodeSettings,
     pub(crate) replica: NodeSettings,
@@ -54,6 +55,7 @@ impl Cluster {
         config.listen = Some(([127, 0, 0, 1], 0).into());
         config.replicas.clone_from(&names);
         config.commit = plan.policy;
+        config.zero_copy = plan.zero_copy;
         plan.primary.apply(&mut config.node);
         let primary = Primary::open(config).map_err(|e| e.to_string())?;
         let addr = primary.listening().ok_or("the primary does not listen")?;

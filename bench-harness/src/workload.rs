@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use towline::measure::{Content, Load, disk_limit, histogram, ping_pong};
-use towline::{AckLevel, AppendOptions, CommitPolicy, ShardId};
+use towline::{AckLevel, AppendOptions, CommitPolicy, ShardId, ZeroCopy};
 
 use crate::cluster::{Cluster, Plan, Scratch};
 use crate::remote::NodeSettings;
@@ -38,8 +38,7 @@ pub(crate) struct Args {
     /// The replicas' cores [default: the machine's second core]
     #[arg(long, value_delimiter = ',')]
     pub(crate) replica_cpus: Vec<usize>,
-    /// All nodes in one process, instead of each replica in its own. Costs latency: the runtime's
-    /// way to sleep (membarrier) disturbs every core that runs a thread of the same process
+    /// All nodes in one process, instead of each replica in its own
     #[arg(long)]
     pub(crate) in_process: bool,
     /// Seconds of load
@@ -51,6 +50,9 @@ pub(crate) struct Args {
     /// Bytes of a normal batch
     #[arg(long, default_value_t = 512 << 10)]
     pub(crate) batch: usize,
+    /// Whether batches are sent without a copy by the kernel; on loopback it copies all the same
+    #[arg(long, value_enum, default_value_t = NoCopy::Auto)]
+    pub(crate) zero_copy: NoCopy,
     /// Bytes of segments that each shard writes with zeros before the load
     #[arg(long, default_value_t = 512 << 20)]
     pub(crate) prefill: u64,
@@ -63,6 +65,24 @@ pub(crate) struct Args {
     /// Also print the histograms of each stage
     #[arg(long)]
     pub(crate) stages: bool,
+}
+
+/// Whether batches are sent without a copy.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum NoCopy {
+    Auto,
+    Off,
+    Always,
+}
+
+impl From<NoCopy> for ZeroCopy {
+    fn from(no_copy: NoCopy) -> Self {
+        match no_copy {
+            NoCopy::Auto => Self::Auto,
+            NoCopy::Off => Self::Off,
+            NoCopy::Always => Self::Always,
+        }
+    }
 }
 
 /// Runs it.
@@ -88,6 +108,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
         replicas: args.replicas,
         policy: args.policy.unwrap_or(if args.replicas == 0 { CommitPolicy::Local } else { flushed(args.replicas) }),
         separate: !args.in_process,
+        zero_copy: args.zero_copy.into(),
         primary: settings(&args.cpus),
         replica: settings(&replica_cpus),
     };

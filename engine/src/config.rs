@@ -133,6 +133,19 @@ pub enum TooFewReplicas {
     Refuse,
 }
 
+/// Whether batches are sent to replicas from where they are, without a copy by the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ZeroCopy {
+    /// Each link tries with large sends, and goes by what the kernel reports: on loopback, for example,
+    /// it copies all the same, and the link goes back to plain sends for a while.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+    /// Every batch, whatever the kernel reports.
+    Always,
+}
+
 /// A primary's configuration.
 #[derive(Clone, Debug)]
 pub struct PrimaryConfig {
@@ -154,6 +167,8 @@ pub struct PrimaryConfig {
     /// each shard. A replica that is further behind loses its slot; log that is not committed is kept,
     /// and appends are refused. Default: see [`RetainMax::Auto`].
     pub retain_max: RetainMax,
+    /// Whether batches are sent without a copy. Default: where that works.
+    pub zero_copy: ZeroCopy,
     /// How long a slot may be without a link before it is lost. Default: for ever; 1 s to 366 days.
     pub slot_idle_max: Option<Duration>,
     /// Listen on an address that is not loopback although nothing authenticates a peer yet.
@@ -180,6 +195,7 @@ impl PrimaryConfig {
             deadline: Duration::from_secs(10),
             too_few: TooFewReplicas::Wait,
             retain_max: RetainMax::Auto,
+            zero_copy: ZeroCopy::Auto,
             slot_idle_max: None,
             insecure_no_auth: false,
             promote: false,

@@ -66,7 +66,7 @@ pub mod units;
 pub use rt::world;
 
 pub use apply::{AppliedBatch, Apply, ApplyError, ApplyFn, Deliver, LogApply};
-pub use config::{ConfigError, NodeConfig, PrimaryConfig, ReplicaConfig, Retain, RetainMax, TooFewReplicas};
+pub use config::{ConfigError, NodeConfig, PrimaryConfig, ReplicaConfig, Retain, RetainMax, TooFewReplicas, ZeroCopy};
 pub use node::{Primary, Replica, ShardStatus, SlotKind, SlotState, SlotStatus};
 pub use outcome::{AppendError, Appended, Bookmark, Outcome};
 pub use protocol::policy::{CommitPolicy, PolicyError};

@@ -72,6 +72,14 @@ pub const HEARTBEAT: Duration = Duration::from_millis(1000);
 pub const PIGGYBACK: Duration = Duration::from_millis(1);
 /// Most bytes of one batch that a replica waits for at a time.
 pub const RECEIVE_LOW_WATER: usize = 64 << 10;
+/// Fewer bytes than this are not worth a send without a copy: pinning their pages costs more.
+pub const ZERO_COPY_BYTES_MIN: usize = 32 << 10;
+/// Sends in a row that the kernel copied all the same, after which a link tries no more for a while.
+pub const ZERO_COPY_TRIES: u32 = 4;
+/// For how long, the first time; it doubles.
+pub const ZERO_COPY_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// For how long at most.
+pub const ZERO_COPY_PAUSE_MAX: Duration = Duration::from_secs(600);
 /// How long a send may make no progress.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a folder's lock or a port is tried that a killed process may still hold.

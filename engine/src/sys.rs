@@ -125,6 +125,15 @@ pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Ends a TCP connection without waiting for anybody: what was to be sent is thrown away.
+pub(crate) fn abort(fd: RawFd) {
+    // SAFETY: sockaddr is plain data for which all zeros is a value.
+    let mut nowhere: libc::sockaddr = unsafe { std::mem::zeroed() };
+    nowhere.sa_family = libc::AF_UNSPEC as libc::sa_family_t;
+    // SAFETY: the address outlives the call. It can only fail for a socket that has ended.
+    unsafe { libc::connect(fd, &raw const nowhere, size_of::<libc::sockaddr>() as libc::socklen_t) };
+}
+
 /// Sends pieces in one call, without blocking. `WouldBlock` if nothing could be taken.
 pub(crate) fn send(fd: RawFd, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
     // SAFETY: msghdr is plain data for which all zeros is a value.

@@ -91,7 +91,7 @@ counters! {
     receive_calls,
     /// Bytes sent to replicas and clients.
     sent_bytes,
-    /// Sends that the kernel did not copy: none yet, no zero-copy send is made.
+    /// Sends to replicas that the kernel did not copy.
     zero_copy_sends,
     /// Sends to replicas that the kernel copied.
     copied_sends,

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use towline::telemetry::Stage;
-use towline::{AckLevel, CommitPolicy, Outcome, Primary, PrimaryConfig, Replica, ReplicaConfig, ShardId};
+use towline::{AckLevel, CommitPolicy, Outcome, Primary, PrimaryConfig, Replica, ReplicaConfig, ShardId, ZeroCopy};
 
 fn primary_config(data: &std::path::Path, shards: u32) -> PrimaryConfig {
     let mut config = PrimaryConfig::new(data);
@@ -18,8 +18,17 @@ fn primary_config(data: &std::path::Path, shards: u32) -> PrimaryConfig {
 
 #[test]
 fn a_commit_under_ack_n_is_on_every_replicas_device_and_the_logs_are_identical() {
+    committed_everywhere(ZeroCopy::Auto);
+}
+
+#[test]
+fn so_it_is_when_every_batch_is_sent_from_the_buffer_that_goes_to_the_device() {
+    committed_everywhere(ZeroCopy::Always);
+}
+
+fn committed_everywhere(zero_copy: ZeroCopy) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let primary = Primary::open(primary_config(&dir.path().join("p"), 2)).unwrap();
+    let primary = Primary::open(PrimaryConfig { zero_copy, ..primary_config(&dir.path().join("p"), 2) }).unwrap();
     let addr = primary.listening().unwrap();
     let replicas: Vec<_> = ["r1", "r2"]
         .iter()

@@ -262,6 +262,7 @@ impl Cluster {
                 config.promote_above = self.newest_term;
                 config.retain_max = plan.retain_max;
                 config.slot_idle_max = plan.slot_idle_max;
+                config.zero_copy = plan.zero_copy;
                 let configured = others.len();
                 config.replicas = others;
                 let client = Client { oracle: self.oracle.clone(), node: n, configured, plan, seed };

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use towline::{CommitPolicy, Retain, RetainMax, TooFewReplicas};
+use towline::{CommitPolicy, Retain, RetainMax, TooFewReplicas, ZeroCopy};
 
 use super::world::rng::Rng;
 
@@ -149,6 +149,8 @@ pub struct Plan {
     pub policy: CommitPolicy,
     /// The deadline of a commit that does not say.
     pub deadline: Duration,
+    /// Whether batches are sent without a copy.
+    pub zero_copy: ZeroCopy,
     /// What is done while too few replicas are connected.
     pub too_few: TooFewReplicas,
     /// Policies that commits ask for.
@@ -234,6 +236,7 @@ impl Plan {
         };
         let slot_idle_max = s.chance(0.2).then(|| Duration::from_secs(2 + s.below(3)));
         let slots_anew = s.chance(0.5);
+        let zero_copy = [ZeroCopy::Auto, ZeroCopy::Off, ZeroCopy::Always][s.below(3) as usize];
         let clients = 1 + r.below(4) as usize;
         let appends = 20 + r.below(240);
         Self {
@@ -252,6 +255,7 @@ impl Plan {
             retain_max,
             slot_idle_max,
             slots_anew,
+            zero_copy,
             policy,
             deadline: Duration::from_millis([30, 300, 2000][r.below(3) as usize]),
             too_few: if r.chance(0.2) { TooFewReplicas::Refuse } else { TooFewReplicas::Wait },

@@ -32,7 +32,7 @@ use io_uring::squeue::Entry;
 
 use super::ring::{self, Keep};
 use super::timers::{TimerId, Timers};
-use super::uring::Uring;
+use super::uring::{Ended, Uring};
 
 /// glommio's preemption timer.
 pub(super) const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -43,6 +43,8 @@ const TURN_NS: u64 = 100_000_000;
 const BUSY_TURN_NS: u64 = 200_000;
 /// The longest wait in our ring.
 const WAIT_MAX_NS: u64 = 1_000_000_000;
+/// How long an executor's end waits for the peers of zero-copy sends.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// The longest that glommio may sleep by mistake.
 const WATCH: Duration = Duration::from_millis(50);
 /// Rounds of ready tasks after which the kernel is entered although nothing has to be waited for.
@@ -306,7 +308,8 @@ pub(super) struct Operation {
 }
 
 impl Future for Operation {
-    type Output = (Keep, io::Result<usize>);
+    /// What was kept, if the kernel is done with it.
+    type Output = (Option<(Keep, Ended)>, io::Result<usize>);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let op = self.op.expect("it is polled until it is ready");
@@ -531,11 +534,13 @@ impl Hot {
             waker.queued.store(false, Ordering::Release);
             waker.task.wake_by_ref();
         }
-        drop(seen.kept);
+        for (keep, ended) in seen.kept {
+            keep.released(ended);
+        }
         came
     }
 
-    fn end(&self) -> Vec<Keep> {
+    fn end(&self) -> Vec<(Keep, Ended)> {
         self.ended.set(true);
         OWNER.set(std::ptr::null());
         let mut foreign = self.shared.lock();
@@ -543,7 +548,7 @@ impl Hot {
         let woken = std::mem::take(&mut foreign.woken);
         drop(foreign);
         drop(woken);
-        self.uring.borrow_mut().end()
+        self.uring.borrow_mut().end(PATIENCE, Keep::insist)
     }
 }
 

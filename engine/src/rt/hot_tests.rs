@@ -1,7 +1,8 @@
 //! The loop on the real kernel.
 
-use std::cell::Cell;
+use std::cell::{Cell, UnsafeCell};
 use std::future::poll_fn;
+use std::io::{ErrorKind, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -155,6 +156,91 @@ fn a_wait_for_a_socket_ends_with_its_task_and_its_descriptor_can_be_used_again()
         let fd = socket.as_raw_fd();
         assert!(fd >= 0);
         drop(socket.into_inner().unwrap());
+    });
+}
+
+/// Bytes that are overwritten the moment the kernel has let go of them, as the next user of a buffer
+/// would.
+struct Poisoned {
+    bytes: UnsafeCell<Vec<u8>>,
+    released: Rc<Cell<u64>>,
+}
+
+impl ring::Held for Poisoned {
+    fn pieces(&self) -> Vec<&[u8]> {
+        // SAFETY: they change only in `drop`.
+        let bytes = unsafe { &*self.bytes.get() };
+        vec![&bytes[..7], &bytes[7..]]
+    }
+
+    fn released(&self, _copied: bool) {
+        self.released.set(self.released.get() + 1);
+    }
+}
+
+impl Drop for Poisoned {
+    fn drop(&mut self) {
+        self.bytes.get_mut().fill(0xEE);
+    }
+}
+
+#[test]
+fn what_is_sent_without_a_copy_arrives_whole_and_is_let_go_of_once() {
+    const SENDS: u64 = 400;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let there = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut here, _) = listener.accept().unwrap();
+    there.set_nonblocking(true).unwrap();
+    let length = |n: u64| 100 + (n * 7919 % 300_000) as usize;
+    let reader = std::thread::spawn(move || {
+        for n in 0..SENDS {
+            let mut bytes = vec![0; length(n)];
+            here.read_exact(&mut bytes).unwrap();
+            assert!(bytes.iter().all(|b| *b == n as u8), "send {n}");
+        }
+    });
+    run(move || async move {
+        let socket = Pollable::new(OwnedFd::from(there));
+        let (released, mut calls) = (Rc::new(Cell::new(0)), 0);
+        for n in 0..SENDS {
+            let bytes = UnsafeCell::new(vec![n as u8; length(n)]);
+            let held: Rc<dyn ring::Held> = Rc::new(Poisoned { bytes, released: released.clone() });
+            let mut taken = 0;
+            while taken < length(n) {
+                match socket.send_zero_copy(held.clone(), taken).await {
+                    Ok(more) => {
+                        taken += more;
+                        calls += 1;
+                    }
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => socket.writable().await.unwrap(),
+                    Err(e) => panic!("{e}"),
+                }
+            }
+        }
+        // The executor's end waits for the rest.
+        assert!(released.get() <= calls);
+        while released.get() < calls {
+            ring::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    reader.join().unwrap();
+}
+
+#[test]
+fn an_executor_ends_although_a_peer_takes_nothing_of_a_send_without_a_copy() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let there = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (_here, _) = listener.accept().unwrap();
+    there.set_nonblocking(true).unwrap();
+    run(move || async move {
+        let socket = Pollable::new(OwnedFd::from(there));
+        loop {
+            let bytes = UnsafeCell::new(vec![1; 1 << 20]);
+            let held = Rc::new(Poisoned { bytes, released: Rc::default() });
+            if socket.send_zero_copy(held, 0).await.is_err() {
+                break;
+            }
+        }
     });
 }
 

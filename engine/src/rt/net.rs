@@ -3,13 +3,25 @@
 use std::io::{self, IoSlice};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
 #[cfg(feature = "sim")]
 use std::sync::Arc;
 
+pub(crate) use super::ring::Held;
 use super::ring::Pollable;
 #[cfg(feature = "sim")]
 use super::world;
 use crate::sys;
+
+/// What there is behind the first `skip` bytes.
+pub(crate) fn behind(mut pieces: Vec<&[u8]>, mut skip: usize) -> Vec<&[u8]> {
+    pieces.retain_mut(|piece| {
+        let gone = skip.min(piece.len());
+        (skip, *piece) = (skip - gone, &piece[gone..]);
+        !piece.is_empty()
+    });
+    pieces
+}
 
 /// A connected socket that belongs to no executor.
 pub(crate) enum Detached {
@@ -69,6 +81,21 @@ impl Socket {
             Self::Ring(socket) => sys::send(socket.as_raw_fd(), pieces),
             #[cfg(feature = "sim")]
             Self::World(socket) => socket.send(pieces),
+        }
+    }
+
+    /// Sends from where the bytes are, all but the first `skip`: they are held until the kernel has let
+    /// go of them, which may be long after this. Says how many bytes it took.
+    pub(crate) async fn send_zero_copy(&self, held: Rc<dyn Held>, skip: usize) -> io::Result<usize> {
+        match self {
+            Self::Ring(socket) => socket.send_zero_copy(held, skip).await,
+            #[cfg(feature = "sim")]
+            Self::World(socket) => {
+                let rest = behind(held.pieces(), skip);
+                let sent = socket.send(&rest.into_iter().map(IoSlice::new).collect::<Vec<_>>())?;
+                held.released(sent % 2 == 0);
+                Ok(sent)
+            }
         }
     }
 

@@ -16,6 +16,7 @@ use glommio::{LocalExecutorBuilder, Placement};
 use io_uring::{opcode, types};
 
 use super::hot::{self, How, Tracked};
+use super::uring::Ended;
 
 /// A thread that runs an executor.
 pub(crate) type ExecutorHandle = glommio::ExecutorJoinHandle<()>;
@@ -57,6 +58,49 @@ pub(super) enum Keep {
     Write(#[allow(dead_code, reason = "held for its drop")] (Rc<DmaFile>, SharedBuf)),
     Read(#[allow(dead_code, reason = "held for its drop")] Rc<DmaFile>, DmaBuffer),
     Socket(#[allow(dead_code, reason = "held for its drop")] Rc<OwnedFd>),
+    Send(Box<Sending>),
+}
+
+impl Keep {
+    /// The kernel uses it no more; of a zero-copy send it says how that went.
+    pub(super) fn released(self, Ended(usage): Ended) {
+        if let (Self::Send(sending), Some(usage)) = (self, usage) {
+            // IORING_NOTIF_USAGE_ZC_COPIED, the sign bit.
+            sending.held.released(usage < 0);
+        }
+    }
+
+    /// Makes the kernel let go of what it would send.
+    pub(super) fn insist(&self) {
+        if let Self::Send(sending) = self {
+            crate::sys::abort(sending.socket.as_raw_fd());
+        }
+    }
+}
+
+/// A zero-copy send: what the kernel reads until it says that it has let go.
+pub(super) struct Sending {
+    socket: Rc<OwnedFd>,
+    held: Rc<dyn Held>,
+    /// Points into `held`.
+    pieces: Vec<libc::iovec>,
+    /// Points to `pieces`.
+    message: libc::msghdr,
+}
+
+impl std::fmt::Debug for Sending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Sending({} pieces)", self.pieces.len())
+    }
+}
+
+/// Bytes that stay where they are, and do not change, as long as this lives.
+pub(crate) trait Held {
+    /// The bytes in order: the same each time.
+    fn pieces(&self) -> Vec<&[u8]>;
+
+    /// The kernel has let go of them; whether it had copied them.
+    fn released(&self, copied: bool);
 }
 
 /// What is known of a task that was started.
@@ -292,7 +336,7 @@ impl DirectFile {
         let reading =
             unsafe { hot::operation(&entry.offset(at).build(), Keep::Read(self.0.clone(), buf), How::AtOnce) };
         let (keep, result) = reading.await;
-        let Keep::Read(_, mut buf) = keep else { unreachable!("a read keeps what it reads into") };
+        let Some((Keep::Read(_, mut buf), _)) = keep else { unreachable!("a read keeps what it reads into") };
         buf.trim_to_size(result?);
         Ok(ReadBuf(Rc::new(buf)))
     }
@@ -350,6 +394,32 @@ impl Pollable {
         // SAFETY: what is kept holds the descriptor open; there is no memory.
         let waiting = unsafe { hot::operation(&entry, Keep::Socket(self.0.clone()), How::Whenever) };
         waiting.await.1.map(drop)
+    }
+
+    /// Sends from where the bytes are, all but the first `skip`: they are held until the kernel has let
+    /// go of them. Says how many bytes it took.
+    pub(crate) async fn send_zero_copy(&self, held: Rc<dyn Held>, skip: usize) -> io::Result<usize> {
+        // IORING_SEND_ZC_REPORT_USAGE.
+        const REPORT_USAGE: u16 = 8;
+        let piece = |p: &[u8]| libc::iovec { iov_base: p.as_ptr().cast_mut().cast(), iov_len: p.len() };
+        let pieces: Vec<_> = super::net::behind(held.pieces(), skip).into_iter().map(piece).collect();
+        // SAFETY: msghdr is plain data for which all zeros is a value.
+        let message = unsafe { std::mem::zeroed() };
+        let mut sending = Box::new(Sending { socket: self.0.clone(), held, pieces, message });
+        sending.message.msg_iov = sending.pieces.as_mut_ptr();
+        sending.message.msg_iovlen = sending.pieces.len();
+        let entry = opcode::SendMsgZc::new(types::Fd(self.0.as_raw_fd()), &raw const sending.message)
+            .flags((libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) as u32)
+            .ioprio(REPORT_USAGE)
+            .build();
+        // SAFETY: what is kept holds the descriptor open, and message, pieces and bytes where they are:
+        // all of them are behind pointers that do not move with it.
+        let sending = unsafe { hot::operation(&entry, Keep::Send(sending), How::AtOnce) };
+        let (kept, result) = sending.await;
+        if let Some((keep, ended)) = kept {
+            keep.released(ended);
+        }
+        result
     }
 
     /// Takes the descriptor back, to hand it to another executor.

@@ -8,10 +8,10 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::squeue::Entry;
-use io_uring::{IoUring, opcode, types};
+use io_uring::{IoUring, cqueue, opcode, types};
 
 /// Entries of the submission queue; when it is full it is submitted. The kernel keeps completions for
 /// which there is no room.
@@ -22,15 +22,24 @@ const NOBODY: u64 = u64::MAX;
 const BELL: u64 = u64::MAX - 1;
 
 /// Where an operation is. `K` is what it keeps alive.
+///
+/// Most say one thing and are over. A zero-copy send says twice: how much it took, and later that the
+/// kernel has let go of the memory.
 #[derive(Debug)]
 enum Op<K> {
     Free,
-    /// The kernel may use what is kept.
+    /// It has said nothing yet.
     InFlight(K, Option<Waker>),
-    /// As that, but nobody waits for it any more.
-    Forgotten(#[allow(dead_code, reason = "held for its drop")] K),
-    Done(K, i32),
+    /// It has said what came of it, and nobody has looked; the kernel may still use what is kept.
+    Said(K, i32, Option<Ended>),
+    /// As that, or it has said nothing yet; but somebody has looked, or nobody will. What it said, if
+    /// it has.
+    Left(K, Option<i32>),
 }
+
+/// The kernel is done with an operation; of a zero-copy send it says how it went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ended(pub(super) Option<i32>);
 
 /// The rings, and the operations in them.
 pub(super) struct Uring<K> {
@@ -88,32 +97,37 @@ impl<K> Uring<K> {
         }
     }
 
-    /// What came of an operation, once; until then `waker` is told.
-    pub(super) fn poll(&mut self, op: u32, waker: &Waker) -> Poll<(K, i32)> {
-        match &mut self.ops[op as usize] {
-            Op::InFlight(_, waiting) => {
-                match waiting {
-                    Some(w) => w.clone_from(waker),
-                    None => *waiting = Some(waker.clone()),
-                }
+    /// What came of an operation, once; until then `waker` is told. What it has kept is given back if
+    /// the kernel is done with it; if not, [`Uring::reap`] gives it.
+    pub(super) fn poll(&mut self, op: u32, waker: &Waker) -> Poll<(Option<(K, Ended)>, i32)> {
+        let slot = &mut self.ops[op as usize];
+        match std::mem::replace(slot, Op::Free) {
+            Op::InFlight(keep, waiting) => {
+                let waiting = match waiting {
+                    Some(known) if known.will_wake(waker) => known,
+                    _ => waker.clone(),
+                };
+                *slot = Op::InFlight(keep, Some(waiting));
                 Poll::Pending
             }
-            Op::Done(..) => {
-                let Op::Done(keep, result) = std::mem::replace(&mut self.ops[op as usize], Op::Free) else {
-                    unreachable!("it was just seen");
-                };
+            Op::Said(keep, result, Some(ended)) => {
                 self.free.push(op);
-                Poll::Ready((keep, result))
+                Poll::Ready((Some((keep, ended)), result))
             }
-            Op::Free | Op::Forgotten(_) => unreachable!("operation {op} is nobody's"),
+            Op::Said(keep, result, None) => {
+                *slot = Op::Left(keep, Some(result));
+                Poll::Ready((None, result))
+            }
+            Op::Free | Op::Left(..) => unreachable!("operation {op} is nobody's"),
         }
     }
 
     /// Nobody waits for it any more. With `cancel` the kernel is asked to give it up.
-    pub(super) fn forget(&mut self, op: u32, cancel: bool) -> Option<K> {
-        match std::mem::replace(&mut self.ops[op as usize], Op::Free) {
+    pub(super) fn forget(&mut self, op: u32, cancel: bool) -> Option<(K, Ended)> {
+        let slot = &mut self.ops[op as usize];
+        match std::mem::replace(slot, Op::Free) {
             Op::InFlight(keep, _) => {
-                self.ops[op as usize] = Op::Forgotten(keep);
+                *slot = Op::Left(keep, None);
                 if cancel {
                     let entry = opcode::AsyncCancel::new(u64::from(op)).build().user_data(NOBODY);
                     // SAFETY: it points to nothing.
@@ -121,11 +135,15 @@ impl<K> Uring<K> {
                 }
                 None
             }
-            Op::Done(keep, _) => {
+            Op::Said(keep, _, Some(ended)) => {
                 self.free.push(op);
-                Some(keep)
+                Some((keep, ended))
             }
-            Op::Free | Op::Forgotten(_) => unreachable!("operation {op} is nobody's"),
+            Op::Said(keep, result, None) => {
+                *slot = Op::Left(keep, Some(result));
+                None
+            }
+            Op::Free | Op::Left(..) => unreachable!("operation {op} is nobody's"),
         }
     }
 
@@ -175,18 +193,28 @@ impl<K> Uring<K> {
                 NOBODY => {}
                 BELL => (self.bell_armed, seen.bell) = (false, true),
                 op => {
-                    self.in_flight -= 1;
+                    let more = cqueue::more(cqe.flags());
+                    self.in_flight -= usize::from(!more);
+                    // A send that took nothing is let go of too, and says nothing by it.
+                    let ended = |said: i32| {
+                        let usage = (cqueue::notif(cqe.flags()) && said >= 0).then_some(cqe.result());
+                        (!more).then_some(Ended(usage))
+                    };
                     let slot = &mut self.ops[op as usize];
                     match std::mem::replace(slot, Op::Free) {
                         Op::InFlight(keep, waker) => {
-                            *slot = Op::Done(keep, cqe.result());
+                            *slot = Op::Said(keep, cqe.result(), ended(cqe.result()));
                             wake.extend(waker);
                         }
-                        Op::Forgotten(keep) => {
-                            self.free.push(op as u32);
-                            seen.kept.push(keep);
-                        }
-                        Op::Free | Op::Done(..) => unreachable!("operation {op} completed twice"),
+                        Op::Said(keep, said, _) => *slot = Op::Said(keep, said, ended(said)),
+                        Op::Left(keep, said) => match ended(said.unwrap_or(cqe.result())) {
+                            None => *slot = Op::Left(keep, said.or(Some(cqe.result()))),
+                            Some(ended) => {
+                                self.free.push(op as u32);
+                                seen.kept.push((keep, ended));
+                            }
+                        },
+                        Op::Free => unreachable!("operation {op} was over"),
                     }
                 }
             }
@@ -195,17 +223,28 @@ impl<K> Uring<K> {
     }
 
     /// Asks the kernel to give up whatever waits for a socket, and waits until it uses nothing any
-    /// more. What was kept is given back.
-    pub(super) fn end(&mut self) -> Vec<K> {
+    /// more. Whatever is still kept after `patience` is given to `insist`.
+    pub(super) fn end(&mut self, patience: Duration, insist: impl Fn(&K)) -> Vec<(K, Ended)> {
         let mut kept = Vec::new();
         for op in 0..self.ops.len() as u32 {
-            if matches!(self.ops[op as usize], Op::InFlight(..)) {
-                kept.extend(self.forget(op, true));
+            match &self.ops[op as usize] {
+                Op::InFlight(..) => kept.extend(self.forget(op, true)),
+                Op::Said(..) => kept.extend(self.forget(op, false)),
+                Op::Free | Op::Left(..) => {}
             }
         }
+        let began = Instant::now();
+        let mut insisted = false;
         while self.in_flight > 0 {
             self.enter(Some(Duration::from_millis(10)));
             kept.extend(self.reap(&mut Vec::new()).kept);
+            if began.elapsed() > patience && !std::mem::replace(&mut insisted, true) {
+                for op in &self.ops {
+                    if let Op::Left(keep, _) = op {
+                        insist(keep);
+                    }
+                }
+            }
         }
         kept
     }
@@ -216,6 +255,6 @@ pub(super) struct Seen<K> {
     pub(super) completions: usize,
     /// The bell's descriptor is readable.
     pub(super) bell: bool,
-    /// What forgotten operations have kept: to be dropped where nothing is borrowed.
-    pub(super) kept: Vec<K>,
+    /// What operations have kept that nobody waits for: to be dropped where nothing is borrowed.
+    pub(super) kept: Vec<(K, Ended)>,
 }

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use towline_wire::{Chain, Lsn, Seq, ShardId, SystemId, Term};
 
-use crate::config::{NodeConfig, Retain, TooFewReplicas};
+use crate::config::{NodeConfig, Retain, TooFewReplicas, ZeroCopy};
 use crate::limits;
 use crate::node::Watermark;
 use crate::notify::Changed;
@@ -58,6 +58,7 @@ pub(crate) struct ShardConfig {
     /// How long a slot may be without a link.
     pub(crate) slot_idle_max: Option<Duration>,
     pub(crate) live_window_bytes: u64,
+    pub(crate) zero_copy: ZeroCopy,
     pub(crate) policy: CommitPolicy,
     pub(crate) need: Requirement,
     pub(crate) deadline: Duration,
@@ -81,6 +82,7 @@ impl ShardConfig {
             retention: Limits { keep: keep(node.retain), cap: None, segment_bytes },
             slot_idle_max: None,
             live_window_bytes: node.live_window_bytes as u64,
+            zero_copy: ZeroCopy::Auto,
             policy: CommitPolicy::Local,
             need: CommitPolicy::Local.requirement(0).expect("local always holds"),
             deadline: Duration::from_secs(10),

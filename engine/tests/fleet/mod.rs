@@ -91,6 +91,8 @@ impl Fleet {
             let mut args = vec!["--role", "primary", "--listen", &listen, "--replicas", &others];
             // However fast the load is while a replica is away, the replica is to come back.
             args.extend(["--retain-max", "none"]);
+            // What is sent is read by the kernel later: whatever changes it meanwhile shows.
+            args.extend(["--zero-copy", "always"]);
             args.extend(["--commit", self.policy, "--segment-size", "256KiB", "--cpus", "0"]);
             args.extend(promote.then_some("--promote"));
             args.extend(&self.options);

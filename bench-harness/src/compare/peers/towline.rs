@@ -38,6 +38,7 @@ pub(super) fn plan(scope: Scope, cpus: &Cpus) -> Plan {
         replicas,
         policy: if replicas == 0 { CommitPolicy::Local } else { flushed },
         separate: true,
+        zero_copy: towline::ZeroCopy::Auto,
         primary: settings(&cpus.first),
         replica: settings(&others),
     }

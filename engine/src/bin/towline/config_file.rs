@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::de::{Error as _, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
-use towline::{CommitPolicy, Retain, RetainMax, TooFewReplicas, units};
+use towline::{CommitPolicy, Retain, RetainMax, TooFewReplicas, ZeroCopy, units};
 
 /// Every setting, each of them optional. The comments are `--help`'s; `docs/towline.example.toml`
 /// says more.
@@ -113,6 +113,10 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "TIME")]
     pub(crate) slot_idle_max: Option<Time>,
 
+    /// Primary: whether batches are sent without a copy by the kernel [default: auto, where it works]
+    #[arg(long, value_enum, value_name = "auto|off|always", hide_possible_values = true)]
+    pub(crate) zero_copy: Option<NoCopy>,
+
     /// Bytes of recent batches that each shard keeps in memory for links and tails, at most 16GiB
     /// [default: 16MiB]
     #[arg(long, value_name = "SIZE")]
@@ -153,6 +157,7 @@ macro_rules! every_field {
             retain,
             retain_max,
             slot_idle_max,
+            zero_copy,
             live_window,
             io_memory,
             insecure_no_auth
@@ -182,6 +187,7 @@ impl Settings {
                 ("max-linger", self.max_linger.is_some()),
                 ("retain-max", self.retain_max.is_some()),
                 ("slot-idle-max", self.slot_idle_max.is_some()),
+                ("zero-copy", self.zero_copy.is_some()),
             ],
             [
                 ("name", self.name.is_some()),
@@ -202,6 +208,25 @@ pub(crate) enum Role {
     Primary,
     /// Follows a primary.
     Replica,
+}
+
+/// Whether batches are sent without a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum NoCopy {
+    Auto,
+    Off,
+    Always,
+}
+
+impl From<NoCopy> for ZeroCopy {
+    fn from(no_copy: NoCopy) -> Self {
+        match no_copy {
+            NoCopy::Auto => Self::Auto,
+            NoCopy::Off => Self::Off,
+            NoCopy::Always => Self::Always,
+        }
+    }
 }
 
 /// What to do while too few replicas are connected.

@@ -312,6 +312,7 @@ fn plan(settings: Settings, promote: bool, above_term: Option<Term>) -> Result<R
             config.too_few = settings.too_few.map_or(config.too_few, Into::into);
             config.retain_max = settings.retain_max.map_or(config.retain_max, |m| m.0);
             config.slot_idle_max = settings.slot_idle_max.map(|t| t.0);
+            config.zero_copy = settings.zero_copy.map_or(config.zero_copy, Into::into);
             config.insecure_no_auth = insecure_no_auth;
             config.promote = promote;
             config.promote_above = above_term.unwrap_or(config.promote_above);

@@ -5,12 +5,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::limits;
 use crate::notify::Changed;
 use crate::rt;
-use crate::rt::net::{Detached, Socket};
+use crate::rt::net::{Detached, Held, Socket, behind};
 
 /// A connection.
 #[derive(Debug)]
@@ -105,6 +106,45 @@ impl Conn {
         Ok(())
     }
 
+    /// As [`Conn::send`], from where the bytes are: they are held until the kernel has let go of them.
+    /// Says whether it can be done here; if not, they have been sent with a copy.
+    pub(crate) async fn send_zero_copy(&self, held: Rc<dyn Held>) -> io::Result<bool> {
+        let _turn = self.turns.take().await;
+        if self.torn.replace(true) {
+            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "a send before was not finished"));
+        }
+        let total: usize = held.pieces().iter().map(|p| p.len()).sum();
+        let (mut taken, mut possible) = (0, true);
+        while total > taken && possible {
+            match self.socket.send_zero_copy(held.clone(), taken).await {
+                Ok(more) => {
+                    taken += more;
+                    self.said_ns.set(rt::now_ns());
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wait_for_room().await?,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    let known = [libc::EINVAL, libc::ENOBUFS, libc::ENOMEM, libc::EOPNOTSUPP];
+                    if e.raw_os_error().is_none_or(|code| !known.contains(&code)) {
+                        return Err(e);
+                    }
+                    // Nothing may be locked in memory any more, or this is no socket for it.
+                    possible = false;
+                }
+            }
+        }
+        self.sent_bytes.set(self.sent_bytes.get() + taken as u64);
+        self.send_now(&behind(held.pieces(), taken)).await?;
+        self.torn.set(false);
+        Ok(possible)
+    }
+
+    async fn wait_for_room(&self) -> io::Result<()> {
+        rt::timeout(limits::WRITE_TIMEOUT, self.socket.writable())
+            .await
+            .unwrap_or_else(|| Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing")))
+    }
+
     async fn send_now(&self, pieces: &[&[u8]]) -> io::Result<()> {
         let mut vectors = [IoSlice::new(&[]); PIECES_MAX];
         assert!(pieces.len() <= PIECES_MAX);
@@ -123,11 +163,7 @@ impl Conn {
                     self.said_ns.set(rt::now_ns());
                     IoSlice::advance_slices(&mut rest, sent);
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    rt::timeout(limits::WRITE_TIMEOUT, self.socket.writable())
-                        .await
-                        .unwrap_or_else(|| Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing")))?;
-                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wait_for_room().await?,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }

@@ -12,3 +12,4 @@ pub(crate) mod frames;
 pub(crate) mod from_primary;
 pub(crate) mod lookahead;
 pub(crate) mod to_replica;
+mod zero_copy;

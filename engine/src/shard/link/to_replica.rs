@@ -12,6 +12,7 @@ use towline_wire::{Lsn, PROTOCOL_VERSION};
 
 use super::conn::Conn;
 use super::frames::{self, FrameReader, LinkError};
+use super::zero_copy::{Adaptive, Outgoing, Reports};
 use crate::limits;
 use crate::protocol::primary::{HelloAnswer, LogEnds};
 use crate::rt;
@@ -32,6 +33,9 @@ struct Link {
     number: u64,
     /// Batches sent from memory, for the ack's stages: end, when sent, received already.
     timed: RefCell<VecDeque<(Lsn, u64, bool)>>,
+    zero_copy: Cell<Adaptive>,
+    /// What the kernel reported of sends without a copy.
+    reports: Rc<Reports>,
     closed: Cell<bool>,
 }
 
@@ -168,6 +172,8 @@ async fn run(shard: &Rc<Shard>, superblock: &LiveSuperblock, conn: &Rc<Conn>, he
         slot,
         number,
         timed: RefCell::default(),
+        zero_copy: Cell::new(Adaptive::new(shard.config.zero_copy)),
+        reports: Rc::default(),
         closed: Cell::new(false),
     });
     tracing::info!(shard = shard.id.0, replica = %hello.name, from = from.0, "link begins");
@@ -285,7 +291,15 @@ impl Link {
 
     fn add_counts(&self) {
         let sends = self.shard.count_traffic(&self.conn);
-        self.shard.count(|c| c.copied_sends += sends);
+        let (copied, not_copied) = (self.reports.copied.take(), self.reports.not_copied.take());
+        let mut adaptive = self.zero_copy.get();
+        (0..copied).for_each(|_| adaptive.on_released(true, rt::now_ns()));
+        (0..not_copied).for_each(|_| adaptive.on_released(false, rt::now_ns()));
+        self.zero_copy.set(adaptive);
+        self.shard.count(|c| {
+            c.copied_sends += sends + copied;
+            c.zero_copy_sends += not_copied;
+        });
     }
 
     async fn send_all(&self, mut cursor: Cursor) -> Result<(), LinkError> {
@@ -374,11 +388,32 @@ impl Link {
                 timed.push_back((batch.end, began, false));
             }
         }
-        self.conn.send(&pieces[..2 * batches.len()]).await?;
+        self.send_pieces(&pieces[..2 * batches.len()], &headers[..batches.len()], batches).await?;
         self.shard.telemetry.borrow_mut().record(Stage::Send, rt::now_ns() - began, batches.len() as u64);
         self.add_counts();
         batches.clear();
         Ok(commit)
+    }
+
+    /// Sends frames, without a copy where that pays.
+    async fn send_pieces(
+        &self,
+        pieces: &[&[u8]],
+        headers: &[[u8; frame::HEADER]],
+        batches: &[Rc<Batch>],
+    ) -> Result<(), LinkError> {
+        let bytes = pieces.iter().map(|p| p.len()).sum();
+        if !self.zero_copy.get().wants(bytes, rt::now_ns()) {
+            return Ok(self.conn.send(pieces).await?);
+        }
+        let held = Outgoing::new(headers, batches, self.reports.clone());
+        let possible = self.conn.send_zero_copy(held).await?;
+        let mut adaptive = self.zero_copy.get();
+        if !possible {
+            adaptive.give_up(rt::now_ns());
+        }
+        self.zero_copy.set(adaptive);
+        Ok(())
     }
 
     fn wants_applied(&self) -> bool {
