@@ -9,7 +9,7 @@
 //! is given turns.
 //!
 //! Wakes and polls of tasks are counted, so that the loop knows when nobody is ready. Wake-ups from other
-//! threads come here, through a queue and an eventfd, because glommio would not look for them.
+//! threads come here too ([`super::wakers`]): glommio would not look for them.
 //!
 //! glommio must never find a task ready when it sleeps, and it would: it takes a preemption timer that
 //! fires at the wrong moment for an empty queue. So it has none that ever fires ([`NEVER`]), and
@@ -20,12 +20,11 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use io_uring::squeue::Entry;
@@ -33,6 +32,7 @@ use io_uring::squeue::Entry;
 use super::ring::{self, Keep};
 use super::timers::{TimerId, Timers};
 use super::uring::{Ended, Uring};
+use super::wakers::{OWNER, STEPS, Shared, TaskWaker};
 
 /// glommio's preemption timer.
 pub(super) const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -54,104 +54,7 @@ const FAIR_NS: u64 = 500_000;
 
 thread_local! {
     static HERE: RefCell<Option<Guard>> = const { RefCell::new(None) };
-    /// Which executor this thread runs: compared, never followed.
-    static OWNER: Cell<*const Shared> = const { Cell::new(std::ptr::null()) };
-    /// Times that tasks were polled or woken since the loop looked last. Both count: the runtime takes
-    /// steps of its own when it ends a task.
-    static STEPS: Cell<u64> = const { Cell::new(0) };
 }
-
-/// What other threads see of an executor.
-#[derive(Debug)]
-struct Shared {
-    foreign: Mutex<Foreign>,
-    /// An eventfd: readable when the loop is to wake up.
-    bell: OwnedFd,
-}
-
-#[derive(Debug, Default)]
-struct Foreign {
-    woken: Vec<Arc<TaskWaker>>,
-    /// The loop blocks, or is about to: who adds to the queue rings.
-    asleep: bool,
-    ended: bool,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Foreign> {
-        self.foreign.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// From now on other threads ring, unless there is something to do already.
-    fn fall_asleep(&self) -> bool {
-        let mut foreign = self.lock();
-        foreign.asleep = foreign.woken.is_empty();
-        foreign.asleep
-    }
-}
-
-/// Wakes a task, from any thread.
-#[derive(Debug)]
-struct TaskWaker {
-    task: Waker,
-    executor: Arc<Shared>,
-    /// It is in the queue of its executor.
-    queued: AtomicBool,
-}
-
-impl TaskWaker {
-    fn wake(self: &Arc<Self>) {
-        if OWNER.get() == Arc::as_ptr(&self.executor) {
-            STEPS.set(STEPS.get() + 1);
-            self.task.wake_by_ref();
-            return;
-        }
-        if self.queued.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let mut foreign = self.executor.lock();
-        if foreign.ended {
-            return;
-        }
-        foreign.woken.push(self.clone());
-        let ring = std::mem::take(&mut foreign.asleep);
-        drop(foreign);
-        if ring {
-            crate::sys::ring_bell(self.executor.bell.as_raw_fd());
-        }
-    }
-
-    fn waker(self: Arc<Self>) -> Waker {
-        // SAFETY: the functions of `WAKER` take a pointer from `Arc::into_raw`, and count as they say.
-        unsafe { Waker::new(Arc::into_raw(self).cast(), &WAKER) }
-    }
-}
-
-/// One table, so that `Waker::will_wake` knows a task again: what the standard library makes of
-/// `Arc<impl Wake>` may be there more than once.
-static WAKER: RawWakerVTable = {
-    const fn of(data: *const ()) -> *const TaskWaker {
-        data.cast()
-    }
-    unsafe fn clone(data: *const ()) -> RawWaker {
-        // SAFETY: `data` comes from `Arc::into_raw` and is counted; now once more.
-        unsafe { Arc::increment_strong_count(of(data)) };
-        RawWaker::new(data, &WAKER)
-    }
-    unsafe fn wake(data: *const ()) {
-        // SAFETY: as above; this takes the count over.
-        unsafe { Arc::from_raw(of(data)) }.wake();
-    }
-    unsafe fn wake_by_ref(data: *const ()) {
-        // SAFETY: as above; the count stays.
-        std::mem::ManuallyDrop::new(unsafe { Arc::from_raw(of(data)) }).wake();
-    }
-    unsafe fn drop(data: *const ()) {
-        // SAFETY: as above; this takes the count over.
-        std::mem::drop(unsafe { Arc::from_raw(of(data)) });
-    }
-    RawWakerVTable::new(clone, wake, wake_by_ref, drop)
-};
 
 /// A task that is counted, and whose wakers may be used on any thread.
 pub(super) struct Tracked<F> {
@@ -180,12 +83,7 @@ impl<F: Future> Future for Tracked<F> {
             let Some(Guard(hot)) = here else { return false };
             STEPS.set(STEPS.get() + 1);
             if !known {
-                let ours = TaskWaker {
-                    task: cx.waker().clone(),
-                    executor: hot.shared.clone(),
-                    queued: AtomicBool::new(false),
-                };
-                *wakers = Some((cx.waker().clone(), Arc::new(ours).waker()));
+                *wakers = Some((cx.waker().clone(), TaskWaker::of(cx.waker().clone(), hot.shared.clone())));
             }
             hot.is_later(cx.waker())
         });
@@ -247,7 +145,7 @@ pub(super) fn start() -> io::Result<()> {
     let hot = Rc::new(Hot {
         uring: RefCell::new(uring),
         timers: RefCell::default(),
-        shared: Arc::new(Shared { foreign: Mutex::default(), bell }),
+        shared: Arc::new(Shared::new(bell)),
         readiness,
         always,
         round_ns: Cell::new(ring::now_ns()),
@@ -531,8 +429,7 @@ impl Hot {
         let came = seen.completions > 0 || !wake.is_empty() || !woken.is_empty();
         wake.drain(..).for_each(Waker::wake);
         for waker in woken.drain(..) {
-            waker.queued.store(false, Ordering::Release);
-            waker.task.wake_by_ref();
+            waker.arrive();
         }
         for (keep, ended) in seen.kept {
             keep.released(ended);

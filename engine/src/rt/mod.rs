@@ -24,6 +24,7 @@ pub(crate) mod net;
 mod ring;
 mod timers;
 mod uring;
+mod wakers;
 pub(crate) mod worker;
 #[cfg(feature = "sim")]
 pub mod world;
