@@ -95,6 +95,7 @@ impl Primary {
             (shard.deadline, shard.too_few) = (config.deadline, config.too_few);
             shard.retention.cap = config.retention_cap(segment_bytes);
             shard.slot_idle_max = config.slot_idle_max;
+            shard.flow = config.flow();
             let id = slice.superblock.shard;
             let gate = CommitGate::new(need, names.len(), slice.end.lsn, slice.commit);
             let identity = (system, id, config.shards);
