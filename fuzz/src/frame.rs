@@ -97,7 +97,7 @@ fn checked(kind: FrameKind, payload: &[u8]) -> bool {
 fn unpacked(head: PackedHead, block: &[u8]) {
     assert!(head.batch_len <= block.len() * PACKED_RATIO_MAX);
     let mut batch = vec![0; head.batch_len];
-    if lz4_flex::block::decompress_into(block, &mut batch) == Ok(head.batch_len) {
+    if lz4_flex::block::decompress_into(block, &mut batch).is_ok_and(|n| n == head.batch_len) {
         let _ = BatchView::check(&batch);
     }
 }
