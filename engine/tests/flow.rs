@@ -87,7 +87,9 @@ fn a_link_has_no_more_under_way_than_its_window_or_one_batch() {
     until_same(&primary, &r2);
     until_same(&primary, &r1);
     assert!(of(&primary).telemetry.counters.window_waits > 0);
-    (r1.stop(), r2.stop(), primary.stop());
+    r1.stop();
+    r2.stop();
+    primary.stop();
     assert!(on_disk(&place.path("p")) == on_disk(&place.path("r2")));
 }
 
@@ -156,7 +158,9 @@ fn a_link_that_compresses_leaves_the_same_bytes_on_both_disks_and_gives_up_where
     until_same(&primary, &r1);
     until_same(&primary, &r2);
     assert_eq!(of(&primary).telemetry.counters.packed_batches, squeezed.telemetry.counters.packed_batches);
-    (r1.stop(), r2.stop(), primary.stop());
+    r1.stop();
+    r2.stop();
+    primary.stop();
     for node in ["r1", "r2"] {
         assert!(on_disk(&place.path("p")) == on_disk(&place.path(node)), "{node} holds something else");
     }
