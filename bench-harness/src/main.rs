@@ -4,11 +4,13 @@
 //! each second and the 99th percentile of a commit, each beside its limit.
 
 mod allocations;
+mod catch_up;
 mod cluster;
 mod compare;
 mod counts;
 mod enumerate;
 mod limit;
+mod many_cmd;
 mod pipe;
 mod remote;
 mod report;
@@ -41,6 +43,11 @@ enum Command {
     /// What this machine can do: durable overwrites, round trips, streams; beside fio if it is
     /// installed
     Limit(limit::Args),
+    /// A replica that was away catches up, beside what disk and loopback can do, and beside what commits
+    /// of the others cost meanwhile
+    CatchUp(catch_up::Args),
+    /// What a hundred links, 64 shards, and ten thousand connections that come and go cost
+    Many(many_cmd::Args),
     /// A pipe of real files through the real commands: appended, replicated, read back, compared
     Pipe(pipe::Args),
     /// Every way in which a crash can leave a disk, at every boundary of a call: opened and checked
@@ -66,6 +73,8 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Some(Command::Limit(args)) => limit::run(&args),
         Some(Command::Counts(args)) => counts::run(&args),
+        Some(Command::CatchUp(args)) => catch_up::run(&args),
+        Some(Command::Many(args)) => many_cmd::run(&args),
         Some(Command::Pipe(args)) => pipe::run(&args),
         Some(Command::Images(args)) => enumerate::every_image(&args),
         Some(Command::Errors(args)) => enumerate::every_error(&args),

@@ -54,11 +54,13 @@ pub enum Canary {
     RecycleAboveSlot,
     /// What a replica has goes on counting for commits after its slot is lost.
     LostSlotCounts,
+    /// What a replica has received does not make room in its link's window again.
+    WindowNotReturned,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::AckBeforeFlush,
         Self::OwnCopyInFlight,
         Self::ReceivedAsFlushed,
@@ -83,6 +85,7 @@ impl Canary {
         Self::OnlyCopyOverwritten,
         Self::RecycleAboveSlot,
         Self::LostSlotCounts,
+        Self::WindowNotReturned,
     ];
 }
 

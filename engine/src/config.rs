@@ -11,6 +11,7 @@ use towline_wire::{BLOCK, RECORD_BYTES_MAX, Term};
 
 use crate::limits;
 use crate::protocol::policy::{CommitPolicy, PolicyError, Requirement};
+use crate::shard::Flow;
 use crate::sys;
 
 /// How much of the log a node keeps.
@@ -33,6 +34,16 @@ pub enum RetainMax {
     Unlimited,
     /// This many bytes for each shard: at least what is to be kept and two segments.
     Bytes(u64),
+}
+
+/// How links compress batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Compress {
+    /// Not at all.
+    #[default]
+    Off,
+    /// With LZ4, where that pays, to replicas that understand it.
+    Lz4,
 }
 
 /// What primaries and replicas have in common.
@@ -171,6 +182,17 @@ pub struct PrimaryConfig {
     pub zero_copy: ZeroCopy,
     /// How long a slot may be without a link before it is lost. Default: for ever; 1 s to 366 days.
     pub slot_idle_max: Option<Duration>,
+    /// Bytes in each second that a replica which catches up is sent from disk, all its shards together.
+    /// Default: no cap; at least 64 KiB, and for each shard an equal part.
+    pub catch_up_max: Option<u64>,
+    /// Bytes that a link may have sent and not acknowledged as received, or one batch. Default 32 MiB;
+    /// 4 KiB to 1 GiB.
+    pub link_window_bytes: usize,
+    /// How many bytes each shard's replicas that commits wait for may be behind before batches are held
+    /// back, gently, up to 100 ms for a full one at twice as much. Default: never; at least 4 KiB.
+    pub lag_target: Option<u64>,
+    /// How links to replicas compress batches; the log on disk stays what it is. Default: not at all.
+    pub compress: Compress,
     /// Listen on an address that is not loopback although nothing authenticates a peer yet.
     pub insecure_no_auth: bool,
     /// Take over a folder that was a replica's: its log continues under a new term. Only for an
@@ -197,6 +219,10 @@ impl PrimaryConfig {
             retain_max: RetainMax::Auto,
             zero_copy: ZeroCopy::Auto,
             slot_idle_max: None,
+            catch_up_max: None,
+            link_window_bytes: 32 << 20,
+            lag_target: None,
+            compress: Compress::Off,
             insecure_no_auth: false,
             promote: false,
             promote_above: Term::ZERO,
@@ -221,6 +247,7 @@ impl PrimaryConfig {
         }
         check_listen(self.listen, self.insecure_no_auth)?;
         self.check_retention()?;
+        self.check_flow()?;
         let need = self.commit.requirement(names.len())?;
         Ok((names, need))
     }
@@ -231,6 +258,29 @@ impl PrimaryConfig {
     fn retain_max_min(&self, segment_bytes: u64) -> u64 {
         let keep = if let Retain::Bytes(keep) = self.node.retain { keep } else { 0 };
         keep.saturating_add(limits::RETAIN_MAX_SEGMENTS_MIN * segment_bytes)
+    }
+
+    fn check_flow(&self) -> Result<(), ConfigError> {
+        if self.compress == Compress::Lz4 && !cfg!(feature = "lz4") {
+            return Err(ConfigError::NotBuilt("lz4"));
+        }
+        let bounds = |field, value: u64, min: u64, max: u64| {
+            if (min..=max).contains(&value) { Ok(()) } else { Err(ConfigError::Bounds { field, value, min, max }) }
+        };
+        bounds("link_window_bytes", self.link_window_bytes as u64, BLOCK as u64, limits::LINK_WINDOW_MAX)?;
+        self.catch_up_max.map_or(Ok(()), |rate| bounds("catch_up_max", rate, limits::CATCH_UP_MAX_MIN, u64::MAX))?;
+        self.lag_target.map_or(Ok(()), |lag| bounds("lag_target", lag, limits::LAG_TARGET_MIN, u64::MAX))
+    }
+
+    /// How each shard sends.
+    pub(crate) fn flow(&self) -> Flow {
+        let catch_up_max = self.catch_up_max.map(|rate| (rate / u64::from(self.shards)).max(1));
+        Flow {
+            catch_up_max,
+            link_window: self.link_window_bytes as u64,
+            lag_target: self.lag_target,
+            compress: self.compress == Compress::Lz4,
+        }
     }
 
     fn check_retention(&self) -> Result<(), ConfigError> {
@@ -353,6 +403,9 @@ pub enum ConfigError {
         "core {0} is configured, this process may not run on it: it is offline, or outside of the process's cpuset (taskset, AllowedCPUs=, --cpuset-cpus)"
     )]
     CpuNotAllowed(usize),
+    /// Something that this build was made without.
+    #[error("this build was made without the feature {0}")]
+    NotBuilt(&'static str),
     /// A name that is not one.
     #[error("{0:?} is no replica name: use 1 to 63 of a-z, 0-9, _ and -")]
     Name(String),
@@ -422,6 +475,9 @@ mod tests {
                 c.slot_idle_max = Some(Duration::from_millis(999));
             }),
             ("slot_idle_max in s is 31622401", |c| c.slot_idle_max = Some(Duration::from_secs(31_622_401))),
+            ("link_window_bytes is 4095, it must be from 4096", |c| c.link_window_bytes = 4095),
+            ("catch_up_max is 65535, it must be from 65536", |c| c.catch_up_max = Some(65_535)),
+            ("lag_target is 4095, it must be from 4096", |c| c.lag_target = Some(4095)),
             ("replicas is 129", |c| c.replicas = (0..129).map(|n| format!("r{n}")).collect()),
         ] {
             let got = refused(change);

@@ -66,10 +66,13 @@ pub mod units;
 pub use rt::world;
 
 pub use apply::{AppliedBatch, Apply, ApplyError, ApplyFn, Deliver, LogApply};
-pub use config::{ConfigError, NodeConfig, PrimaryConfig, ReplicaConfig, Retain, RetainMax, TooFewReplicas, ZeroCopy};
+pub use config::{
+    Compress, ConfigError, NodeConfig, PrimaryConfig, ReplicaConfig, Retain, RetainMax, TooFewReplicas, ZeroCopy,
+};
 pub use node::{Primary, Replica, ShardStatus, SlotKind, SlotState, SlotStatus};
 pub use outcome::{AppendError, Appended, Bookmark, Outcome};
 pub use protocol::policy::{CommitPolicy, PolicyError};
+pub use protocol::progress::Shown as CatchUp;
 pub use protocol::slots::SlotError;
 pub use shard::mesh::cross::{CrossBookmark, CrossError, CrossOutcome, CrossTicket};
 pub use shard::mesh::handle::{AppendOptions, Handle};

@@ -43,6 +43,41 @@ pub const SEGMENTS_OPEN_NEWEST: usize = 8;
 pub const WRITE_DEPTH_MAX: usize = 64;
 /// Bytes read at once from segments for catch-up, tails and recovery.
 pub const READ_CHUNK_BYTES: usize = 1 << 20;
+/// Large reads that a link which catches up has in flight ahead of what it sends,
+pub const READ_AHEAD: usize = 4;
+/// and the most bytes of them for all links of a shard: who finds no room reads one at a time.
+pub const READ_AHEAD_BYTES_MAX: u64 = 16 << 20;
+/// Bytes that a link which catches up sends at a time while others are live.
+pub const CATCH_UP_SLICE_BYTES: usize = 128 << 10;
+/// and of them to the kernel at a time:
+pub const POLITE_BYTES: usize = 64 << 10;
+/// for so many times as long as that took it leaves the core to the others,
+pub const POLITE_PAUSES: u32 = 4;
+/// and for so long at most.
+pub const POLITE_PAUSE_MAX: Duration = Duration::from_millis(2);
+/// The smallest batch that a link compresses,
+pub const SQUEEZE_BYTES_MIN: usize = 512;
+/// and the largest: it takes as much memory once more.
+pub const SQUEEZE_BYTES_MAX: usize = 2 << 20;
+/// Most batches that are sent as they are before it is tried again whether compressing pays.
+pub const SQUEEZE_SKIP_MAX: u32 = 128;
+/// Others are live for so long after the log has grown.
+pub const LIVE_FOR: Duration = Duration::from_millis(20);
+/// How much of a capped rate may come at once.
+pub const CATCH_UP_BURST: Duration = Duration::from_millis(20);
+/// The lowest cap on catch-up, in bytes for each second.
+pub const CATCH_UP_MAX_MIN: u64 = 64 << 10;
+/// The longest wait between two batches for the lag target.
+pub const THROTTLE_MAX: Duration = Duration::from_millis(100);
+/// The lowest lag target, in bytes.
+pub const LAG_TARGET_MIN: u64 = 4 << 10;
+/// The largest window of a link, in bytes.
+pub const LINK_WINDOW_MAX: u64 = 1 << 30;
+/// How often the rate of a catch-up is taken.
+pub const PROGRESS_MARK: Duration = Duration::from_millis(250);
+/// A batch that fills less than this part of its buffer moves to a smaller one, so that what is kept in
+/// memory takes at most so many times what it has.
+pub const BUFFER_USE_MIN: usize = 4;
 /// Most batches handed to the kernel in one send.
 pub const SEND_BATCHES_MAX: usize = 32;
 /// Bytes of one producer's ring towards a shard: the most a foreign thread may have queued.

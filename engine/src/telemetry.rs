@@ -103,6 +103,18 @@ counters! {
     catch_ups,
     /// Large reads for catch-up and tails.
     device_reads,
+    /// Times that a link waited for an ack, as its window was full.
+    window_waits,
+    /// Batches sent or received compressed,
+    packed_batches,
+    /// bytes that they have,
+    packed_from_bytes,
+    /// and bytes that they were sent as.
+    packed_to_bytes,
+    /// Batches after which the next one waited for the lag target,
+    throttled,
+    /// and for how long altogether, in microseconds.
+    throttled_us,
     /// Acks sent or received.
     acks,
     /// Segments written with zeros.

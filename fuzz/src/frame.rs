@@ -4,7 +4,7 @@
 use towline_wire::BatchView;
 use towline_wire::frame::{self, FrameHead, FrameKind, PREAMBLE};
 use towline_wire::handshake::{Hello, Welcome};
-use towline_wire::message::{Ack, AppendHead, Committed, ErrorHead, Heartbeat, SlotRequest, TailRequest};
+use towline_wire::message::{Ack, AppendHead, Committed, ErrorHead, Heartbeat, PACKED_HEAD, PACKED_RATIO_MAX, PackedHead, SlotRequest, TailRequest};
 
 use crate::alloc::nothing;
 use crate::batch::encoded;
@@ -56,6 +56,12 @@ fn encoded_again(kind: FrameKind, payload: &[u8]) -> Option<Vec<u8>> {
         FrameKind::Committed => Committed::check(payload).ok()?.to_bytes().to_vec(),
         FrameKind::Tail => TailRequest::check(payload).ok()?.to_bytes().to_vec(),
         FrameKind::SlotRequest => SlotRequest::check(payload).ok()?.to_bytes().to_vec(),
+        FrameKind::Packed => {
+            let (head, block) = payload.split_at_checked(PACKED_HEAD)?;
+            let head = PackedHead::check(head, payload.len()).ok()?;
+            unpacked(head, block);
+            [&head.to_bytes(), block].concat()
+        }
         FrameKind::Error => {
             let (head, text) = ErrorHead::check(payload).ok()?;
             let (head, shown) = head.to_bytes(text);
@@ -77,7 +83,21 @@ fn checked(kind: FrameKind, payload: &[u8]) -> bool {
         FrameKind::Committed => Committed::check(payload).is_ok(),
         FrameKind::Tail => TailRequest::check(payload).is_ok(),
         FrameKind::SlotRequest => SlotRequest::check(payload).is_ok(),
+        FrameKind::Packed => {
+            let head = payload.split_at_checked(PACKED_HEAD);
+            head.is_some_and(|(head, _)| PackedHead::check(head, payload.len()).is_ok())
+        }
         FrameKind::Error => ErrorHead::check(payload).is_ok(),
         _ => true,
+    }
+}
+
+/// Decompresses as a replica does: into as much memory as the head says, which the input's length
+/// bounds.
+fn unpacked(head: PackedHead, block: &[u8]) {
+    assert!(head.batch_len <= block.len() * PACKED_RATIO_MAX);
+    let mut batch = vec![0; head.batch_len];
+    if lz4_flex::block::decompress_into(block, &mut batch).is_ok_and(|n| n == head.batch_len) {
+        let _ = BatchView::check(&batch);
     }
 }

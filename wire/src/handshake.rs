@@ -13,7 +13,9 @@ pub const WELCOME: usize = 112;
 /// The longest node name, in bytes.
 pub const NAME_BYTES_MAX: usize = 63;
 
-/// Features this build understands. None is defined yet; unknown bits are ignored by both sides.
+/// Feature bit: a replica takes batches that are compressed with LZ4; a primary sends them.
+pub const FEATURE_LZ4: u64 = 1;
+/// No feature. Unknown bits are ignored by both sides.
 pub const FEATURES: u64 = 0;
 
 /// Who connects.

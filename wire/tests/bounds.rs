@@ -7,8 +7,8 @@ use samples::{SYSTEM, VERDICTS};
 use towline_wire::frame::{self, FrameError, FrameHead, FrameKind};
 use towline_wire::handshake::{Hello, NodeName, Refusal, Verdict, Welcome};
 use towline_wire::message::{
-    Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Heartbeat, SlotAction, SlotRequest,
-    TailRequest, WirePolicy,
+    Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Heartbeat, PACKED_HEAD, PackedHead,
+    SlotAction, SlotRequest, TailRequest, WirePolicy,
 };
 use towline_wire::superblock::{self, Superblock, SuperblockError};
 use towline_wire::{BODY_BYTES_MAX, BatchError, BatchHeader, BatchView, Lsn, RecordError, Term, batch};
@@ -416,5 +416,32 @@ fn a_slot_request_outside_its_bounds_is_refused_by_name() {
     for action in [SlotAction::Create, SlotAction::CreateTemporary, SlotAction::Drop] {
         let request = SlotRequest { action, ..sample };
         assert_eq!(SlotRequest::check(&request.to_bytes()), Ok(request));
+    }
+}
+
+#[test]
+fn a_packed_head_is_checked_against_the_bytes_that_follow_it() {
+    let kind = FrameKind::Packed;
+    let check = |batch_len: usize, packed: usize| {
+        PackedHead::check(&PackedHead { batch_len }.to_bytes(), PACKED_HEAD + packed).map(|h| h.batch_len)
+    };
+    let bad = |field| Err(FrameError::Field { kind, field });
+    assert_eq!(check(4096, 100), Ok(4096));
+    assert_eq!(check(255 * 100, 100), Ok(25_500));
+    assert_eq!(check(255 * 100 + 1, 100), bad("batch_len"), "nothing stands for so much");
+    assert_eq!(check(batch::HEADER, 100), bad("batch_len"), "a batch has a body");
+    assert_eq!(check(4096, 4096), bad("batch_len"), "it is not smaller");
+    assert_eq!(check(batch::HEADER + BODY_BYTES_MAX, 1 << 20), Ok(batch::HEADER + BODY_BYTES_MAX));
+    assert_eq!(check(4096, 0), Err(FrameError::Size { kind, len: PACKED_HEAD }));
+    let bytes = PackedHead { batch_len: 4096 }.to_bytes();
+    for len in 0..PACKED_HEAD {
+        assert_eq!(PackedHead::check(&bytes[..len], 108), Err(FrameError::Size { kind, len }));
+    }
+    for (at, byte, field) in
+        [(3, 0xff, "batch_len"), (4, 0, "method"), (4, 2, "method"), (5, 1, "reserved"), (7, 1, "reserved")]
+    {
+        let mut other = bytes;
+        other[at] = byte;
+        assert_eq!(PackedHead::check(&other, 108).map(|h| h.batch_len), bad(field), "byte {at}");
     }
 }

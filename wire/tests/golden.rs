@@ -9,7 +9,7 @@ use samples::{ERROR, ERROR_TEXT, RECORDS, STATUS, SYSTEM, TAILS, VERDICTS};
 use towline_wire::frame::{self, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameHead, FrameKind};
 use towline_wire::handshake::{self, Hello, Refusal, Welcome};
 use towline_wire::message::{
-    self, Ack, AppendHead, Committed, ErrorCode, ErrorHead, Goodbye, Heartbeat, SlotRequest, TailRequest,
+    self, Ack, AppendHead, Committed, ErrorCode, ErrorHead, Goodbye, Heartbeat, PackedHead, SlotRequest, TailRequest,
 };
 use towline_wire::superblock::{self, SlotLoss, Superblock};
 use towline_wire::{BatchView, Chain, Lsn, Records, Seq, ShardId, Term, batch, record};
@@ -182,6 +182,15 @@ const GOLDEN: &[(&str, &str)] = &[
     ",
     ),
     (
+        "frame-packed",
+        "
+        8a0000000f02000000200000000000001cf5eee09ecd7275a800000001000000f01254574c4201000000001122334455
+        66778899aabbccddeeff0300000002000000071c0000040010400500320000290700f3040000401e18240a0600efcdab
+        896745230100301900122008008228000000a96fd9810e000f060003539da829bd051b009368656c6c6f0000000c1000
+        f00167726f757020636f6d6d697400000000
+    ",
+    ),
+    (
         "superblock",
         "
         544f574c494e455302000000030000000c0000000000000000112233445566778899aabbccddeeff0400000003000000
@@ -282,7 +291,7 @@ fn every_frame_is_its_golden_bytes() {
         let (head, payload) = frame_of(&golden);
         assert_eq!((head.kind, head.len), (kind, payload.len()), "{name}");
         let (flags, arg) = match name {
-            "frame-batch" => (FLAG_ACK_RECEIVED, 8_192),
+            "frame-batch" | "frame-packed" => (FLAG_ACK_RECEIVED, 8_192),
             "frame-heartbeat" => (FLAG_REPLY_NOW, 0),
             "frame-tail-end" => (0, 20_480),
             "frame-goodbye" => (0, Goodbye::Done as u64),
@@ -321,6 +330,9 @@ fn golden_payloads_decode_to_their_values() {
     assert_eq!(ErrorHead::check(&payload("frame-error")).unwrap(), (ERROR, ERROR_TEXT));
     assert_eq!(payload("frame-status"), STATUS);
     assert_eq!(SlotRequest::check(&payload("frame-slot-request")).unwrap(), samples::slot_request());
+    let packed = payload("frame-packed");
+    let head = PackedHead::check(&packed[..message::PACKED_HEAD], packed.len()).unwrap();
+    assert_eq!(head.batch_len, samples::batch_bytes().len());
 }
 
 #[test]
@@ -384,6 +396,7 @@ fn the_documents_offset_tables_have_no_gap_and_the_right_size() {
         ("Committed payload", message::COMMITTED),
         ("Tail payload", message::TAIL_REQUEST),
         ("Slot request payload", message::SLOT_REQUEST),
+        ("Packed head", message::PACKED_HEAD),
         ("Error head", message::ERROR_HEAD),
         ("Superblock copy", superblock::COPY),
         ("Superblock slot", superblock::SLOT),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use towline::world::ShardView;
-use towline::{AckLevel, Lsn, ShardId, Term};
+use towline::{AckLevel, Lsn, ShardId, Term, limits};
 
 use super::cluster::Cluster;
 use super::handler::lock;
@@ -62,7 +62,15 @@ fn within(v: &ShardView) -> Result<(), String> {
     if v.in_flight_bytes > v.in_flight_bytes_max {
         return Err("more in flight than may be".into());
     }
+    if v.ahead_bytes > limits::READ_AHEAD_BYTES_MAX {
+        return Err("more is read ahead than may be".into());
+    }
     for s in &v.slots {
+        // One batch may always be under way.
+        let most = v.link_window.max(v.in_flight_bytes_max);
+        if s.connected && s.sent.since(s.received) > most {
+            return Err("a link has more under way than its window".into());
+        }
         if s.applied > s.flushed || s.flushed > s.received || s.received > s.sent.max(s.flushed) {
             return Err("a slot's positions are out of order".into());
         }

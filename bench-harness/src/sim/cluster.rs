@@ -263,6 +263,10 @@ impl Cluster {
                 config.retain_max = plan.retain_max;
                 config.slot_idle_max = plan.slot_idle_max;
                 config.zero_copy = plan.zero_copy;
+                config.catch_up_max = plan.catch_up_max;
+                config.link_window_bytes = plan.link_window;
+                config.lag_target = plan.lag_target;
+                config.compress = plan.compress;
                 let configured = others.len();
                 config.replicas = others;
                 let client = Client { oracle: self.oracle.clone(), node: n, configured, plan, seed };

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use towline::{CommitPolicy, Retain, RetainMax, TooFewReplicas, ZeroCopy};
+use towline::{CommitPolicy, Compress, Retain, RetainMax, TooFewReplicas, ZeroCopy};
 
 use super::world::rng::Rng;
 
@@ -143,6 +143,14 @@ pub struct Plan {
     pub retain_max: RetainMax,
     /// How long a slot may be without a link.
     pub slot_idle_max: Option<Duration>,
+    /// Bytes in each second that a replica which catches up is sent.
+    pub catch_up_max: Option<u64>,
+    /// Bytes of a link that may be under way.
+    pub link_window: usize,
+    /// How far the commit quorum may be behind before batches wait.
+    pub lag_target: Option<u64>,
+    /// How links compress.
+    pub compress: Compress,
     /// The operator makes lost slots anew at once, not only in the end.
     pub slots_anew: bool,
     /// The policy of a commit that does not say.
@@ -237,6 +245,11 @@ impl Plan {
         let slot_idle_max = s.chance(0.2).then(|| Duration::from_secs(2 + s.below(3)));
         let slots_anew = s.chance(0.5);
         let zero_copy = [ZeroCopy::Auto, ZeroCopy::Off, ZeroCopy::Always][s.below(3) as usize];
+        let f = &mut Rng::new(seed ^ 0x666C_6F77);
+        let catch_up_max = f.chance(0.3).then(|| (256 << 10) << f.below(6));
+        let link_window = [4 << 10, 64 << 10, 256 << 10, 32 << 20][f.below(4) as usize];
+        let lag_target = f.chance(0.3).then(|| (4 << 10) << f.below(8));
+        let compress = if f.chance(0.4) { Compress::Lz4 } else { Compress::Off };
         let clients = 1 + r.below(4) as usize;
         let appends = 20 + r.below(240);
         Self {
@@ -256,6 +269,10 @@ impl Plan {
             slot_idle_max,
             slots_anew,
             zero_copy,
+            catch_up_max,
+            link_window,
+            lag_target,
+            compress,
             policy,
             deadline: Duration::from_millis([30, 300, 2000][r.below(3) as usize]),
             too_few: if r.chance(0.2) { TooFewReplicas::Refuse } else { TooFewReplicas::Wait },

@@ -158,3 +158,57 @@ async fn overwrite(
     let latency = latency.borrow().clone();
     Ok((bytes.get(), began.elapsed().as_secs_f64(), latency))
 }
+
+/// Reads files one after the other with direct reads, `block` bytes at a time and `depth` in flight, from
+/// an executor on `cpu`, for `how_long` or until all were read; returns bytes in each second.
+///
+/// # Errors
+/// What the system says.
+pub fn read_limit(
+    files: Vec<std::path::PathBuf>,
+    cpu: Option<usize>,
+    (block, depth): (usize, usize),
+    how_long: Duration,
+) -> io::Result<f64> {
+    let (done, wait) = oneshot::channel();
+    let thread = rt::start_executor("limit", cpu, 8 << 20, move || async move {
+        done.send(read_all(files, block, depth, Instant::now() + how_long).await);
+    })?;
+    let read = block_on(wait).map_err(io::Error::other)?;
+    block_on(thread.join())?;
+    read
+}
+
+async fn read_all(files: Vec<std::path::PathBuf>, block: usize, depth: usize, end: Instant) -> io::Result<f64> {
+    let mut pieces = Vec::new();
+    for path in files {
+        let file = Rc::new(DirectFile::open(&path).await?);
+        pieces.extend((0..std::fs::metadata(&path)?.len() / block as u64).map(|n| (file.clone(), n * block as u64)));
+    }
+    pieces.reverse();
+    let (left, bytes) = (Rc::new(RefCell::new(pieces)), Rc::new(Cell::new(0u64)));
+    let (began, mut waits) = (Instant::now(), Vec::new());
+    for _ in 0..depth {
+        let (left, bytes) = (left.clone(), bytes.clone());
+        let (tell, wait) = oneshot::channel();
+        waits.push(wait);
+        rt::spawn(async move {
+            let mut result = Ok(());
+            while Instant::now() < end {
+                let Some((file, at)) = left.borrow_mut().pop() else { break };
+                match file.read(at, block).await {
+                    Ok(read) => bytes.set(bytes.get() + read.len() as u64),
+                    Err(e) => {
+                        result = Err(e);
+                        break;
+                    }
+                }
+            }
+            tell.send(result);
+        });
+    }
+    for wait in waits {
+        wait.await.map_err(io::Error::other)??;
+    }
+    Ok(bytes.get() as f64 / began.elapsed().as_secs_f64())
+}

@@ -96,6 +96,7 @@ impl Primary {
             shard.retention.cap = config.retention_cap(segment_bytes);
             shard.slot_idle_max = config.slot_idle_max;
             shard.zero_copy = config.zero_copy;
+            shard.flow = config.flow();
             let id = slice.superblock.shard;
             let gate = CommitGate::new(need, names.len(), slice.end.lsn, slice.commit);
             let identity = (system, id, config.shards);

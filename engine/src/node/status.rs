@@ -7,6 +7,7 @@ use towline_wire::{Lsn, Seq, ShardId, Term};
 use towline_wire::superblock::SlotLoss;
 
 use super::{NodeShared, SlotKind};
+use crate::protocol::progress::Shown;
 use crate::protocol::retention::Holder;
 use crate::shard::{Role, Shard};
 use crate::telemetry::{Percentiles, Stage, Telemetry};
@@ -64,9 +65,13 @@ pub struct SlotStatus {
     pub lag_bytes: u64,
     /// From what it has applied to this log's end, in records.
     pub lag_records: u64,
-    /// How long ago, in milliseconds, the oldest batch was closed that it has not flushed; 0 if
-    /// there is none, or none that is still in memory.
+    /// How long ago, in milliseconds, the oldest batch was closed that it has not flushed; while it
+    /// catches up, the last one that was sent. 0 if there is none, or nothing is known of it.
     pub lag_ms: f64,
+    /// Sent and not acknowledged as received, in bytes: what the link's window bounds.
+    pub in_flight_bytes: u64,
+    /// How it comes along, while it catches up.
+    pub catch_up: Option<Shown>,
     /// Links so far.
     pub connects: u64,
     /// From the send of a live batch until this replica had it in memory.
@@ -112,6 +117,18 @@ pub struct ShardStatus {
     pub retained_bytes: u64,
     /// The most that may be kept for slots and not committed; 0 if there is no cap.
     pub retention_cap_bytes: u64,
+    /// By how much the replicas that commits wait for are behind this log's end, in bytes; 0 if commits
+    /// wait for none.
+    pub quorum_lag_bytes: u64,
+    /// Beyond which lag of theirs batches are held back; 0 if they never are.
+    pub lag_target_bytes: u64,
+    /// For how long the next batch is still held back, in microseconds.
+    pub throttle_us: u64,
+    /// How many bytes of batches one byte stood for of those that were compressed on links; 0 if none
+    /// was.
+    pub packed_ratio: f64,
+    /// Tasks of the core that the shard runs on, all its shards together.
+    pub core_tasks: u64,
     /// What keeps the oldest log: `keep size`, `commit`, `archive`, `last batch`, or `slot NAME`.
     pub held_by: String,
     /// The slots, on a primary.
@@ -137,6 +154,8 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
                 // After a restart nothing was heard yet, but this is known.
                 let has = at.flushed.max(slot.restart);
                 let behind = inner.ring.at(at.flushed).map(|b| b.header().timestamp_us());
+                let wall_us = crate::rt::wall_us();
+                let catch_up = slot.progress.map(|p| p.shown(has, tail, wall_us));
                 let state = match slot.link {
                     _ if !slot.is_valid() => SlotState::Lost,
                     None => SlotState::Down,
@@ -157,7 +176,12 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
                     idle_ms: slot.idle_ns(now) / 1_000_000,
                     lag_bytes: tail.since(has),
                     lag_records: inner.next_seq.0.saturating_sub(slot.applied_seq.0),
-                    lag_ms: behind.map_or(0.0, |us| crate::rt::wall_us().saturating_sub(us) as f64 / 1000.0),
+                    lag_ms: match (behind, catch_up) {
+                        (Some(us), _) => wall_us.saturating_sub(us) as f64 / 1000.0,
+                        (None, shown) => shown.map_or(0.0, |s| s.behind_ms),
+                    },
+                    in_flight_bytes: slot.link.map_or(0, |_| slot.sent.since(at.received)),
+                    catch_up,
                     connects: slot.connects,
                     ack_received: Percentiles::of(&shard.ack_times.borrow()[n][0]),
                     ack_flushed: Percentiles::of(&shard.ack_times.borrow()[n][1]),
@@ -183,6 +207,17 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
         lag_bytes,
         retained_bytes: tail.since(inner.oldest),
         retention_cap_bytes: shard.config.retention.cap.unwrap_or(0),
+        quorum_lag_bytes: match &inner.role {
+            Role::Primary(p) => p.gate.quorum_lag(tail),
+            Role::Replica(_) => 0,
+        },
+        lag_target_bytes: shard.config.flow.lag_target.unwrap_or(0),
+        throttle_us: shard.throttled_ns.get().saturating_sub(crate::rt::now_ns()) / 1000,
+        packed_ratio: {
+            let c = &shard.telemetry.borrow().counters;
+            if c.packed_to_bytes == 0 { 0.0 } else { c.packed_from_bytes as f64 / c.packed_to_bytes as f64 }
+        },
+        core_tasks: crate::rt::tasks(),
         held_by: match (holder, &inner.role) {
             (Holder::Slot(n), Role::Primary(p)) => {
                 p.slots().get(n).map_or_else(String::new, |s| format!("slot {}", s.name))
@@ -228,7 +263,8 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         out,
         "{{\"shard\":{},\"state\":\"{state}\",\"term\":{},\"oldest_lsn\":{},\"appended_lsn\":{},\"written_lsn\":{},\
          \"durable_lsn\":{},\"commit_lsn\":{},\"applied_lsn\":{},\"tail_seq\":{},\"chain\":\"{}\",\"memory_bytes\":{},\
-         \"link\":\"{}\",\"lag_bytes\":{},\"retained_bytes\":{},\"retention_cap_bytes\":{},\"held_by\":\"{}\",\"slots\":[",
+         \"link\":\"{}\",\"lag_bytes\":{},\"retained_bytes\":{},\"retention_cap_bytes\":{},\"quorum_lag_bytes\":{},\
+         \"lag_target_bytes\":{},\"throttle_us\":{},\"packed_ratio\":{:.3},\"core_tasks\":{},\"held_by\":\"{}\",\"slots\":[",
         s.shard,
         s.term,
         s.oldest_lsn,
@@ -244,6 +280,11 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         s.lag_bytes,
         s.retained_bytes,
         s.retention_cap_bytes,
+        s.quorum_lag_bytes,
+        s.lag_target_bytes,
+        s.throttle_us,
+        s.packed_ratio,
+        s.core_tasks,
         s.held_by,
     );
     for (n, slot) in s.slots.iter().enumerate() {
@@ -252,7 +293,7 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
             out,
             "{comma}{{\"name\":\"{}\",\"kind\":\"{}\",\"state\":\"{}\",\"lost\":\"{}\",\"sent_lsn\":{},\"received_lsn\":{},\"flushed_lsn\":{},\
              \"applied_lsn\":{},\"restart_lsn\":{},\"retained_bytes\":{},\"idle_ms\":{},\"lag_bytes\":{},\"lag_records\":{},\"lag_ms\":{:.3},\"connects\":{},\
-             \"ack_received\":{},\"ack_flushed\":{}}}",
+             \"in_flight_bytes\":{},\"catch_up\":{},\"ack_received\":{},\"ack_flushed\":{}}}",
             slot.name,
             slot.kind.name(),
             slot.state.name(),
@@ -268,6 +309,8 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
             slot.lag_records,
             slot.lag_ms,
             slot.connects,
+            slot.in_flight_bytes,
+            slot.catch_up.map_or_else(|| "null".into(), |c| catch_up_json(&c)),
             percentiles_json(&slot.ack_received),
             percentiles_json(&slot.ack_flushed),
         );
@@ -284,6 +327,11 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         let _ = write!(out, "{comma}\"{}\":{}", stage.name(), percentiles_json(&p));
     }
     out.push_str("}}");
+}
+
+fn catch_up_json(c: &Shown) -> String {
+    let left = c.left_ms.map_or_else(|| "null".into(), |ms| ms.to_string());
+    format!("{{\"bytes_per_s\":{},\"percent\":{:.2},\"left_ms\":{left}}}", c.bytes_per_s, c.percent)
 }
 
 fn percentiles_json(p: &Percentiles) -> String {

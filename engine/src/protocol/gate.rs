@@ -183,11 +183,26 @@ impl CommitGate {
         self.slots.iter().filter(|s| s.at(level) >= lsn).count().min(255) as u8
     }
 
+    /// How many bytes of a log that ends at `tail` the replicas that the default policy waits for lack,
+    /// on their devices or as the policy says. 0 if it waits for none. Who is further behind than
+    /// enough others, or only reads, does not count.
+    #[must_use]
+    pub fn quorum_lag(&self, tail: Lsn) -> u64 {
+        let need = Requirement { level: self.default.level.min(AckLevel::Flushed), ..self.default };
+        // What was committed before a restart they have, although they have not said so again.
+        self.nth_best(need).map_or(0, |at| tail.0.saturating_sub(at.max(self.commit).0))
+    }
+
     /// How far a requirement holds.
     fn holds_to(&self, need: Requirement) -> Lsn {
+        self.nth_best(need).map_or(self.durable, |at| at.min(self.durable))
+    }
+
+    /// Where as many replicas stand as a requirement wants; `None` if it wants none.
+    fn nth_best(&self, need: Requirement) -> Option<Lsn> {
         let n = usize::from(need.replicas);
         if n == 0 {
-            return self.durable;
+            return None;
         }
         let mut at = [Lsn::ZERO; limits::REPLICAS_MAX];
         let at = &mut at[..self.slots.len()];
@@ -196,7 +211,7 @@ impl CommitGate {
             *at = if received { slot.received } else { slot.at(need.level) };
         }
         let (_, nth, _) = at.select_nth_unstable_by(n - 1, |a, b| b.cmp(a));
-        (*nth).min(self.durable)
+        Some(*nth)
     }
 
     /// A newer primary reigns: the commit LSN stays where it is, and no waiter is completed.
@@ -312,6 +327,20 @@ mod tests {
         assert_eq!(completed(&mut gate), [0; 0], "the primary's copy is not durable");
         gate.on_durable(Lsn(100));
         assert_eq!(completed(&mut gate), [1]);
+    }
+
+    #[test]
+    fn the_lag_is_that_of_the_replica_which_completes_the_quorum() {
+        let mut gate = CommitGate::new(TWO_FLUSHED, 3, Lsn(50), Lsn(50));
+        assert_eq!(gate.quorum_lag(Lsn(1000)), 950, "what was committed before, they have");
+        gate.on_ack(0, ack(900, 900, 0));
+        assert_eq!(gate.quorum_lag(Lsn(1000)), 950);
+        gate.on_ack(1, ack(900, 700, 0));
+        assert_eq!(gate.quorum_lag(Lsn(1000)), 300, "its own device may be behind, and does not count");
+        gate.on_ack(2, ack(900, 800, 0));
+        assert_eq!(gate.quorum_lag(Lsn(1000)), 200, "the slowest of three does not count");
+        let local = Requirement { replicas: 0, level: AckLevel::Flushed };
+        assert_eq!(CommitGate::new(local, 3, Lsn(0), Lsn(0)).quorum_lag(Lsn(1000)), 0);
     }
 
     #[test]

@@ -13,17 +13,25 @@
 //! | [`primary`] | acks, handshakes, fencing |
 //! | [`slots`] | who may serve a slot, when it is lost, what of it survives a restart |
 //! | [`retention`] | which log may go, which slots go before it, when the log may not grow |
+//! | [`admission`] | how long a batch waits while the commit quorum is behind |
+//! | [`pace`] | how fast a link may send what it reads from disk |
+//! | [`squeeze`] | whether a link compresses its next batch |
+//! | [`progress`] | how a replica comes along while it catches up |
 //! | [`replica`] | which batch may follow, what may be cut, what an ack may say |
 //! | [`recovery`] | how far a log is whole after a crash, and whether what follows is a tear or damage |
 
+pub mod admission;
 pub mod builder;
 pub mod framing;
 pub mod gate;
 pub mod history;
+pub mod pace;
 pub mod pipeline;
 pub mod policy;
 pub mod primary;
+pub mod progress;
 pub mod recovery;
 pub mod replica;
 pub mod retention;
 pub mod slots;
+pub mod squeeze;

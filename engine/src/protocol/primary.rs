@@ -11,6 +11,7 @@ use towline_wire::{Chain, Lsn, PROTOCOL_VERSION, ShardId, SystemId, Term};
 
 use super::gate::{CommitGate, SlotPositions};
 use super::history::History;
+use super::progress::Progress;
 use super::slots::{Lost, SlotError, Slots};
 
 /// The ends of the primary's log.
@@ -34,6 +35,15 @@ pub enum HelloAnswer {
     NeedChain(Lsn),
     /// The replica follows a newer term: refuse it, and stop to acknowledge anything.
     Deposed,
+}
+
+/// Up to where a link may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaySend {
+    /// Where the first batch may end.
+    pub first: Lsn,
+    /// Where those after it may end.
+    pub more: Lsn,
 }
 
 /// An ack that cannot be true. The link is closed; the ack counts for nothing.
@@ -287,6 +297,29 @@ impl Primary {
     #[must_use]
     pub fn take_lost(&mut self) -> Vec<Lost> {
         std::mem::take(&mut self.lost)
+    }
+
+    /// Up to where a slot's link may send now, of a log that ends at `tail`: what was sent and not
+    /// acknowledged as received stays within `window` bytes, or is one batch.
+    #[must_use]
+    pub fn may_send(&self, slot: usize, tail: Lsn, window: u64) -> MaySend {
+        let Some(s) = self.slots.get(slot) else { return MaySend { first: Lsn::ZERO, more: Lsn::ZERO } };
+        let received = if canary!(WindowNotReturned) { s.began } else { s.at.received };
+        let more = tail.min(Lsn(received.0.saturating_add(window)));
+        MaySend { first: if s.sent <= received { tail } else { more }, more }
+    }
+
+    /// A slot's link sends what it read from disk, which was closed at `time_us`; or, without a time,
+    /// from memory again. The log ends at `tail`.
+    pub fn on_catch_up(&mut self, slot: usize, time_us: Option<u64>, tail: Lsn, now_ns: u64) {
+        let Some(s) = self.slots.get_mut(slot) else { return };
+        let has = s.at.flushed;
+        match time_us {
+            None => s.progress = None,
+            Some(at) => {
+                s.progress.get_or_insert_with(|| Progress::new(has, tail, now_ns)).on_sent(has, tail, at, now_ns);
+            }
+        }
     }
 
     /// Bytes up to `sent` were handed to the network.

@@ -219,3 +219,37 @@ fn a_link_that_was_replaced_takes_nothing_from_the_one_that_serves() {
     assert_eq!((slot.link, slot.sent, p.slots().connected()), (Some(2), Lsn(28672), 1));
     assert_eq!(p.gate.slot(0).received, Lsn(28672));
 }
+
+#[test]
+fn a_link_sends_within_its_window_or_one_batch_alone() {
+    let mut p = primary();
+    let tail = Lsn(40960);
+    p.attach(0, (1, 7), Lsn(4096), 0).unwrap();
+    // Nothing is under way: one batch may go, however large, and more within the window.
+    assert_eq!(p.may_send(0, tail, 8192), MaySend { first: tail, more: Lsn(12288) });
+    p.on_sent(0, 1, Lsn(20480));
+    assert_eq!(p.may_send(0, tail, 8192), MaySend { first: Lsn(12288), more: Lsn(12288) });
+    // What is acknowledged as received makes room; a log that ends earlier is the end.
+    let ack = |received| Ack { received: Lsn(received), flushed: Lsn(4096), applied: Lsn(0), ..Ack::default() };
+    p.on_ack(0, 1, &ack(16384), 0).unwrap();
+    assert_eq!(p.may_send(0, tail, 8192), MaySend { first: Lsn(24576), more: Lsn(24576) });
+    assert_eq!(p.may_send(0, tail, u64::MAX), MaySend { first: tail, more: tail });
+    p.on_ack(0, 1, &ack(20480), 0).unwrap();
+    assert_eq!(p.may_send(0, tail, 4096), MaySend { first: tail, more: Lsn(24576) });
+    // Another slot's link has a window of its own, and one that is gone sends nothing.
+    assert_eq!(p.may_send(9, tail, 8192), MaySend { first: Lsn(0), more: Lsn(0) });
+}
+
+#[test]
+fn a_replica_catches_up_from_the_first_read_to_the_first_batch_from_memory_or_the_end_of_its_link() {
+    let mut p = primary();
+    p.attach(0, (1, 7), Lsn(4096), 0).unwrap();
+    let progress = |p: &Primary| p.slots().get(0).unwrap().progress;
+    p.on_catch_up(0, Some(5), Lsn(40960), 10);
+    assert!(progress(&p).is_some());
+    p.on_catch_up(0, None, Lsn(40960), 20);
+    assert!(progress(&p).is_none());
+    p.on_catch_up(0, Some(5), Lsn(40960), 30);
+    p.detach(0, 1, 40);
+    assert!(progress(&p).is_none());
+}

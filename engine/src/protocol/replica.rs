@@ -3,11 +3,12 @@
 
 use thiserror::Error;
 use towline_wire::batch::BatchHeader;
-use towline_wire::handshake::{FEATURES, Hello, NodeName, Refusal, Role, Verdict, Welcome};
+use towline_wire::handshake::{Hello, NodeName, Refusal, Role, Verdict, Welcome};
 use towline_wire::message::{Ack, Heartbeat};
 use towline_wire::{Chain, Lsn, PROTOCOL_VERSION, Seq, ShardId, SystemId, Term};
 
 use super::history::History;
+use super::squeeze;
 
 /// What to do after a welcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,7 +178,7 @@ impl Replica {
             protocol: PROTOCOL_VERSION,
             role: Role::Replica,
             shard: self.shard,
-            features: FEATURES,
+            features: squeeze::features(),
             system: self.system,
             term: self.term,
             last_term: self.last_term,

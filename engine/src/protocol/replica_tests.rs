@@ -27,7 +27,7 @@ fn welcome(term: u64, verdict: Verdict) -> Welcome {
         shard_count: 4,
         heartbeat_ms: 1000,
         system: SYSTEM,
-        features: FEATURES,
+        features: 0,
         term: Term(term),
         tail: Lsn(10 * BLOCK),
         commit_lsn: Lsn(0),

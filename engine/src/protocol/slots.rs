@@ -14,6 +14,7 @@ use towline_wire::superblock::{SLOTS_MAX, SlotEntry, SlotKind, SlotLoss};
 use towline_wire::{Lsn, Seq};
 
 use super::gate::SlotPositions;
+use super::progress::Progress;
 use crate::limits;
 
 /// How long a slot lives, and whether its replica counts.
@@ -54,8 +55,12 @@ pub struct Slot {
     pub sent: Lsn,
     /// What the replica has said in this reign.
     pub at: SlotPositions,
+    /// Where the link began.
+    pub began: Lsn,
     /// The log from here on may be needed.
     pub restart: Lsn,
+    /// How it comes along, while it catches up.
+    pub progress: Option<Progress>,
     /// Records applied, as the replica said last.
     pub applied_seq: Seq,
     /// Links so far.
@@ -77,7 +82,9 @@ impl Slot {
             link: None,
             sent: Lsn::ZERO,
             at: SlotPositions::default(),
+            began: Lsn::ZERO,
             restart,
+            progress: None,
             applied_seq: Seq(0),
             connects: 0,
             process: 0,
@@ -256,6 +263,7 @@ impl Slots {
         let s = self.all[slot].as_mut().expect("a link serves a slot that is there");
         assert!(s.is_valid(), "a link serves a lost slot");
         (s.sent, s.restart, s.process, s.heard_ns) = (from, from.min(durable), process, now_ns);
+        (s.began, s.progress) = (from, None);
         s.connects += 1;
         let applied = s.at.applied.min(from);
         s.at = SlotPositions { received: from, flushed: from, applied };
@@ -268,7 +276,7 @@ impl Slots {
             return false;
         }
         let Some(s) = self.get_mut(slot) else { return false };
-        (s.link, s.idle_since_ns, s.at.received) = (None, now_ns, s.at.flushed);
+        (s.link, s.progress, s.idle_since_ns, s.at.received) = (None, None, now_ns, s.at.flushed);
         if s.kind == Kind::Temporary {
             self.all[slot] = None;
         }
@@ -300,7 +308,7 @@ impl Slots {
             self.all[slot] = None;
             return Some(lost);
         }
-        (s.lost, s.link, s.idle_since_ns) = (Some(cause), None, now_ns);
+        (s.lost, s.link, s.progress, s.idle_since_ns) = (Some(cause), None, None, now_ns);
         s.at = SlotPositions::default();
         Some(lost)
     }

@@ -160,6 +160,11 @@ pub(crate) fn spawn(task: impl Future<Output = ()> + 'static) {
     over.map(glommio::Task::detach);
 }
 
+/// Tasks of this executor that were started with [`spawn`] and are not at their end.
+pub(crate) fn tasks() -> u64 {
+    TASKS.with_borrow(|(tasks, free)| (tasks.len() - free.len()) as u64)
+}
+
 /// Ends every task of this executor. The runtime forgets tasks that wait when its thread ends, and
 /// with them the files and sockets that they hold.
 pub(crate) async fn end_all() {

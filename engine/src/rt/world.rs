@@ -171,6 +171,10 @@ pub struct ShardView {
     pub in_flight_bytes_max: u64,
     /// Bytes of recent batches in memory.
     pub ring_bytes: u64,
+    /// Bytes read, or being read, ahead of links that catch up.
+    pub ahead_bytes: u64,
+    /// Bytes that a link may have under way.
+    pub link_window: u64,
     /// A replica's handler has returned up to here.
     pub applied: Lsn,
     /// The number of the next record.

@@ -6,13 +6,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use towline_wire::batch::BatchFields;
-use towline_wire::{Seq, record};
+use towline_wire::{Lsn, Seq, record};
 
 use super::wal::ring::Batch;
 use super::{Inner, Role, Shard};
 use crate::config::TooFewReplicas;
 use crate::limits;
 use crate::outcome::AppendError;
+use crate::protocol::admission;
 use crate::protocol::builder::{BatchBuilder, buffer_for_encoded};
 use crate::protocol::gate::Waiter;
 use crate::protocol::policy::{CommitPolicy, Requirement};
@@ -104,6 +105,19 @@ impl OpenBatch {
 pub(crate) enum Payload<'a> {
     One(&'a [u8]),
     Encoded(&'a [u8], u32),
+}
+
+/// The buffer of a batch of `len` bytes, and the memory that it takes. A batch may stay in memory for
+/// long, for a reader that is behind, and a buffer cannot give back what it does not need: what fills
+/// little of it moves into a small one.
+fn fitting(mut buf: DmaBuf, len: usize, capacity: usize) -> (DmaBuf, usize) {
+    if len > capacity / limits::BUFFER_USE_MIN {
+        buf.trim(len);
+        return (buf, capacity);
+    }
+    let mut small = DmaBuf::new(len);
+    small.as_mut().copy_from_slice(&buf.as_ref()[..len]);
+    (small, len)
 }
 
 impl Shard {
@@ -213,7 +227,7 @@ impl Shard {
         }
         let now = rt::now_ns();
         let lingers = !full && now - open.opened_ns < self.config.max_linger.as_nanos() as u64;
-        if lingers && bytes < self.config.batch_bytes as u64 {
+        if (lingers && bytes < self.config.batch_bytes as u64) || now < self.throttled_ns.get() {
             return false;
         }
         let open = inner.open.take().expect("it was there above");
@@ -238,13 +252,12 @@ impl Shard {
             durable_lsn: durable,
             commit_lsn: commit,
         };
-        let count = open.builder.count();
+        let (count, capacity) = (open.builder.count(), open.builder.capacity());
         let sealed = open.builder.close(fields);
-        let mut buf = sealed.buf;
-        buf.trim(sealed.disk_len);
+        let (buf, memory) = fitting(sealed.buf, sealed.disk_len, capacity);
         let ack_received =
             open.runs.iter().any(|r| r.wish.need.level == AckLevel::Received && r.wish.need.replicas > 0);
-        let batch = Rc::new(Batch::live(buf.share(), ack_received));
+        let batch = Rc::new(Batch::live(buf.share(), memory as u64, ack_received));
         primary.history.begin(primary.term, start);
         inner.chain = sealed.chain;
         for run in &open.runs {
@@ -265,8 +278,26 @@ impl Shard {
             telemetry.counters.batches += 1;
             telemetry.counters.body_bytes += batch.header().body_len() as u64;
         }
+        if let Some(target) = self.config.flow.lag_target {
+            self.throttle(inner, target, batch.end, sealed.disk_len as u64, now);
+        }
         self.submit(inner, batch, now);
         self.room.notify();
+    }
+
+    /// The next batch waits if the replicas that commits wait for are too far behind one that ends at
+    /// `end`.
+    fn throttle(&self, inner: &mut Inner, target: u64, end: Lsn, bytes: u64, now: u64) {
+        let lag = inner.primary().gate.quorum_lag(end);
+        let pause = admission::pause(lag, target, bytes, self.config.batch_bytes as u64);
+        if pause.is_zero() {
+            return;
+        }
+        self.throttled_ns.set(now + pause.as_nanos() as u64);
+        self.count(|c| {
+            c.throttled += 1;
+            c.throttled_us += pause.as_micros() as u64;
+        });
     }
 
     /// Hands a whole batch to the device; completion moves the durable position.
@@ -306,7 +337,8 @@ impl Shard {
             // than time: whoever makes room for it says so.
             let rest = self.inner.borrow().open.as_ref().map_or(Duration::ZERO, |open| {
                 let age = Duration::from_nanos(now.saturating_sub(open.opened_ns));
-                self.config.max_linger.saturating_sub(age)
+                let throttled = Duration::from_nanos(self.throttled_ns.get().saturating_sub(now));
+                self.config.max_linger.saturating_sub(age).max(throttled)
             });
             if rest.is_zero() {
                 self.work.since(seen).await;

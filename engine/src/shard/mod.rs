@@ -59,12 +59,27 @@ pub(crate) struct ShardConfig {
     pub(crate) slot_idle_max: Option<Duration>,
     pub(crate) live_window_bytes: u64,
     pub(crate) zero_copy: ZeroCopy,
+    /// How links send.
+    pub(crate) flow: Flow,
     pub(crate) policy: CommitPolicy,
     pub(crate) need: Requirement,
     pub(crate) deadline: Duration,
     pub(crate) too_few: TooFewReplicas,
     /// A replica's longest pause before it connects again.
     pub(crate) reconnect_max: Duration,
+}
+
+/// How a primary's shard sends, and what it does while replicas are behind.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Flow {
+    /// Bytes in each second that a link may send from disk.
+    pub(crate) catch_up_max: Option<u64>,
+    /// Bytes that a link may have sent and not acknowledged.
+    pub(crate) link_window: u64,
+    /// How far the commit quorum may be behind before batches wait.
+    pub(crate) lag_target: Option<u64>,
+    /// Links compress batches where that pays.
+    pub(crate) compress: bool,
 }
 
 impl ShardConfig {
@@ -83,6 +98,7 @@ impl ShardConfig {
             slot_idle_max: None,
             live_window_bytes: node.live_window_bytes as u64,
             zero_copy: ZeroCopy::Auto,
+            flow: Flow::default(),
             policy: CommitPolicy::Local,
             need: CommitPolicy::Local.requirement(0).expect("local always holds"),
             deadline: Duration::from_secs(10),
@@ -141,6 +157,10 @@ pub(crate) struct Shard {
     pub(crate) take_back: Cell<Option<(Lsn, Seq)>>,
     /// How often the log was cut: what was read before may be gone.
     pub(crate) cuts: Cell<u64>,
+    /// No batch is closed before this, for the lag target.
+    pub(crate) throttled_ns: Cell<u64>,
+    /// Bytes of reads in flight, or not taken yet, ahead of links that catch up.
+    pub(crate) ahead_bytes: Cell<u64>,
     /// Bytes of a batch that comes in and waits for segments.
     pub(crate) arriving: Cell<u64>,
     /// The commit LSN where other cores read it.
@@ -236,6 +256,8 @@ impl Shard {
             cutting: Cell::new(false),
             take_back: Cell::new(None),
             cuts: Cell::new(0),
+            throttled_ns: Cell::new(0),
+            ahead_bytes: Cell::new(0),
             arriving: Cell::new(0),
             watermark,
             next_link: Cell::new(1),

@@ -45,6 +45,8 @@ impl Shard {
             in_flight_bytes: inner.pipeline.appended().since(inner.pipeline.durable()),
             in_flight_bytes_max: self.config.in_flight_bytes_max,
             ring_bytes: inner.ring.bytes(),
+            ahead_bytes: self.ahead_bytes.get(),
+            link_window: self.config.flow.link_window,
             applied,
             next_seq: inner.next_seq,
             stopped: inner.stopped.clone(),

@@ -2,6 +2,7 @@
 
 mod append;
 mod error;
+mod packed;
 mod policy;
 mod positions;
 mod slot;
@@ -20,6 +21,7 @@ use payload;
 
 pub use append::{APPEND_HEAD, AppendHead, COMMITTED, CommitStatus, Committed};
 pub use error::{ERROR_HEAD, ErrorCode, ErrorHead, Goodbye};
+pub use packed::{PACKED_HEAD, PACKED_RATIO_MAX, PackedHead};
 pub use policy::{AckLevel, WirePolicy};
 pub use positions::{ACK, Ack, HEARTBEAT, Heartbeat};
 pub use slot::{SLOT_REQUEST, SlotAction, SlotRequest};

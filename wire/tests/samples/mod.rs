@@ -6,8 +6,8 @@ use proptest::test_runner::{Config, RngSeed};
 use towline_wire::frame::{self, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameKind};
 use towline_wire::handshake::{Hello, NodeName, Refusal, Role, Verdict, Welcome};
 use towline_wire::message::{
-    Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Goodbye, Heartbeat, SlotAction,
-    SlotRequest, TailRequest, TailStart, WirePolicy,
+    Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Goodbye, Heartbeat, PackedHead,
+    SlotAction, SlotRequest, TailRequest, TailStart, WirePolicy,
 };
 use towline_wire::superblock::{self, SlotEntry, SlotKind, SlotLoss, Superblock};
 use towline_wire::{BatchFields, Chain, Lsn, Seq, ShardId, SystemId, Term, batch, record};
@@ -169,6 +169,18 @@ pub(crate) fn slot_request() -> SlotRequest {
     SlotRequest { name: NodeName::new("reader").unwrap(), action: SlotAction::CreateTemporary }
 }
 
+/// The batch compressed, as an LZ4 block of literals and matches, behind its head.
+pub(crate) fn packed_bytes() -> Vec<u8> {
+    const BLOCK: &str = "\
+        f01254574c420100000000112233445566778899aabbccddeeff0300000002000000071c00000400\
+        10400500320000290700f3040000401e18240a0600efcdab89674523010030190012200800822800\
+        0000a96fd9810e000f060003539da829bd051b009368656c6c6f0000000c1000f00167726f757020\
+        636f6d6d697400000000";
+    let digits = BLOCK.as_bytes().chunks(2).map(|d| core::str::from_utf8(d).unwrap());
+    let block: Vec<u8> = digits.map(|d| u8::from_str_radix(d, 16).unwrap()).collect();
+    [&PackedHead { batch_len: batch_bytes().len() }.to_bytes(), &block[..]].concat()
+}
+
 /// A frame: header and payload.
 pub(crate) fn framed(kind: FrameKind, flags: u8, arg: u64, payload: &[u8]) -> Vec<u8> {
     [&frame::header(kind, flags, arg, payload), payload].concat()
@@ -196,6 +208,7 @@ pub(crate) fn frames() -> Vec<(&'static str, FrameKind, Vec<u8>)> {
     add("frame-status-request", FrameKind::StatusRequest, 0, 0, &[]);
     add("frame-status", FrameKind::Status, 0, 0, STATUS);
     add("frame-slot-request", FrameKind::SlotRequest, 0, 0, &slot_request().to_bytes());
+    add("frame-packed", FrameKind::Packed, FLAG_ACK_RECEIVED, 8_192, &packed_bytes());
     all
 }
 

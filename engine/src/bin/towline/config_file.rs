@@ -117,6 +117,25 @@ pub(crate) struct Settings {
     #[arg(long, value_enum, value_name = "auto|off|always", hide_possible_values = true)]
     pub(crate) zero_copy: Option<NoCopy>,
 
+    /// Primary: bytes in each second that a replica which catches up is sent from disk, 64KiB and more
+    /// [default: no cap]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) catch_up_max: Option<Size>,
+
+    /// Primary: bytes that a link may have sent and not acknowledged, 4KiB to 1GiB [default: 32MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) link_window: Option<Size>,
+
+    /// Primary: how far the replicas that commits wait for may be behind before batches are held back,
+    /// 4KiB and more [default: never]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) lag_target: Option<Size>,
+
+    /// Primary: how links to replicas compress batches, where that pays; the log on disk stays what it is
+    /// [default: off]
+    #[arg(long, value_name = "off|lz4")]
+    pub(crate) compress: Option<Compress>,
+
     /// Bytes of recent batches that each shard keeps in memory for links and tails, at most 16GiB
     /// [default: 16MiB]
     #[arg(long, value_name = "SIZE")]
@@ -158,6 +177,10 @@ macro_rules! every_field {
             retain_max,
             slot_idle_max,
             zero_copy,
+            catch_up_max,
+            link_window,
+            lag_target,
+            compress,
             live_window,
             io_memory,
             insecure_no_auth
@@ -188,6 +211,10 @@ impl Settings {
                 ("retain-max", self.retain_max.is_some()),
                 ("slot-idle-max", self.slot_idle_max.is_some()),
                 ("zero-copy", self.zero_copy.is_some()),
+                ("catch-up-max", self.catch_up_max.is_some()),
+                ("link-window", self.link_window.is_some()),
+                ("lag-target", self.lag_target.is_some()),
+                ("compress", self.compress.is_some()),
             ],
             [
                 ("name", self.name.is_some()),
@@ -244,6 +271,25 @@ impl From<TooFew> for TooFewReplicas {
         match too_few {
             TooFew::Wait => Self::Wait,
             TooFew::Refuse => Self::Refuse,
+        }
+    }
+}
+
+/// How links compress batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Compress {
+    /// Not at all.
+    Off,
+    /// With LZ4.
+    Lz4,
+}
+
+impl From<Compress> for towline::Compress {
+    fn from(compress: Compress) -> Self {
+        match compress {
+            Compress::Off => Self::Off,
+            Compress::Lz4 => Self::Lz4,
         }
     }
 }

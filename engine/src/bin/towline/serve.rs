@@ -100,6 +100,9 @@ fn spelled(error: &OpenError) -> String {
             "io_memory_bytes" => "io-memory",
             "retain_max" => "retain-max",
             "slot_idle_max in s" => "slot-idle-max",
+            "catch_up_max" => "catch-up-max",
+            "link_window_bytes" => "link-window",
+            "lag_target" => "lag-target",
             _ => return String::new(),
         },
         _ => return String::new(),
@@ -313,6 +316,10 @@ fn plan(settings: Settings, promote: bool, above_term: Option<Term>) -> Result<R
             config.retain_max = settings.retain_max.map_or(config.retain_max, |m| m.0);
             config.slot_idle_max = settings.slot_idle_max.map(|t| t.0);
             config.zero_copy = settings.zero_copy.map_or(config.zero_copy, Into::into);
+            config.catch_up_max = settings.catch_up_max.map(|s| s.0);
+            config.link_window_bytes = bytes(settings.link_window).unwrap_or(config.link_window_bytes);
+            config.lag_target = settings.lag_target.map(|s| s.0);
+            config.compress = settings.compress.map_or(config.compress, Into::into);
             config.insecure_no_auth = insecure_no_auth;
             config.promote = promote;
             config.promote_above = above_term.unwrap_or(config.promote_above);
@@ -341,8 +348,6 @@ fn fill(node: &mut NodeConfig, settings: &Settings) {
     macro_rules! set {
         ($($field:ident <- $value:expr),* $(,)?) => { $(if let Some(value) = $value { node.$field = value; })* };
     }
-    // A size that this machine cannot count is beyond every bound that is checked later.
-    let bytes = |size: Option<config_file::Size>| size.map(|s| usize::try_from(s.0).unwrap_or(usize::MAX));
     set! {
         cpus <- settings.cpus.clone(),
         segment_bytes <- settings.segment_size.map(|s| s.0),
@@ -356,6 +361,11 @@ fn fill(node: &mut NodeConfig, settings: &Settings) {
         live_window_bytes <- bytes(settings.live_window),
         io_memory_bytes <- bytes(settings.io_memory),
     }
+}
+
+/// A size that this machine cannot count is beyond every bound that is checked later.
+fn bytes(size: Option<config_file::Size>) -> Option<usize> {
+    size.map(|s| usize::try_from(s.0).unwrap_or(usize::MAX))
 }
 
 /// A name is looked up once, when the node starts.
@@ -375,7 +385,9 @@ mod tests {
         let shown = |line: &str| {
             let key = line.strip_prefix('#').and_then(|l| l.split_once(" = ")).map(|(key, _)| key);
             key.is_some_and(|k| {
-                !k.contains(' ') && !["cpus", "slot-idle-max", "name", "primary", "reconnect-max"].contains(&k)
+                !k.contains(' ')
+                    && !["cpus", "slot-idle-max", "catch-up-max", "lag-target", "name", "primary", "reconnect-max"]
+                        .contains(&k)
             })
         };
         let all: Vec<&str> = text.lines().map(|l| if shown(l) { &l[1..] } else { l }).collect();

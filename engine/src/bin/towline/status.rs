@@ -13,7 +13,8 @@ use crate::exit;
 /// Show how a node, its shards and its replicas are.
 ///
 /// Positions are LSNs: bytes from the start of a shard's log. "uncommitted" is what is appended and
-/// not committed yet; "lag" is what a replica has not flushed yet. A replica that is "down" counts
+/// not committed yet; "lag" is what a replica has not flushed yet. A replica that "catches up" is sent
+/// what is no more in memory, from disk. A replica that is "down" counts
 /// for no commit policy until it has caught up; one that is "lost" needs its slot made anew. "held by"
 /// says what keeps the oldest log from being used again.
 #[derive(Debug, clap::Args)]
@@ -191,6 +192,9 @@ fn show(status: &Value) -> String {
     );
     let mut held = Table::new(2, &["SHARD", "HELD BY", "KEPT", "CAP"]);
     let mut kept = Table::new(5, &["SHARD", "SLOT", "KIND", "LOST", "WITHOUT A LINK", "RESTART", "HOLDS"]);
+    let mut quorum = Table::new(1, &["SHARD", "QUORUM LAG", "TARGET", "HELD BACK"]);
+    let mut packed = Table::new(1, &["SHARD", "COMPRESSED", "SENT AS", "RATIO"]);
+    let mut behind = Table::new(2, &["SHARD", "CATCHES UP", "BEHIND", "RATE", "DONE", "TIME LEFT"]);
     let mut links = Table::new(3, &["SHARD", "LAG", "LINK TO THE PRIMARY"]);
     let mut stages = Table::new(2, &["SHARD", "STAGE", "COUNT", "P50", "P90", "P99", "P99.9", "MAX"]);
     let mut counters = Table::new(2, &["SHARD", "COUNTER", "VALUE"]);
@@ -218,6 +222,16 @@ fn show(status: &Value) -> String {
             };
             held.row(vec![number.clone(), text(shard, "held_by"), size(shard, "retained_bytes"), cap]);
         }
+        if shard["lag_target_bytes"].as_u64().is_some_and(|target| target > 0) {
+            let now = or_dash(shard["throttle_us"].as_f64(), |us| format!("{:.1} ms", us / 1000.0));
+            let lag = size(shard, "quorum_lag_bytes");
+            quorum.row(vec![number.clone(), lag, size(shard, "lag_target_bytes"), now]);
+        }
+        if let Some(ratio) = shard["packed_ratio"].as_f64().filter(|ratio| *ratio > 0.0) {
+            let of = &shard["counters"];
+            let (from, to) = (size(of, "packed_from_bytes"), size(of, "packed_to_bytes"));
+            packed.row(vec![number.clone(), from, to, format!("{ratio:.2}")]);
+        }
         for slot in items(&shard["slots"]) {
             let mut row = vec![number.clone()];
             row.extend(
@@ -230,6 +244,9 @@ fn show(status: &Value) -> String {
                 text(slot, "connects"),
             ]);
             slots.row(row);
+            if slot["catch_up"].is_object() {
+                behind.row(catch_up(number.clone(), slot));
+            }
             if slot["kind"].is_string() {
                 let idle = match slot["idle_ms"].as_u64() {
                     Some(0) | None => "-".to_owned(),
@@ -249,10 +266,22 @@ fn show(status: &Value) -> String {
             counters.row(vec![number.clone(), clean(name), counter(name, value)]);
         }
     }
-    for table in [shards, held, slots, kept, links, stages, counters] {
+    for table in [shards, held, quorum, slots, behind, kept, links, packed, stages, counters] {
         table.write(&mut out);
     }
     out
+}
+
+/// One replica that catches up.
+fn catch_up(shard: String, slot: &Value) -> Vec<String> {
+    let of = &slot["catch_up"];
+    let rate = match of["bytes_per_s"].as_u64() {
+        Some(0) | None => "-".to_owned(),
+        Some(rate) => format!("{}/s", show_size(rate)),
+    };
+    let done = or_dash(of["percent"].as_f64(), |percent| format!("{percent:.1} %"));
+    let left = or_dash(of["left_ms"].as_u64(), |ms| duration(ms as f64 / 1000.0));
+    vec![shard, text(slot, "name"), size(slot, "lag_bytes"), rate, done, left]
 }
 
 fn clean(name: &str) -> String {
@@ -303,6 +332,50 @@ SHARD  COUNTER                    VALUE
             serde_json::json!({"shards": [{"shard": 0, "link": "following 10.0.0.1:7401", "lag_bytes": 8192}]});
         let shown = show(&status);
         let expected = "SHARD  LAG      LINK TO THE PRIMARY\n0      8.0 KiB  following 10.0.0.1:7401\n";
+        assert!(shown.contains(expected), "{shown}");
+    }
+
+    #[test]
+    fn the_lag_of_the_quorum_is_shown_where_it_has_a_target() {
+        let status = serde_json::json!({"shards": [
+            {"shard": 0, "quorum_lag_bytes": 3 << 20, "lag_target_bytes": 2 << 20, "throttle_us": 25_000},
+            {"shard": 1, "quorum_lag_bytes": 3 << 20, "lag_target_bytes": 0, "throttle_us": 0}]});
+        let expected = "\
+SHARD  QUORUM LAG   TARGET  HELD BACK
+0         3.0 MiB  2.0 MiB    25.0 ms
+
+";
+        let shown = show(&status) + "\n";
+        assert!(shown.contains(expected), "{shown}");
+    }
+
+    #[test]
+    fn what_was_compressed_is_shown_with_its_ratio() {
+        let status = serde_json::json!({"shards": [{"shard": 1, "packed_ratio": 2.5,
+            "counters": {"packed_from_bytes": 5 << 20, "packed_to_bytes": 2 << 20}}, {"shard": 2, "packed_ratio": 0.0}]});
+        let expected = "\
+SHARD  COMPRESSED  SENT AS  RATIO
+1         5.0 MiB  2.0 MiB   2.50
+
+";
+        let shown = show(&status);
+        assert!(shown.contains(expected), "{shown}");
+    }
+
+    #[test]
+    fn who_catches_up_is_shown_with_its_rate_and_the_time_that_is_left() {
+        let status = serde_json::json!({"shards": [{"shard": 3, "slots": [
+            {"name": "r1", "state": "live", "catch_up": null},
+            {"name": "r2", "state": "catch-up", "lag_bytes": 3 << 20,
+                "catch_up": {"bytes_per_s": 2 << 20, "percent": 66.666, "left_ms": 61_500}},
+            {"name": "r3", "state": "catch-up", "lag_bytes": 1 << 30,
+                "catch_up": {"bytes_per_s": 0, "percent": 0.0, "left_ms": null}}]}]});
+        let expected = "\
+SHARD  CATCHES UP   BEHIND       RATE    DONE  TIME LEFT
+3      r2          3.0 MiB  2.0 MiB/s  66.7 %  1 min 1 s
+3      r3          1.0 GiB          -   0.0 %          -
+";
+        let shown = show(&status);
         assert!(shown.contains(expected), "{shown}");
     }
 

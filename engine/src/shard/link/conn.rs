@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use towline_wire::frame;
+
 use crate::limits;
 use crate::notify::Changed;
 use crate::rt;
@@ -97,11 +99,20 @@ impl Conn {
     /// order in which they came. The bytes behind the pieces must stay where they are until this
     /// returns: the caller holds them.
     pub(crate) async fn send(&self, pieces: &[&[u8]]) -> io::Result<()> {
+        self.send_in_turn(pieces, false).await
+    }
+
+    /// As [`Conn::send`], a little at a time, with pauses in which the core is left to others.
+    pub(crate) async fn send_politely(&self, pieces: &[&[u8]]) -> io::Result<()> {
+        self.send_in_turn(pieces, true).await
+    }
+
+    async fn send_in_turn(&self, pieces: &[&[u8]], politely: bool) -> io::Result<()> {
         let _turn = self.turns.take().await;
         if self.torn.replace(true) {
             return Err(io::Error::new(io::ErrorKind::BrokenPipe, "a send before was not finished"));
         }
-        self.send_now(pieces).await?;
+        self.send_now(pieces, politely).await?;
         self.torn.set(false);
         Ok(())
     }
@@ -134,7 +145,7 @@ impl Conn {
             }
         }
         self.sent_bytes.set(self.sent_bytes.get() + taken as u64);
-        self.send_now(&behind(held.pieces(), taken)).await?;
+        self.send_now(&behind(held.pieces(), taken), false).await?;
         self.torn.set(false);
         Ok(possible)
     }
@@ -145,7 +156,7 @@ impl Conn {
             .unwrap_or_else(|| Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing")))
     }
 
-    async fn send_now(&self, pieces: &[&[u8]]) -> io::Result<()> {
+    async fn send_now(&self, pieces: &[&[u8]], politely: bool) -> io::Result<()> {
         let mut vectors = [IoSlice::new(&[]); PIECES_MAX];
         assert!(pieces.len() <= PIECES_MAX);
         let mut total = 0;
@@ -157,11 +168,24 @@ impl Conn {
         self.sent_bytes.set(self.sent_bytes.get() + total as u64);
         while total > 0 {
             self.send_calls.set(self.send_calls.get() + 1);
-            match self.socket.send(rest) {
+            let began = rt::now_ns();
+            let sending = match rest.first() {
+                Some(first) if politely && first.len() > limits::POLITE_BYTES => {
+                    self.socket.send(&[IoSlice::new(&first[..limits::POLITE_BYTES])])
+                }
+                Some(_) if politely => self.socket.send(&rest[..1]),
+                _ => self.socket.send(rest),
+            };
+            match sending {
                 Ok(sent) => {
                     total -= sent;
-                    self.said_ns.set(rt::now_ns());
+                    let now = rt::now_ns();
+                    self.said_ns.set(now);
                     IoSlice::advance_slices(&mut rest, sent);
+                    if politely && sent > frame::HEADER {
+                        let busy = Duration::from_nanos(now - began);
+                        rt::sleep((busy * limits::POLITE_PAUSES).min(limits::POLITE_PAUSE_MAX)).await;
+                    }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wait_for_room().await?,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

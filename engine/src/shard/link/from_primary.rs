@@ -1,23 +1,25 @@
 //! The replica's end of a link: connects, says hello, takes batches straight into buffers for the
 //! device, acknowledges.
 
-use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use towline_wire::frame::{self, FLAG_ACK_APPLIED, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameHead, FrameKind, PREAMBLE};
-use towline_wire::handshake::{NodeName, Welcome};
-use towline_wire::message::{ErrorCode, ErrorHead, Heartbeat};
+use towline_wire::handshake::{FEATURE_LZ4, NodeName, Welcome};
+use towline_wire::message::{ErrorCode, ErrorHead, Heartbeat, PACKED_HEAD, PackedHead};
 use towline_wire::{BLOCK, BatchView, Lsn, Seq, batch, round_up_to_block};
 
+use super::acker::Acker;
 use super::conn::Conn;
 use super::frames::{self, LinkError};
 use super::lookahead::Lookahead;
+use super::packing;
 use super::to_replica::refusal_text;
 use crate::limits;
 use crate::protocol::replica::Plan;
+use crate::protocol::squeeze;
 use crate::rt::worker::Worker;
 use crate::rt::{self, DmaBuf};
 use crate::shard::Shard;
@@ -112,7 +114,7 @@ impl Follower {
                 self.shard.count(|c| c.connects += 1);
                 *self.shard.link.borrow_mut() = format!("following {}", self.primary);
                 tracing::info!(shard = self.shard.id.0, primary = %self.primary, term = term.0, "following");
-                Ok(Ended::Streamed(self.stream(conn).await))
+                Ok(Ended::Streamed(self.stream(conn, welcome.features & squeeze::features()).await))
             }
             Plan::Cut { to } => {
                 drop(conn);
@@ -218,30 +220,20 @@ impl Follower {
         }
     }
 
-    async fn stream(&self, conn: Rc<Conn>) -> LinkError {
-        let acker = Rc::new(Acker {
-            shard: self.shard.clone(),
-            conn: conn.clone(),
-            now: Cell::new(None),
-            prompt: Cell::new(false),
-            over: Cell::new(false),
-        });
+    async fn stream(&self, conn: Rc<Conn>, features: u64) -> LinkError {
+        let acker = Rc::new(Acker::new(&self.shard, &conn));
         let sending = rt::spawn_scoped({
             let acker = acker.clone();
             async move {
-                let e = acker.run().await;
-                tracing::debug!(shard = acker.shard.id.0, "acks ended: {e}");
-                if !acker.over.get() {
-                    acker.conn.close();
-                }
+                acker.run().await;
             }
         });
         let watching = rt::spawn_scoped(watch_idle(conn.clone()));
-        let e = match self.receive(&conn, &acker).await {
+        let e = match self.receive(&conn, &acker, features).await {
             Ok(()) => LinkError::Closed,
             Err(e) => e,
         };
-        acker.over.set(true);
+        acker.end();
         drop(watching);
         // An ack that is being sent is finished first.
         e.end(&conn).await;
@@ -262,14 +254,22 @@ impl Follower {
         }
     }
 
-    async fn receive(&self, conn: &Rc<Conn>, acker: &Acker) -> Result<(), LinkError> {
+    async fn receive(&self, conn: &Rc<Conn>, acker: &Acker, features: u64) -> Result<(), LinkError> {
         let mut ahead = Lookahead::new();
+        let mut packed = Vec::new();
         loop {
             let header = ahead.take(conn, frame::HEADER).await.map_err(closed)?;
             let head = FrameHead::check(header.try_into().expect("a header's length"))?;
-            acker.prompt.set(head.flags & FLAG_ACK_APPLIED != 0);
+            acker.be_prompt(head.flags & FLAG_ACK_APPLIED != 0);
             match head.kind {
-                FrameKind::Batch => self.receive_batch(conn, &head, &mut ahead, acker).await?,
+                FrameKind::Batch => {
+                    let bytes = self.read_batch(conn, &head, &mut ahead).await?;
+                    self.take_batch(conn, &head, bytes, acker).await?;
+                }
+                FrameKind::Packed if features & FEATURE_LZ4 != 0 => {
+                    let bytes = self.read_packed(conn, &head, &mut ahead, &mut packed).await?;
+                    self.take_batch(conn, &head, bytes, acker).await?;
+                }
                 FrameKind::Heartbeat => {
                     let payload = ahead.take(conn, head.len).await.map_err(closed)?;
                     head.check_payload(payload)?;
@@ -294,32 +294,82 @@ impl Follower {
         }
     }
 
-    /// Reads a batch into a buffer for the device.
-    async fn receive_batch(
+    /// Reads a batch into a buffer for the device; also says how many bytes it has.
+    async fn read_batch(
         &self,
         conn: &Conn,
         head: &FrameHead,
         ahead: &mut Lookahead,
-        acker: &Acker,
-    ) -> Result<(), LinkError> {
+    ) -> Result<(DmaBuf, usize), LinkError> {
         let wire_len = head.len;
         if wire_len <= batch::HEADER {
             return Err(LinkError::OutOfPlace(head.kind));
         }
-        let disk_len = round_up_to_block(wire_len as u64);
-        // Back-pressure: no memory is taken, and nothing is read, while the device is behind.
-        self.wait_for_room(disk_len).await?;
-        let mut buf = DmaBuf::new(disk_len as usize);
+        let mut buf = self.buffer(wire_len).await?;
         ahead.take_into(conn, &mut buf.as_mut()[..wire_len]).await.map_err(closed)?;
+        Ok((buf, wire_len))
+    }
+
+    /// As [`Follower::read_batch`], for one that is compressed: `packed` is kept for the next one.
+    async fn read_packed(
+        &self,
+        conn: &Conn,
+        head: &FrameHead,
+        ahead: &mut Lookahead,
+        packed: &mut Vec<u8>,
+    ) -> Result<(DmaBuf, usize), LinkError> {
+        if head.len <= PACKED_HEAD {
+            return Err(LinkError::OutOfPlace(head.kind));
+        }
+        // What it says is checked before memory is taken for it, and its CRC before it is used.
+        let first: [u8; PACKED_HEAD] =
+            ahead.take(conn, PACKED_HEAD).await.map_err(closed)?.try_into().expect("as asked");
+        let wire_len = PackedHead::check(&first, head.len)?.batch_len;
+        let mut buf = self.buffer(wire_len).await?;
+        packed.clear();
+        packed.extend_from_slice(&first);
+        packed.resize(head.len, 0);
+        ahead.take_into(conn, &mut packed[PACKED_HEAD..]).await.map_err(closed)?;
+        head.check_payload(packed)?;
+        if let Err(e) = packing::unpack(&packed[PACKED_HEAD..], &mut buf.as_mut()[..wire_len]) {
+            return Err(self.bad_batch(conn, &format!("it cannot be decompressed: {e}")).await);
+        }
+        self.shard.count(|c| {
+            c.packed_batches += 1;
+            c.packed_from_bytes += wire_len as u64;
+            c.packed_to_bytes += head.len as u64;
+        });
+        packed.shrink_to(limits::SQUEEZE_BYTES_MAX);
+        Ok((buf, wire_len))
+    }
+
+    /// A buffer for a batch. Back-pressure: no memory is taken, and nothing is read, while the device
+    /// is behind.
+    async fn buffer(&self, wire_len: usize) -> Result<DmaBuf, LinkError> {
+        let disk_len = round_up_to_block(wire_len as u64);
+        self.wait_for_room(disk_len).await?;
+        Ok(DmaBuf::new(disk_len as usize))
+    }
+
+    async fn bad_batch(&self, conn: &Conn, why: &str) -> LinkError {
+        frames::send_error(conn, ErrorCode::BadBatch, 0, why).await;
+        LinkError::Refused(format!("the primary sent a bad batch: {why}"))
+    }
+
+    /// Checks a batch and hands it to the device.
+    async fn take_batch(
+        &self,
+        conn: &Conn,
+        head: &FrameHead,
+        (mut buf, wire_len): (DmaBuf, usize),
+        acker: &Acker,
+    ) -> Result<(), LinkError> {
         let received_ns = rt::now_ns();
         let bytes = buf.as_mut();
         bytes[wire_len..].fill(0);
         let view = match BatchView::check(&bytes[..wire_len]) {
             Ok(view) => view,
-            Err(e) => {
-                frames::send_error(conn, ErrorCode::BadBatch, 0, &e.to_string()).await;
-                return Err(LinkError::Refused(format!("the primary sent a bad batch: {e}")));
-            }
+            Err(e) => return Err(self.bad_batch(conn, &e.to_string()).await),
         };
         {
             let h = *view.header();
@@ -336,7 +386,7 @@ impl Follower {
             if ack_received {
                 acker.reply_now(0);
             }
-            let batch = Rc::new(Batch::live(buf.share(), ack_received));
+            let batch = Rc::new(Batch::live(buf.share(), round_up_to_block(wire_len as u64), ack_received));
             // Wakes the acker too.
             self.shard.submit(inner, batch, received_ns);
         }
@@ -427,57 +477,6 @@ async fn watch_idle(conn: Rc<Conn>) {
         if conn.silent_for() > 3 * limits::HEARTBEAT {
             conn.close();
             return;
-        }
-    }
-}
-
-/// Sends acks; those that come due while one is being sent go out as one.
-struct Acker {
-    shard: Rc<Shard>,
-    conn: Rc<Conn>,
-    /// An ack is due although nothing was flushed or applied; with the time of the heartbeat that
-    /// it answers, or 0.
-    now: Cell<Option<u64>>,
-    /// Somebody waits for what is applied.
-    prompt: Cell<bool>,
-    over: Cell<bool>,
-}
-
-impl Acker {
-    fn reply_now(&self, echo_us: u64) {
-        self.now.set(Some(echo_us));
-    }
-
-    async fn run(&self) -> LinkError {
-        let mut said = (Lsn(u64::MAX), Lsn::ZERO);
-        loop {
-            let seen = self.shard.moved.seen();
-            if let Some(why) = self.shard.stopped() {
-                return LinkError::Stopped(why);
-            }
-            if self.over.get() {
-                return LinkError::Closed;
-            }
-            let now = self.now.take();
-            let ack = self.shard.inner.borrow_mut().replica().ack(now.unwrap_or(0));
-            let late = self.conn.mute_for() >= limits::PIGGYBACK;
-            // So that the primary hears of this node although, while its device is behind, it does
-            // not read what would ask it to answer.
-            let now = now.or_else(|| (self.conn.mute_for() >= limits::HEARTBEAT).then_some(0));
-            let due = now.is_some() || ack.flushed != said.0 || (ack.applied != said.1 && (self.prompt.get() || late));
-            if !due {
-                if ack.applied != said.1 {
-                    // The ack of the next batch carries it for nothing.
-                    self.shard.notify_soon();
-                }
-                self.shard.moved.since(seen).await;
-                continue;
-            }
-            if let Err(e) = frames::send(&self.conn, FrameKind::Ack, 0, 0, &ack.to_bytes()).await {
-                return e.into();
-            }
-            said = (ack.flushed, ack.applied);
-            self.shard.count(|c| c.acks += 1);
         }
     }
 }

@@ -1,43 +1,22 @@
-//! The primary's end of a link: one task sends batches and heartbeats, one reads acks.
+//! The primary's end of a link, up to where it streams: a hello and its answer.
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::rc::Rc;
 
-use towline_wire::batch;
-use towline_wire::frame::{self, FLAG_ACK_APPLIED, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameKind};
-use towline_wire::handshake::{FEATURES, Hello, Refusal, Verdict, Welcome};
-use towline_wire::message::{Ack, ErrorCode, Goodbye, Heartbeat};
+use towline_wire::frame::FrameKind;
+use towline_wire::handshake::{Hello, Refusal, Verdict, Welcome};
+use towline_wire::message::{ErrorCode, Heartbeat};
 use towline_wire::{Lsn, PROTOCOL_VERSION};
 
 use super::conn::Conn;
-use super::frames::{self, FrameReader, LinkError};
-use super::zero_copy::{Adaptive, Outgoing, Reports};
+use super::feed::Link;
+use super::frames::{self, LinkError};
 use crate::limits;
 use crate::protocol::primary::{HelloAnswer, LogEnds};
+use crate::protocol::squeeze::{self, Squeeze};
 use crate::rt;
 use crate::shard::Shard;
-use crate::shard::wal::cursor::{Cursor, CursorError, position_at};
+use crate::shard::wal::cursor::{Cursor, position_at};
 use crate::shard::wal::keep::LiveSuperblock;
-use crate::shard::wal::ring::Batch;
-use crate::telemetry::Stage;
-
-/// Live batches whose acks are timed; what is further back is not.
-const TIMED_MAX: usize = 4096;
-
-/// One link, shared by its two tasks.
-struct Link {
-    shard: Rc<Shard>,
-    conn: Rc<Conn>,
-    slot: usize,
-    number: u64,
-    /// Batches sent from memory, for the ack's stages: end, when sent, received already.
-    timed: RefCell<VecDeque<(Lsn, u64, bool)>>,
-    zero_copy: Cell<Adaptive>,
-    /// What the kernel reported of sends without a copy.
-    reports: Rc<Reports>,
-    closed: Cell<bool>,
-}
 
 /// The welcome that this shard gives now.
 pub(crate) fn welcome(shard: &Shard, verdict: Verdict) -> Welcome {
@@ -48,7 +27,7 @@ pub(crate) fn welcome(shard: &Shard, verdict: Verdict) -> Welcome {
         shard_count: shard.config.shard_count,
         heartbeat_ms: limits::HEARTBEAT.as_millis() as u32,
         system: inner.system,
-        features: FEATURES,
+        features: if shard.config.flow.compress { squeeze::features() } else { 0 },
         term: inner.term(),
         tail: inner.tail(),
         commit_lsn: inner.committed(),
@@ -77,7 +56,9 @@ pub(crate) async fn send_welcome(
     verdict: Verdict,
     hello: Option<&Hello>,
 ) -> Result<(), LinkError> {
-    let payload = welcome(shard, verdict).to_bytes();
+    let mut payload = welcome(shard, verdict);
+    payload.features &= hello.map_or(0, |hello| hello.features);
+    let payload = payload.to_bytes();
     frames::send(conn, FrameKind::Welcome, 0, 0, &payload).await?;
     let (code, arg, text) = match (verdict, hello) {
         (Verdict::Refused(cause), None) => (ErrorCode::Refused, cause as u64, refusal_text(cause).to_string()),
@@ -166,29 +147,9 @@ async fn run(shard: &Rc<Shard>, superblock: &LiveSuperblock, conn: &Rc<Conn>, he
     shard.count(|c| c.connects += 1);
     // What the replica holds may let commits through, and a link that it replaces ends.
     shard.after_attach();
-    let link = Rc::new(Link {
-        shard: shard.clone(),
-        conn: conn.clone(),
-        slot,
-        number,
-        timed: RefCell::default(),
-        zero_copy: Cell::new(Adaptive::new(shard.config.zero_copy)),
-        reports: Rc::default(),
-        closed: Cell::new(false),
-    });
     tracing::info!(shard = shard.id.0, replica = %hello.name, from = from.0, "link begins");
-    let sender = link.clone();
-    rt::spawn(async move {
-        if let Err(e) = sender.send_all(cursor).await {
-            tracing::info!(shard = sender.shard.id.0, slot = sender.slot, "sending ended: {e}");
-            if sender.detach() {
-                e.end(&sender.conn).await;
-            }
-        }
-    });
-    let read = link.read_acks().await;
-    // If the other task was first, it ends the connection.
-    if link.detach() { read } else { Ok(()) }
+    let squeeze = Squeeze::new(shard.config.flow.compress, hello.features);
+    Link::new(shard, conn, slot, number).run(cursor, squeeze).await
 }
 
 /// Has a link serve its slot, if it still may: the log may have moved on, and the slot may be lost,
@@ -255,222 +216,4 @@ async fn decide(shard: &Rc<Shard>, hello: &Hello) -> Result<Verdict, LinkError> 
     // A log that has diverged loses its slot.
     shard.tell_lost();
     decided
-}
-
-impl Link {
-    /// The link serves its slot no more. Says whether it did until now: then the connection is the
-    /// caller's to end.
-    fn detach(&self) -> bool {
-        self.add_counts();
-        if self.closed.replace(true) {
-            return false;
-        }
-        self.shard.inner.borrow_mut().primary().detach(self.slot, self.number, rt::now_ns());
-        // The other task of this link, and who watches for lost replicas.
-        self.shard.moved.notify();
-        true
-    }
-
-    fn is_current(&self) -> bool {
-        self.shard.inner.borrow_mut().primary().slots().is_served_by(self.slot, self.number)
-    }
-
-    /// Tells the replica why the link serves its slot no more.
-    async fn end_of_service(&self) -> LinkError {
-        let cause = {
-            let inner = &mut *self.shard.inner.borrow_mut();
-            inner.primary().slots().refusal(self.slot, 0, rt::now_ns()).filter(|c| *c != Refusal::SlotInUse)
-        };
-        let Some(cause) = cause else {
-            let _ = frames::send(&self.conn, FrameKind::Goodbye, 0, Goodbye::Replaced as u64, &[]).await;
-            return LinkError::Refused("a newer link serves the replica".into());
-        };
-        frames::send_error(&self.conn, ErrorCode::Refused, cause as u64, refusal_text(cause)).await;
-        LinkError::Refused(refusal_text(cause).into())
-    }
-
-    fn add_counts(&self) {
-        let sends = self.shard.count_traffic(&self.conn);
-        let (copied, not_copied) = (self.reports.copied.take(), self.reports.not_copied.take());
-        let mut adaptive = self.zero_copy.get();
-        (0..copied).for_each(|_| adaptive.on_released(true, rt::now_ns()));
-        (0..not_copied).for_each(|_| adaptive.on_released(false, rt::now_ns()));
-        self.zero_copy.set(adaptive);
-        self.shard.count(|c| {
-            c.copied_sends += sends + copied;
-            c.zero_copy_sends += not_copied;
-        });
-    }
-
-    async fn send_all(&self, mut cursor: Cursor) -> Result<(), LinkError> {
-        let mut commit_said = Lsn::ZERO;
-        let mut batches: Vec<Rc<Batch>> = Vec::with_capacity(limits::SEND_BATCHES_MAX);
-        loop {
-            let seen = self.shard.moved.seen();
-            if let Some(why) = self.shard.stopped() {
-                let _ = frames::send(&self.conn, FrameKind::Goodbye, 0, Goodbye::Stopping as u64, &[]).await;
-                return Err(LinkError::Stopped(why));
-            }
-            if self.closed.get() {
-                return Err(LinkError::Closed);
-            }
-            if !self.is_current() {
-                return Err(self.end_of_service().await);
-            }
-            if self.conn.silent_for() > 3 * limits::HEARTBEAT {
-                return Err(LinkError::Idle);
-            }
-            let from_disk = self.gather(&mut cursor, &mut batches).await?;
-            if !batches.is_empty() {
-                commit_said = self.send_batches(&mut batches, from_disk).await?;
-                rt::yield_if_needed().await;
-                continue;
-            }
-            let commit = self.shard.committed();
-            let beat_due = self.conn.mute_for() >= limits::HEARTBEAT;
-            let prompt = self.wants_applied();
-            if beat_due || (commit > commit_said && (prompt || self.conn.mute_for() >= limits::PIGGYBACK)) {
-                self.send_heartbeat(beat_due, prompt).await?;
-                commit_said = commit;
-                continue;
-            }
-            if commit > commit_said {
-                // The next batch carries it for nothing.
-                self.shard.notify_soon();
-            }
-            self.shard.moved.since(seen).await;
-        }
-    }
-
-    /// Takes what there is to send; says whether it came from disk.
-    async fn gather(&self, cursor: &mut Cursor, batches: &mut Vec<Rc<Batch>>) -> Result<bool, LinkError> {
-        let limit = self.shard.inner.borrow().pipeline.appended();
-        let mut bytes = 0;
-        while batches.len() < limits::SEND_BATCHES_MAX && bytes < limits::READ_CHUNK_BYTES {
-            let Some(batch) = cursor.next_in_memory(limit) else { break };
-            bytes += batch.wire().len();
-            batches.push(batch);
-        }
-        if !batches.is_empty() {
-            return Ok(false);
-        }
-        match cursor.next_batch(limit).await {
-            Ok(batch) => batches.extend(batch),
-            Err(CursorError::TooOld { wanted, oldest }) => {
-                let text = format!("the log from {wanted} on is gone, the oldest kept is {oldest}");
-                frames::send_error(&self.conn, ErrorCode::TooOld, oldest.0, &text).await;
-                return Err(LinkError::Refused(text));
-            }
-            Err(e) => return Err(LinkError::Stopped(e.to_string())),
-        }
-        Ok(true)
-    }
-
-    async fn send_batches(&self, batches: &mut Vec<Rc<Batch>>, from_disk: bool) -> Result<Lsn, LinkError> {
-        let commit = self.shard.committed();
-        let mut headers = [[0; frame::HEADER]; limits::SEND_BATCHES_MAX];
-        let mut pieces: [&[u8]; 2 * limits::SEND_BATCHES_MAX] = [&[]; 2 * limits::SEND_BATCHES_MAX];
-        let applied = if self.wants_applied() { FLAG_ACK_APPLIED } else { 0 };
-        let flags = |b: &Batch| applied | if b.ack_received { FLAG_ACK_RECEIVED } else { 0 };
-        for (header, batch) in headers.iter_mut().zip(batches.iter()) {
-            *header = frame::batch_header(flags(batch), commit, batch.wire().len());
-        }
-        for ((header, batch), piece) in headers.iter().zip(batches.iter()).zip(pieces.chunks_exact_mut(2)) {
-            (piece[0], piece[1]) = (header, batch.wire());
-        }
-        let end = batches.last().expect("there is something to send").end;
-        // Sent counts from the moment the kernel may have taken it: an ack can overtake this task.
-        self.shard.inner.borrow_mut().primary().on_sent(self.slot, self.number, end);
-        let began = rt::now_ns();
-        if !from_disk {
-            let mut timed = self.timed.borrow_mut();
-            for batch in batches.iter().take(TIMED_MAX - timed.len()) {
-                timed.push_back((batch.end, began, false));
-            }
-        }
-        self.send_pieces(&pieces[..2 * batches.len()], &headers[..batches.len()], batches).await?;
-        self.shard.telemetry.borrow_mut().record(Stage::Send, rt::now_ns() - began, batches.len() as u64);
-        self.add_counts();
-        batches.clear();
-        Ok(commit)
-    }
-
-    /// Sends frames, without a copy where that pays.
-    async fn send_pieces(
-        &self,
-        pieces: &[&[u8]],
-        headers: &[[u8; frame::HEADER]],
-        batches: &[Rc<Batch>],
-    ) -> Result<(), LinkError> {
-        let bytes = pieces.iter().map(|p| p.len()).sum();
-        if !self.zero_copy.get().wants(bytes, rt::now_ns()) {
-            return Ok(self.conn.send(pieces).await?);
-        }
-        let held = Outgoing::new(headers, batches, self.reports.clone());
-        let possible = self.conn.send_zero_copy(held).await?;
-        let mut adaptive = self.zero_copy.get();
-        if !possible {
-            adaptive.give_up(rt::now_ns());
-        }
-        self.zero_copy.set(adaptive);
-        Ok(())
-    }
-
-    fn wants_applied(&self) -> bool {
-        self.shard.inner.borrow_mut().primary().gate.wants_applied()
-    }
-
-    async fn send_heartbeat(&self, reply_now: bool, prompt: bool) -> Result<(), LinkError> {
-        let beat = heartbeat(&self.shard);
-        let flags = if reply_now { FLAG_REPLY_NOW } else { 0 } | if prompt { FLAG_ACK_APPLIED } else { 0 };
-        frames::send(&self.conn, FrameKind::Heartbeat, flags, 0, &beat.to_bytes()).await?;
-        Ok(())
-    }
-
-    async fn read_acks(&self) -> Result<(), LinkError> {
-        let mut reader = FrameReader::new(self.conn.clone(), batch::HEADER.max(2048));
-        loop {
-            let ack = {
-                let Some((head, payload)) = reader.next().await? else { return Err(LinkError::Closed) };
-                match head.kind {
-                    FrameKind::Ack => Ack::check(payload)?,
-                    FrameKind::Goodbye => return Err(LinkError::Closed),
-                    FrameKind::Error => {
-                        let (_, text) = towline_wire::message::ErrorHead::check(payload)?;
-                        return Err(LinkError::Refused(format!("the replica says: {text}")));
-                    }
-                    other => return Err(LinkError::OutOfPlace(other)),
-                }
-            };
-            // Only the newest of the acks that came together matters, and none once the other task
-            // ends the connection.
-            if reader.has_next() || self.closed.get() {
-                continue;
-            }
-            self.time_ack(&ack);
-            if let Err(violation) = self.shard.on_ack(self.slot, self.number, &ack) {
-                tracing::error!(shard = self.shard.id.0, slot = self.slot, "ack refused: {violation}");
-                frames::send_error(&self.conn, ErrorCode::BadAck, 0, &violation.to_string()).await;
-                return Err(LinkError::Refused(violation.to_string()));
-            }
-        }
-    }
-
-    fn time_ack(&self, ack: &Ack) {
-        let now = rt::now_ns();
-        let mut timed = self.timed.borrow_mut();
-        let mut telemetry = self.shard.telemetry.borrow_mut();
-        let [of_received, of_flushed] = &mut self.shard.ack_times.borrow_mut()[self.slot];
-        for (_, sent_ns, received) in timed.iter_mut().take_while(|t| t.0 <= ack.received) {
-            if !std::mem::replace(received, true) {
-                telemetry.record(Stage::AckReceived, now - *sent_ns, 1);
-                of_received.saturating_record(now - *sent_ns);
-            }
-        }
-        while let Some((_, sent_ns, _)) = timed.front().filter(|t| t.0 <= ack.flushed) {
-            telemetry.record(Stage::AckFlushed, now - *sent_ns, 1);
-            of_flushed.saturating_record(now - *sent_ns);
-            timed.pop_front();
-        }
-    }
 }

@@ -1,5 +1,5 @@
 //! Reading the log forward by LSN: from memory where the batches are still there, else from disk
-//! with large direct reads. Links, tails and the handler use the same cursor, so that the step from
+//! with large direct reads, several in flight for a link. Links, tails and the handler use the same cursor, so that the step from
 //! disk to live has no gap and no repeat.
 
 use std::io;
@@ -8,8 +8,8 @@ use std::rc::Rc;
 use thiserror::Error;
 use towline_wire::{BLOCK, BatchHeader, BatchView, Chain, Lsn, Seq};
 
+use super::ahead::{ReadAhead, chunk};
 use super::ring::Batch;
-use crate::limits;
 use crate::rt::ReadBuf;
 use crate::shard::Shard;
 
@@ -31,6 +31,9 @@ pub(crate) struct Cursor {
     reader: usize,
     next: Lsn,
     chunk: Option<(Lsn, ReadBuf)>,
+    ahead: ReadAhead,
+    /// Reads to keep in flight ahead of the chunk.
+    depth: usize,
     /// Cuts of the log before the chunk was read.
     cuts: u64,
     on_disk: bool,
@@ -48,7 +51,26 @@ impl Cursor {
             readers[free] = Some(next);
             free
         };
-        Self { shard: shard.clone(), reader, next, chunk: None, cuts: 0, on_disk: false }
+        Self {
+            shard: shard.clone(),
+            reader,
+            next,
+            chunk: None,
+            ahead: ReadAhead::default(),
+            depth: 0,
+            cuts: 0,
+            on_disk: false,
+        }
+    }
+
+    /// From now on up to `depth` large reads are in flight ahead of what is taken from disk.
+    pub(crate) fn read_ahead(&mut self, depth: usize) {
+        self.depth = depth;
+    }
+
+    /// Whether the last batch came from disk.
+    pub(crate) const fn is_on_disk(&self) -> bool {
+        self.on_disk
     }
 
     /// Where the next batch starts.
@@ -67,9 +89,30 @@ impl Cursor {
         if batch.end > limit {
             return None;
         }
-        (self.chunk, self.on_disk) = (None, false);
+        if self.on_disk {
+            self.on_disk = false;
+            self.forget();
+        }
         self.advance(batch.end);
         Some(batch)
+    }
+
+    fn forget(&mut self) {
+        self.chunk = None;
+        self.ahead.clear();
+    }
+
+    /// The next batch if it lies whole in what was read from disk, and ends at or below `limit`.
+    pub(crate) fn next_at_hand(&mut self, limit: Lsn) -> Result<Option<Rc<Batch>>, CursorError> {
+        if self.cuts != self.shard.cuts.get() {
+            return Ok(None);
+        }
+        let Found::Whole(batch) = self.look(self.next)? else { return Ok(None) };
+        if batch.end > limit {
+            return Ok(None);
+        }
+        self.advance(batch.end);
+        Ok(Some(Rc::new(batch)))
     }
 
     /// The next batch that ends at or below `limit`, or `None` if there is none yet. `limit` is a
@@ -119,55 +162,91 @@ impl Cursor {
         }
     }
 
-    async fn read(&mut self, at: Lsn, durable: Lsn) -> Result<Batch, CursorError> {
-        if self.cuts != self.shard.cuts.get() {
-            // What was cut may be in it, whole and of the same LSN.
-            self.chunk = None;
-        }
-        if self.in_chunk(at).len() < BLOCK {
-            self.fetch(at, limits::READ_CHUNK_BYTES.min(durable.since(at) as usize)).await?;
+    /// What of the batch at `at` is in the chunk.
+    fn look(&self, at: Lsn) -> Result<Found, CursorError> {
+        let there = self.in_chunk(at);
+        if there.len() < BLOCK {
+            return Ok(Found::Nothing);
         }
         let no_batch = |reason: String| CursorError::NoBatch { at, reason };
-        let header = BatchHeader::check(self.in_chunk(at)).map_err(|e| no_batch(e.to_string()))?;
+        let header = BatchHeader::check(there).map_err(|e| no_batch(e.to_string()))?;
         if header.lsn() != at || header.shard() != self.shard.id || header.system() != self.shard.inner.borrow().system
         {
             return Err(no_batch("the bytes there belong elsewhere".into()));
         }
         let need = header.disk_len() as usize;
-        if self.in_chunk(at).len() < need {
-            self.fetch(at, need.max(limits::READ_CHUNK_BYTES.min(durable.since(at) as usize))).await?;
+        if there.len() < need {
+            return Ok(Found::Part(need));
         }
-        if self.in_chunk(at).len() < need {
-            return self.join(at, need).await;
-        }
-        BatchView::check_on_disk(self.in_chunk(at)).map_err(|e| no_batch(e.to_string()))?;
-        let (start, buf) = self.chunk.as_ref().expect("it was read above");
-        Ok(Batch::read(buf.clone(), at.since(*start) as usize))
+        BatchView::check_on_disk(there).map_err(|e| no_batch(e.to_string()))?;
+        let (start, buf) = self.chunk.as_ref().expect("it holds the batch");
+        Ok(Found::Whole(Batch::read(buf.clone(), at.since(*start) as usize)))
     }
 
-    async fn fetch(&mut self, at: Lsn, len: usize) -> Result<(), CursorError> {
-        (self.chunk, self.cuts) = (None, self.shard.cuts.get());
-        let read = self.shard.segments.read(at, len).await.map_err(|source| CursorError::Io { at, source })?;
+    async fn read(&mut self, at: Lsn, durable: Lsn) -> Result<Batch, CursorError> {
+        if self.cuts != self.shard.cuts.get() {
+            // What was cut may be in it, whole and of the same LSN.
+            self.forget();
+        }
+        if self.in_chunk(at).len() < BLOCK {
+            self.fetch(at, durable).await?;
+        }
+        match self.look(at)? {
+            Found::Whole(batch) => Ok(batch),
+            Found::Part(need) => self.join(at, need, durable).await,
+            Found::Nothing => Err(CursorError::NoBatch { at, reason: "the file ends before it".into() }),
+        }
+    }
+
+    /// Makes the chunk the one that starts at `at`.
+    async fn fetch(&mut self, at: Lsn, durable: Lsn) -> Result<(), CursorError> {
+        let cuts = self.shard.cuts.get();
+        if std::mem::replace(&mut self.cuts, cuts) != cuts {
+            self.ahead.clear();
+        }
+        self.chunk = None;
+        let read = match self.ahead.take(at).await {
+            Some(read) => read,
+            None => self.shard.segments.read(at, chunk(&self.shard, at, durable)).await,
+        };
+        let read = read.map_err(|source| CursorError::Io { at, source })?;
         self.shard.count(|c| c.device_reads += 1);
+        let end = Lsn(at.0 + read.len() as u64);
         self.chunk = Some((at, read));
+        // What is in memory is not read; that may be less by then.
+        let until = self.shard.inner.borrow().ring.first().map_or(durable, |first| first.min(durable));
+        self.ahead.fill(&self.shard, end, until, self.depth);
         Ok(())
     }
 
-    /// A batch that crosses into the next segment.
-    async fn join(&mut self, at: Lsn, need: usize) -> Result<Batch, CursorError> {
+    /// A batch that begins in this chunk and ends in another one.
+    async fn join(&mut self, at: Lsn, need: usize, durable: Lsn) -> Result<Batch, CursorError> {
         let mut bytes = Vec::with_capacity(need);
-        while bytes.len() < need {
-            let from = Lsn(at.0 + bytes.len() as u64);
-            self.fetch(from, need - bytes.len()).await?;
-            let part = self.in_chunk(from);
-            if part.is_empty() {
-                return Err(CursorError::NoBatch { at, reason: "its segments end before it does".into() });
-            }
+        loop {
+            let part = self.in_chunk(Lsn(at.0 + bytes.len() as u64));
             bytes.extend_from_slice(&part[..part.len().min(need - bytes.len())]);
+            if bytes.len() == need {
+                break;
+            }
+            let from = Lsn(at.0 + bytes.len() as u64);
+            if from < durable {
+                self.fetch(from, durable).await?;
+            }
+            if self.in_chunk(from).is_empty() {
+                return Err(CursorError::NoBatch { at, reason: "what is kept ends before it does".into() });
+            }
         }
         BatchView::check_on_disk(&bytes).map_err(|e| CursorError::NoBatch { at, reason: e.to_string() })?;
-        Ok(Batch::joined(bytes.into()))
+        Ok(Batch::joined(bytes))
     }
+}
+
+/// What of a batch was read already.
+enum Found {
+    Nothing,
+    /// Its header, and that it has so many bytes.
+    Part(usize),
+    Whole(Batch),
 }
 
 impl Drop for Cursor {

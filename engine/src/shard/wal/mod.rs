@@ -5,6 +5,7 @@
 //! reads it on its core afterwards; what would block a core (zero-filling, renames, superblocks) is
 //! done by [`crate::rt::worker`] threads.
 
+pub(crate) mod ahead;
 pub(crate) mod cursor;
 pub(crate) mod direct;
 pub(crate) mod error;

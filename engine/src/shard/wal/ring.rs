@@ -13,6 +13,8 @@ use crate::rt::{ReadBuf, SharedBuf};
 pub(crate) struct Batch {
     bytes: Bytes,
     wire_len: usize,
+    /// What a live one takes, which may be more than it has.
+    memory: u64,
     pub(crate) lsn: Lsn,
     pub(crate) end: Lsn,
     pub(crate) end_seq: Seq,
@@ -27,14 +29,15 @@ enum Bytes {
     Live(SharedBuf),
     /// A part of a large read.
     Read(ReadBuf, usize),
-    /// Put together from two segments.
-    Joined(Rc<[u8]>),
+    /// Put together from two reads.
+    Joined(Rc<Vec<u8>>),
 }
 
 impl Batch {
     /// From the buffer that goes to the device.
-    pub(crate) fn live(buf: SharedBuf, ack_received: bool) -> Self {
-        Self::new(Bytes::Live(buf), ack_received)
+    /// It takes `memory` bytes.
+    pub(crate) fn live(buf: SharedBuf, memory: u64, ack_received: bool) -> Self {
+        Self { memory, ..Self::new(Bytes::Live(buf), ack_received) }
     }
 
     /// From a large read, `at` bytes into it.
@@ -42,9 +45,9 @@ impl Batch {
         Self::new(Bytes::Read(buf, at), false)
     }
 
-    /// From two segments.
-    pub(crate) fn joined(bytes: Rc<[u8]>) -> Self {
-        Self::new(Bytes::Joined(bytes), false)
+    /// From two reads or more.
+    pub(crate) fn joined(bytes: Vec<u8>) -> Self {
+        Self::new(Bytes::Joined(Rc::new(bytes)), false)
     }
 
     /// Every caller has checked the bytes, or sealed them itself.
@@ -52,6 +55,7 @@ impl Batch {
         let mut batch = Self {
             bytes,
             wire_len: 0,
+            memory: 0,
             lsn: Lsn::ZERO,
             end: Lsn::ZERO,
             end_seq: Seq(0),
@@ -110,7 +114,7 @@ impl Ring {
     /// Adds the newest batch.
     pub(crate) fn push(&mut self, batch: Rc<Batch>) {
         assert!(self.batches.back().is_none_or(|b| b.end == batch.lsn));
-        self.bytes += batch.disk_len();
+        self.bytes += batch.memory;
         self.batches.push_back(batch);
     }
 
@@ -124,6 +128,11 @@ impl Ring {
         self.batches.get(at).filter(|b| b.lsn == lsn)
     }
 
+    /// Where the oldest batch begins.
+    pub(crate) fn first(&self) -> Option<Lsn> {
+        self.batches.front().map(|b| b.lsn)
+    }
+
     /// Lets go of batches below `durable` that nobody needs (`needed` and above is) or that do not
     /// fit into `bytes_max`.
     pub(crate) fn trim(&mut self, durable: Lsn, needed: Lsn, bytes_max: u64) {
@@ -131,7 +140,7 @@ impl Ring {
             if first.end > durable || (first.end > needed && self.bytes <= bytes_max) {
                 break;
             }
-            self.bytes -= first.disk_len();
+            self.bytes -= first.memory;
             self.batches.pop_front();
         }
     }
@@ -142,7 +151,7 @@ impl Ring {
         self.bytes = 0;
     }
 
-    /// Bytes held.
+    /// Memory held, in bytes.
     pub(crate) const fn bytes(&self) -> u64 {
         self.bytes
     }

@@ -1,0 +1,130 @@
+//! How fast a link may send what it reads from disk: a cap in bytes for each second, and manners
+//! towards who is live.
+
+use std::time::Duration;
+
+use towline_wire::Lsn;
+
+use crate::limits;
+
+/// A token bucket, kept as the time at which what was taken is paid for (GCRA, as ATM's traffic
+/// shaping has it): no timer fills it, and a clock that stands still takes nothing away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenBucket {
+    bytes_per_s: u64,
+    paid_ns: u64,
+}
+
+impl TokenBucket {
+    /// A bucket that fills with so many bytes in each second, at least one.
+    #[must_use]
+    pub const fn new(bytes_per_s: u64) -> Self {
+        Self { bytes_per_s: if bytes_per_s == 0 { 1 } else { bytes_per_s }, paid_ns: 0 }
+    }
+
+    /// Takes `bytes`, more than there are if need be, and says how long to take nothing more. What
+    /// was not taken in time is lost but for a short burst.
+    #[must_use]
+    pub fn take(&mut self, bytes: u64, now_ns: u64) -> Duration {
+        let cost = (u128::from(bytes) * 1_000_000_000).div_ceil(u128::from(self.bytes_per_s));
+        let from = self.paid_ns.max(now_ns.saturating_sub(limits::CATCH_UP_BURST.as_nanos() as u64));
+        self.paid_ns = from.saturating_add(u64::try_from(cost).unwrap_or(u64::MAX));
+        Duration::from_nanos(self.paid_ns.saturating_sub(now_ns))
+    }
+}
+
+/// The pace of one link while it reads from disk.
+///
+/// While others are live, which shows in the log growing, catch-up takes small slices, and sends them
+/// politely: the core is left to the others in between.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    bucket: Option<TokenBucket>,
+    tail: Lsn,
+    /// When the log was seen to have grown last.
+    grown_ns: Option<u64>,
+}
+
+impl Pace {
+    /// A pace with a cap in bytes for each second, if there is one.
+    #[must_use]
+    pub fn new(bytes_per_s: Option<u64>) -> Self {
+        Self { bucket: bytes_per_s.map(TokenBucket::new), tail: Lsn::ZERO, grown_ns: None }
+    }
+
+    /// The log ends at `tail` now. Says whether others are live.
+    pub fn look(&mut self, tail: Lsn, now_ns: u64) -> bool {
+        if tail > self.tail {
+            // The first look tells nothing.
+            self.grown_ns = (self.tail > Lsn::ZERO).then_some(now_ns);
+            self.tail = tail;
+        }
+        self.grown_ns.is_some_and(|at| now_ns.saturating_sub(at) < limits::LIVE_FOR.as_nanos() as u64)
+    }
+
+    /// Bytes to send at a time.
+    #[must_use]
+    pub const fn slice(others_live: bool) -> usize {
+        if others_live { limits::CATCH_UP_SLICE_BYTES } else { limits::READ_CHUNK_BYTES }
+    }
+
+    /// How long to wait after `bytes` were sent, for the cap.
+    #[must_use]
+    pub fn after(&mut self, bytes: u64, now_ns: u64) -> Duration {
+        self.bucket.as_mut().map_or(Duration::ZERO, |b| b.take(bytes, now_ns))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_bucket_gives_its_rate_whatever_the_slices() {
+        for slice in [1, 4096, 1 << 20, 64 << 20] {
+            let mut bucket = TokenBucket::new(10 << 20);
+            let (mut now, mut sent) = (5 * S, 0);
+            while now < 105 * S {
+                sent += slice;
+                now += (bucket.take(slice, now).as_nanos() as u64).max(1);
+                if slice == 1 && sent > 1_000_000 {
+                    break;
+                }
+            }
+            let due = (now - 5 * S) as f64 / S as f64 * f64::from(10 << 20);
+            let burst = f64::from(10 << 20) * limits::CATCH_UP_BURST.as_secs_f64();
+            assert!((sent as f64) <= due + burst + slice as f64, "{sent} of {due} by {slice}");
+            assert!(sent as f64 + burst >= due * 0.99, "{sent} of {due} by {slice}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_taken_in_time_comes_as_a_short_burst_only() {
+        let mut bucket = TokenBucket::new(1000);
+        assert_eq!(bucket.take(1000, S), Duration::from_secs(1) - limits::CATCH_UP_BURST);
+        let much_later = 1_000_000 * S;
+        assert_eq!(bucket.take(1000, much_later), Duration::from_secs(1) - limits::CATCH_UP_BURST);
+        // Nothing overflows at the ends.
+        assert!(TokenBucket::new(0).take(u64::MAX, u64::MAX) < Duration::MAX);
+    }
+
+    #[test]
+    fn others_are_live_while_the_log_grows_and_a_little_longer() {
+        let mut pace = Pace::new(None);
+        assert!(!pace.look(Lsn(4096), S), "the log's length tells nothing");
+        assert!(!pace.look(Lsn(4096), S + 1));
+        assert!(pace.look(Lsn(8192), S + 2));
+        let over = S + 2 + limits::LIVE_FOR.as_nanos() as u64;
+        assert!(pace.look(Lsn(8192), over - 1));
+        assert!(!pace.look(Lsn(8192), over));
+    }
+
+    #[test]
+    fn only_a_cap_makes_it_wait_and_slices_are_small_while_others_are_live() {
+        assert_eq!(Pace::new(None).after(1 << 20, S), Duration::ZERO);
+        assert!(Pace::new(Some(1 << 20)).after(1 << 20, S) > Duration::from_millis(900));
+        assert!(Pace::slice(true) < Pace::slice(false));
+    }
+}
