@@ -85,6 +85,8 @@ kinds! {
     Status = 13, STATUS_BYTES_MAX;
     /// Make or remove a slot: [`message::SlotRequest`]. The answer is a status, or an error.
     SlotRequest = 14, message::SLOT_REQUEST;
+    /// Change a primary's settings: [`message::ControlRequest`]. The answer is a status, or an error.
+    ControlRequest = 15, message::CONTROL_REQUEST;
 }
 
 /// A frame's header as it crosses the network.

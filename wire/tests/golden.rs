@@ -9,7 +9,8 @@ use samples::{ERROR, ERROR_TEXT, RECORDS, STATUS, SYSTEM, TAILS, VERDICTS};
 use towline_wire::frame::{self, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameHead, FrameKind};
 use towline_wire::handshake::{self, Hello, Refusal, Welcome};
 use towline_wire::message::{
-    self, Ack, AppendHead, Committed, ErrorCode, ErrorHead, Goodbye, Heartbeat, SlotRequest, TailRequest,
+    self, Ack, AppendHead, Committed, ControlRequest, ErrorCode, ErrorHead, Goodbye, Heartbeat, SlotRequest,
+    TailRequest,
 };
 use towline_wire::superblock::{self, SlotLoss, Superblock};
 use towline_wire::{BatchView, Chain, Lsn, Records, Seq, ShardId, Term, batch, record};
@@ -182,14 +183,39 @@ const GOLDEN: &[(&str, &str)] = &[
     ",
     ),
     (
+        "frame-control-add-replica",
+        "
+        600000000f000000000000000000000010781d8cff37f24e7233
+        00*62
+        0800000000000000000000000000000000000000010000000000000000000000
+    ",
+    ),
+    (
+        "frame-control-commit",
+        "
+        600000000f00000000000000000000003e1080d08033faad
+        00*80
+        02020300030000000000000000000000
+    ",
+    ),
+    (
+        "frame-control-deadline",
+        "
+        600000000f00000000000000000000003e697028b880445b
+        00*73
+        65cd1d0000000000000000040000000000000000000000
+    ",
+    ),
+    (
         "superblock",
         "
-        544f574c494e455302000000030000000c0000000000000000112233445566778899aabbccddeeff0400000003000000
+        544f574c494e455303000000030000000c0000000000000000112233445566778899aabbccddeeff0400000003000000
         070000000000000006000000000000000000000400000000001000000000000000400000000000000030000000000000
         00004000000000007265706c6963612d31
         00*55
-        02
-        00*87
+        020000000400020009000000000000000094357700000000ffffffffffffffff000000000000000000e40b5402000000
+        01
+        00*39
         050000000000000000000000000000000600000000000000002000000000000007000000000000000040
         00*8150
         7231
@@ -198,7 +224,7 @@ const GOLDEN: &[(&str, &str)] = &[
         00*66
         0201
         00*24162
-        7c5b0ae8
+        c9c9be14
     ",
     ),
 ];
@@ -321,6 +347,9 @@ fn golden_payloads_decode_to_their_values() {
     assert_eq!(ErrorHead::check(&payload("frame-error")).unwrap(), (ERROR, ERROR_TEXT));
     assert_eq!(payload("frame-status"), STATUS);
     assert_eq!(SlotRequest::check(&payload("frame-slot-request")).unwrap(), samples::slot_request());
+    for (name, request) in samples::control_requests() {
+        assert_eq!(ControlRequest::check(&payload(name)).unwrap(), request);
+    }
 }
 
 #[test]
@@ -384,6 +413,7 @@ fn the_documents_offset_tables_have_no_gap_and_the_right_size() {
         ("Committed payload", message::COMMITTED),
         ("Tail payload", message::TAIL_REQUEST),
         ("Slot request payload", message::SLOT_REQUEST),
+        ("Control request payload", message::CONTROL_REQUEST),
         ("Error head", message::ERROR_HEAD),
         ("Superblock copy", superblock::COPY),
         ("Superblock slot", superblock::SLOT),
