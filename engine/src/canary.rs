@@ -54,11 +54,17 @@ pub enum Canary {
     RecycleAboveSlot,
     /// What a replica has goes on counting for commits after its slot is lost.
     LostSlotCounts,
+    /// Settings are in force although the superblock does not say them.
+    SettingsNotDurable,
+    /// Who waits is not judged anew when other replicas are configured.
+    SetNotJudged,
+    /// A replica that was heard once counts as heard lately for ever.
+    HeardForEver,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 27] = [
         Self::AckBeforeFlush,
         Self::OwnCopyInFlight,
         Self::ReceivedAsFlushed,
@@ -83,6 +89,9 @@ impl Canary {
         Self::OnlyCopyOverwritten,
         Self::RecycleAboveSlot,
         Self::LostSlotCounts,
+        Self::SettingsNotDurable,
+        Self::SetNotJudged,
+        Self::HeardForEver,
     ];
 }
 

@@ -70,6 +70,7 @@ pub use config::{ConfigError, NodeConfig, PrimaryConfig, ReplicaConfig, Retain, 
 pub use node::{Primary, Replica, ShardStatus, SlotKind, SlotState, SlotStatus};
 pub use outcome::{AppendError, Appended, Bookmark, Outcome};
 pub use protocol::policy::{CommitPolicy, PolicyError};
+pub use protocol::settings::{SettingChange, Settings, SettingsError};
 pub use protocol::slots::SlotError;
 pub use shard::mesh::cross::{CrossBookmark, CrossError, CrossOutcome, CrossTicket};
 pub use shard::mesh::handle::{AppendOptions, Handle};

@@ -83,6 +83,9 @@ pub struct CommitGate {
     default: Requirement,
     durable: Lsn,
     commit: Lsn,
+    /// The slots that count, by their numbers,
+    members: Vec<usize>,
+    /// and what each of them has acknowledged.
     slots: Vec<SlotPositions>,
     queues: Vec<Queue>,
     /// No waiter's deadline is earlier than this.
@@ -92,7 +95,7 @@ pub struct CommitGate {
 }
 
 impl CommitGate {
-    /// A gate for `slots` configured replicas over a log that is durable up to `durable`.
+    /// A gate for `slots` configured replicas, whose slots have the numbers below that, over a log that is durable up to `durable`.
     ///
     /// Nothing above `commit`, the durable lower bound from before the start, counts as committed
     /// until replicas have said so in this reign.
@@ -103,6 +106,7 @@ impl CommitGate {
             default,
             durable,
             commit,
+            members: (0..slots).collect(),
             slots: vec![SlotPositions::default(); slots],
             queues: Vec::new(),
             earliest_ns: u64::MAX,
@@ -126,10 +130,41 @@ impl CommitGate {
         self.commit
     }
 
-    /// What a slot has acknowledged.
+    /// What a slot has acknowledged, if it counts.
     #[must_use]
-    pub fn slot(&self, slot: usize) -> SlotPositions {
-        self.slots[slot]
+    pub fn slot(&self, slot: usize) -> Option<SlotPositions> {
+        self.member(slot).map(|at| self.slots[at])
+    }
+
+    fn member(&self, slot: usize) -> Option<usize> {
+        if self.members.get(slot) == Some(&slot) {
+            return Some(slot);
+        }
+        self.members.iter().position(|m| *m == slot)
+    }
+
+    /// Other slots count from now on, and another default requirement holds. Waiters for a share of
+    /// the configured replicas wait for that share of these; others keep their number. Call
+    /// [`CommitGate::complete`] afterwards: it may hold now.
+    ///
+    /// # Panics
+    /// If the requirement can never hold.
+    pub fn configure(&mut self, default: Requirement, members: impl Iterator<Item = (usize, SlotPositions)>) {
+        (self.members, self.slots) = members.unzip();
+        assert!(self.slots.len() <= limits::REPLICAS_MAX && usize::from(default.replicas) <= self.slots.len());
+        self.default = default;
+        for queue in &mut self.queues {
+            // Each share has one queue for a level, so no two become the same.
+            queue.need = queue.need.over(self.slots.len());
+        }
+        self.move_commit();
+    }
+
+    /// Whether somebody waits for what holds: never between two calls of the shell.
+    #[must_use]
+    pub fn is_overdue(&self) -> bool {
+        let overdue = |q: &Queue| q.waiters.front().is_some_and(|w| w.end <= self.holds_to(q.need));
+        !self.frozen && self.queues.iter().any(overdue)
     }
 
     /// Waiters that are not complete.
@@ -150,10 +185,12 @@ impl CommitGate {
     /// If it lies before one that waits for the same requirement.
     pub fn wait(&mut self, need: Requirement, waiter: Waiter) {
         self.earliest_ns = self.earliest_ns.min(waiter.deadline_ns);
+        // It may have been asked for when other replicas were configured.
+        let need = need.over(self.slots.len());
         let queue = match self.queues.iter().position(|q| q.need == need) {
             Some(at) => &mut self.queues[at],
             None => {
-                // At most 3 levels x 256 numbers exist, and in practice one or two are used.
+                // At most 3 levels x 258 numbers and shares exist, and in practice one or two are used.
                 self.queues.push(Queue { need, waiters: VecDeque::with_capacity(limits::WAITERS_RESERVED) });
                 self.queues.last_mut().expect("just pushed")
             }
@@ -171,10 +208,12 @@ impl CommitGate {
     }
 
     /// A replica's acknowledgement, checked by the caller to be possible. Positions never go back
-    /// within a link, but a replica that was cut begins anew lower.
+    /// within a link, but a replica that was cut begins anew lower. A slot that does not count is passed over.
     pub fn on_ack(&mut self, slot: usize, positions: SlotPositions) {
-        self.slots[slot] = positions;
-        self.move_commit();
+        if let Some(at) = self.member(slot) {
+            self.slots[at] = positions;
+            self.move_commit();
+        }
     }
 
     /// Replicas that stand at or above `lsn` at `level`.
@@ -188,6 +227,10 @@ impl CommitGate {
         let n = usize::from(need.replicas);
         if n == 0 {
             return self.durable;
+        }
+        if n > self.slots.len() {
+            // It was asked for when more were configured.
+            return Lsn::ZERO;
         }
         let mut at = [Lsn::ZERO; limits::REPLICAS_MAX];
         let at = &mut at[..self.slots.len()];
@@ -271,6 +314,7 @@ impl CommitGate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::policy::Share;
     use proptest::prelude::*;
 
     fn waiter(end: u64, first: u64) -> Waiter {
@@ -281,7 +325,7 @@ mod tests {
         SlotPositions { received: Lsn(received), flushed: Lsn(flushed), applied: Lsn(applied) }
     }
 
-    const TWO_FLUSHED: Requirement = Requirement { replicas: 2, level: AckLevel::Flushed };
+    const TWO_FLUSHED: Requirement = Requirement::number(2, AckLevel::Flushed);
 
     fn completed(gate: &mut CommitGate) -> Vec<u64> {
         let mut out = Vec::new();
@@ -326,7 +370,7 @@ mod tests {
 
     #[test]
     fn an_applied_policy_does_not_hold_back_the_commit_lsn() {
-        let need = Requirement { replicas: 1, level: AckLevel::Applied };
+        let need = Requirement::number(1, AckLevel::Applied);
         let mut gate = CommitGate::new(need, 1, Lsn(100), Lsn(0));
         gate.wait(need, waiter(100, 1));
         gate.on_ack(0, ack(100, 100, 0));
@@ -369,7 +413,7 @@ mod tests {
     #[test]
     fn who_is_drained_is_told_once_and_nothing_waits_any_more() {
         let mut gate = CommitGate::new(TWO_FLUSHED, 2, Lsn(0), Lsn(0));
-        let applied = Requirement { replicas: 1, level: AckLevel::Applied };
+        let applied = Requirement::number(1, AckLevel::Applied);
         gate.wait(TWO_FLUSHED, waiter(100, 1));
         assert!(!gate.wants_applied());
         gate.wait(applied, waiter(200, 2));
@@ -381,6 +425,44 @@ mod tests {
         assert_eq!(gate.durable(), Lsn(0));
     }
 
+    #[test]
+    fn commits_are_judged_by_the_replicas_that_are_configured_when_they_are_judged() {
+        let flushed = AckLevel::Flushed;
+        let all = Requirement { replicas: 3, level: flushed, share: Share::All };
+        let majority = Requirement { replicas: 2, level: flushed, share: Share::Majority };
+        let mut gate = CommitGate::new(majority, 3, Lsn(0), Lsn(0));
+        gate.wait(all, waiter(100, 1));
+        gate.wait(Requirement::number(3, flushed), waiter(100, 2));
+        gate.wait(majority, waiter(100, 3));
+        gate.on_durable(Lsn(100));
+        gate.on_ack(0, ack(100, 100, 0));
+        assert_eq!((completed(&mut gate), gate.commit()), (vec![], Lsn(0)));
+        // Slot 2 has all and leaves: what it has counts no more. Slot 1 is replaced by slot 7.
+        gate.on_ack(2, ack(100, 100, 0));
+        assert_eq!((completed(&mut gate), gate.commit()), (vec![3], Lsn(100)));
+        gate.wait(majority, waiter(200, 4));
+        gate.configure(majority.over(2), [(0, ack(100, 100, 0)), (7, ack(50, 50, 0))].into_iter());
+        assert!(!gate.is_overdue());
+        gate.on_ack(1, ack(300, 300, 0));
+        gate.on_ack(2, ack(300, 300, 0));
+        assert_eq!(completed(&mut gate), [0; 0], "who left does not count");
+        gate.on_ack(7, ack(100, 100, 0));
+        assert!(gate.is_overdue());
+        assert_eq!(completed(&mut gate), [1], "two are all; a number of three stays three");
+        // Alone, it is the majority.
+        gate.on_durable(Lsn(200));
+        gate.configure(majority.over(1), [(7, ack(200, 200, 0))].into_iter());
+        assert_eq!((completed(&mut gate), gate.commit()), (vec![4], Lsn(200)));
+        gate.configure(Requirement::number(0, flushed), std::iter::empty());
+        gate.wait(all, waiter(300, 5));
+        gate.on_durable(Lsn(300));
+        assert_eq!(
+            (completed(&mut gate), gate.commit(), gate.waiting()),
+            (vec![], Lsn(300), 2),
+            "all of none is nobody"
+        );
+    }
+
     proptest! {
         /// Against a model that looks at every waiter every time.
         #[test]
@@ -388,9 +470,9 @@ mod tests {
             events in prop::collection::vec((0u8..5, 0usize..3, 1u64..6), 1..200)
         ) {
             let needs = [
-                Requirement { replicas: 0, level: AckLevel::Flushed },
+                Requirement::number(0, AckLevel::Flushed),
                 TWO_FLUSHED,
-                Requirement { replicas: 3, level: AckLevel::Received },
+                Requirement::number(3, AckLevel::Received),
             ];
             let mut gate = CommitGate::new(TWO_FLUSHED, 3, Lsn(0), Lsn(0));
             let mut slots = [SlotPositions::default(); 3];

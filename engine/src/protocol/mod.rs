@@ -11,6 +11,7 @@
 //! | [`pipeline`] | when a batch may be closed, and how far the device has come |
 //! | [`history`] | where terms began, and where two histories part |
 //! | [`primary`] | acks, handshakes, fencing |
+//! | [`settings`] | what an operator may change while a primary runs, one version after the other |
 //! | [`slots`] | who may serve a slot, when it is lost, what of it survives a restart |
 //! | [`retention`] | which log may go, which slots go before it, when the log may not grow |
 //! | [`replica`] | which batch may follow, what may be cut, what an ack may say |
@@ -26,4 +27,5 @@ pub mod primary;
 pub mod recovery;
 pub mod replica;
 pub mod retention;
+pub mod settings;
 pub mod slots;

@@ -100,6 +100,8 @@ fn spelled(error: &OpenError) -> String {
             "io_memory_bytes" => "io-memory",
             "retain_max" => "retain-max",
             "slot_idle_max in s" => "slot-idle-max",
+            "min_replicas" => "min-replicas",
+            "min_replicas_age in s" => "min-replicas-age",
             _ => return String::new(),
         },
         _ => return String::new(),
@@ -312,6 +314,8 @@ fn plan(settings: Settings, promote: bool, above_term: Option<Term>) -> Result<R
             config.too_few = settings.too_few.map_or(config.too_few, Into::into);
             config.retain_max = settings.retain_max.map_or(config.retain_max, |m| m.0);
             config.slot_idle_max = settings.slot_idle_max.map(|t| t.0);
+            config.min_replicas = settings.min_replicas.unwrap_or(config.min_replicas);
+            config.min_replicas_age = settings.min_replicas_age.map_or(config.min_replicas_age, |t| t.0);
             config.insecure_no_auth = insecure_no_auth;
             config.promote = promote;
             config.promote_above = above_term.unwrap_or(config.promote_above);

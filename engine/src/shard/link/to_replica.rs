@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use towline_wire::batch;
 use towline_wire::frame::{self, FLAG_ACK_APPLIED, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameKind};
-use towline_wire::handshake::{FEATURES, Hello, Refusal, Verdict, Welcome};
+use towline_wire::handshake::{FEATURES, Hello, NodeName, Refusal, Verdict, Welcome};
 use towline_wire::message::{Ack, ErrorCode, Goodbye, Heartbeat};
 use towline_wire::{Lsn, PROTOCOL_VERSION};
 
@@ -28,6 +28,7 @@ const TIMED_MAX: usize = 4096;
 struct Link {
     shard: Rc<Shard>,
     conn: Rc<Conn>,
+    name: NodeName,
     slot: usize,
     number: u64,
     /// Batches sent from memory, for the ack's stages: end, when sent, received already.
@@ -103,7 +104,9 @@ pub(crate) const fn refusal_text(cause: Refusal) -> &'static str {
         Refusal::Protocol => "the node speaks another protocol version: use the same release on both sides",
         Refusal::ForeignSystem => "the peer belongs to another system: its folder is another cluster's",
         Refusal::NoSuchShard => "there is no such shard",
-        Refusal::UnknownReplica => "the replica's name is not configured on the primary: add it to --replicas there",
+        Refusal::UnknownReplica => {
+            "the replica's name is not configured on the primary: see `towline ctl replica add` and `towline slot create`"
+        }
         Refusal::StalePrimary => "this primary was deposed by a newer one: connect to that one",
         Refusal::Future => {
             "the replica's log is ahead of this primary's in the same term: one of the folders is not what it was"
@@ -165,6 +168,7 @@ async fn run(shard: &Rc<Shard>, superblock: &LiveSuperblock, conn: &Rc<Conn>, he
     let link = Rc::new(Link {
         shard: shard.clone(),
         conn: conn.clone(),
+        name: hello.name,
         slot,
         number,
         timed: RefCell::default(),
@@ -273,7 +277,13 @@ impl Link {
     async fn end_of_service(&self) -> LinkError {
         let cause = {
             let inner = &mut *self.shard.inner.borrow_mut();
-            inner.primary().slots().refusal(self.slot, 0, rt::now_ns()).filter(|c| *c != Refusal::SlotInUse)
+            // Its number may be another one's by now.
+            match inner.primary().slots().of(self.name) {
+                None => Some(Refusal::SlotRemoved),
+                Some(slot) => {
+                    inner.primary().slots().refusal(slot, 0, rt::now_ns()).filter(|c| *c != Refusal::SlotInUse)
+                }
+            }
         };
         let Some(cause) = cause else {
             let _ = frames::send(&self.conn, FrameKind::Goodbye, 0, Goodbye::Replaced as u64, &[]).await;
