@@ -7,15 +7,17 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 
+use towline::wire::handshake::NodeName;
 use towline::world::LocalFuture;
 use towline::{
-    Handle, Lsn, NodeConfig, OpenError, Primary, PrimaryConfig, Replica, ReplicaConfig, ShardId, Term, offline,
+    Handle, Lsn, NodeConfig, OpenError, Primary, PrimaryConfig, Replica, ReplicaConfig, SettingChange, Settings,
+    SettingsError, ShardId, Term, offline,
 };
 
 use super::clients::{self, Client};
 use super::handler::{Handler, Kept, lock};
 use super::judge::Judge;
-use super::oracle::Oracle;
+use super::oracle::{Force, Oracle};
 use super::plan::Plan;
 use super::world::rng::Rng;
 use super::world::{NodeId, SimWorld};
@@ -45,14 +47,25 @@ pub enum Phase {
     Refused(OpenError),
 }
 
+/// What an operator asks of a primary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Make a slot, or a lost one anew.
+    Slot(String),
+    /// Change the settings.
+    Set(SettingChange),
+}
+
 /// What the operator and a node's process tell each other.
 #[derive(Default)]
 pub struct Control {
     /// What the process is at.
     pub phase: Mutex<Phase>,
     stop: Mutex<(bool, Option<Waker>)>,
-    /// Slots that a primary is to make anew.
-    remake: Mutex<Vec<String>>,
+    /// What a primary is to change.
+    asks: Mutex<Vec<Ask>>,
+    /// The settings that are in force on a primary, as it said last.
+    pub settings: Mutex<Option<Settings>>,
     /// A primary's handle, for the operator's own appends.
     pub handle: Mutex<Option<Handle>>,
 }
@@ -71,25 +84,25 @@ impl Control {
         }
     }
 
-    /// Has a primary make a slot anew.
-    pub fn remake(&self, slot: String) {
-        let mut remake = lock(&self.remake);
-        if !remake.contains(&slot) {
-            remake.push(slot);
+    /// Has a primary do something.
+    pub fn ask(&self, ask: Ask) {
+        let mut asks = lock(&self.asks);
+        if !asks.contains(&ask) {
+            asks.push(ask);
         }
         if let Some(waker) = lock(&self.stop).1.take() {
             waker.wake();
         }
     }
 
-    /// The next slot to make anew; `None` once the process is to stop.
-    async fn next(&self) -> Option<String> {
+    /// The next thing to do; `None` once the process is to stop.
+    async fn next(&self) -> Option<Ask> {
         std::future::poll_fn(|cx| {
             let mut stop = lock(&self.stop);
             stop.1 = Some(cx.waker().clone());
-            match (stop.0, lock(&self.remake).first().cloned()) {
+            match (stop.0, lock(&self.asks).first().cloned()) {
                 (true, _) => Poll::Ready(None),
-                (false, Some(slot)) => Poll::Ready(Some(slot)),
+                (false, Some(ask)) => Poll::Ready(Some(ask)),
                 (false, None) => Poll::Pending,
             }
         })
@@ -98,7 +111,7 @@ impl Control {
 
     async fn stopped(&self) {
         while self.next().await.is_some() {
-            lock(&self.remake).remove(0);
+            lock(&self.asks).remove(0);
         }
     }
 }
@@ -185,7 +198,7 @@ impl Cluster {
         let nodes = nodes.collect();
         // It hashes every record on every node, which is as much work as the run itself.
         let judge = plan.seed.is_multiple_of(JUDGED).then(|| Judge::new(plan.replicas + 1));
-        let oracle = Oracle { left: plan.appends + 1, judge, ..Oracle::default() };
+        let oracle = Oracle::new(plan.appends + 1, judge);
         Self {
             world,
             nodes,
@@ -262,23 +275,30 @@ impl Cluster {
                 config.promote_above = self.newest_term;
                 config.retain_max = plan.retain_max;
                 config.slot_idle_max = plan.slot_idle_max;
-                let configured = others.len();
                 config.replicas = others;
-                let client = Client { oracle: self.oracle.clone(), node: n, configured, plan, seed };
+                // A run that is made shorter may have fewer replicas.
+                config.min_replicas = plan.min_replicas.0.min(config.replicas.len() as u8);
+                config.min_replicas_age = plan.min_replicas.1;
+                let oracle = self.oracle.clone();
+                let client = Client { oracle: oracle.clone(), node: n, plan, seed };
                 let quiet = self.quiet;
                 Box::pin(async move {
                     match Primary::open_simulated(config).await {
                         Err(e) => control.set(Phase::Refused(e)),
                         Ok(primary) => {
+                            in_force(&primary, n, &oracle, &control);
                             if !quiet {
                                 clients::start(&primary, &client);
                             }
                             *lock(&control.handle) = Some(primary.handle());
                             control.set(Phase::Serving);
-                            while let Some(slot) = control.next().await {
-                                // It may be there, or the shard may have stopped: it is looked at again.
-                                drop(primary.create_slot_soon(&slot, false).await);
-                                lock(&control.remake).remove(0);
+                            while let Some(ask) = control.next().await {
+                                match ask {
+                                    // It may be there, or the shard may have stopped: it is looked at again.
+                                    Ask::Slot(slot) => drop(primary.create_slot_soon(&slot, false).await),
+                                    Ask::Set(change) => set(&primary, n, &oracle, &control, change).await,
+                                }
+                                lock(&control.asks).remove(0);
                             }
                             control.set(Phase::Stopping);
                             lock(&control.handle).take();
@@ -360,6 +380,7 @@ impl Cluster {
             oracle.lose_copies();
         }
         self.nodes[n].tainted = false;
+        oracle.forget(n);
         // What it holds from now on counts again.
         oracle.tainted.retain(|t| *t != n);
     }
@@ -372,6 +393,46 @@ impl Cluster {
         self.replace(n, 1_000_000);
         self.world.copy_disk(self.nodes[primary].id, self.nodes[n].id);
         self.nodes[n].lost_slot = false;
+    }
+
+    /// The settings of the primary that is to be, if it serves.
+    #[must_use]
+    pub fn settings(&self) -> Option<Settings> {
+        if !self.serves(self.primary) {
+            return None;
+        }
+        lock(&self.nodes[self.primary].control.settings).clone()
+    }
+
+    /// Whether a node is a configured replica of the primary, as far as is known.
+    #[must_use]
+    pub fn is_member(&self, n: usize) -> bool {
+        let name = Self::name(n);
+        self.settings().is_none_or(|s| s.replicas.iter().any(|r| r.to_string() == name))
+    }
+
+    /// Whether the primary has something to do for the operator.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        !lock(&self.nodes[self.primary].control.asks).is_empty()
+    }
+
+    /// Configures a node that is not; `slot_first`: it may catch up before it counts.
+    pub fn add_replica(&mut self, n: usize, slot_first: bool) {
+        let Some(name) = NodeName::new(&Self::name(n)) else { return };
+        let control = &self.nodes[self.primary].control;
+        if slot_first {
+            control.ask(Ask::Slot(Self::name(n)));
+        }
+        control.ask(Ask::Set(SettingChange::AddReplica(name)));
+    }
+
+    /// Configures a node no more.
+    pub fn remove_replica(&mut self, n: usize) {
+        let Some(name) = NodeName::new(&Self::name(n)) else { return };
+        // The log is not kept for it any more.
+        self.nodes[n].lost_slot = true;
+        self.nodes[self.primary].control.ask(Ask::Set(SettingChange::RemoveReplica(name)));
     }
 
     /// Whether a replica may lose its folder: the primary still has everything, and no disk is bad.
@@ -528,5 +589,36 @@ impl Cluster {
             OpenError::Deposed { .. } => self.tell(n),
             other => self.fail(format!("node {n} cannot start: {other}")),
         }
+    }
+}
+
+/// What the oracle is told of settings.
+fn force(settings: &Settings) -> Force {
+    let number = |name: &NodeName| name.to_string()[1..].parse::<u32>().expect("a node's name");
+    Force { members: settings.replicas.iter().fold(0, |all, name| all | 1 << number(name)), commit: settings.commit }
+}
+
+/// The settings of a primary are known.
+fn in_force(primary: &Primary, n: usize, oracle: &Mutex<Oracle>, control: &Control) {
+    let settings = primary.settings();
+    lock(oracle).is(n, force(&settings), settings.version);
+    *lock(&control.settings) = Some(settings);
+}
+
+/// Changes a setting, as an operator does: until there is an answer, both may be in force.
+async fn set(primary: &Primary, n: usize, oracle: &Mutex<Oracle>, control: &Control, change: SettingChange) {
+    let mut next = force(&primary.settings());
+    let bit = |name: NodeName| 1 << name.to_string()[1..].parse::<u32>().expect("a node's name");
+    match change {
+        SettingChange::AddReplica(name) => next.members |= bit(name),
+        SettingChange::RemoveReplica(name) => next.members &= !bit(name),
+        SettingChange::Commit(policy) => next.commit = policy,
+        _ => {}
+    }
+    lock(oracle).may_be(n, next);
+    match primary.change_settings_soon(change, None).await {
+        // Some shards may have come to it.
+        Err(SettingsError::NotServing(_)) => {}
+        _ => in_force(primary, n, oracle, control),
     }
 }
