@@ -4,7 +4,7 @@
 use towline_wire::BatchView;
 use towline_wire::frame::{self, FrameHead, FrameKind, PREAMBLE};
 use towline_wire::handshake::{Hello, Welcome};
-use towline_wire::message::{Ack, AppendHead, Committed, ErrorHead, Heartbeat, SlotRequest, TailRequest};
+use towline_wire::message::{Ack, AppendHead, Committed, ControlRequest, ErrorHead, Heartbeat, SlotRequest, TailRequest};
 
 use crate::alloc::nothing;
 use crate::batch::encoded;
@@ -56,6 +56,7 @@ fn encoded_again(kind: FrameKind, payload: &[u8]) -> Option<Vec<u8>> {
         FrameKind::Committed => Committed::check(payload).ok()?.to_bytes().to_vec(),
         FrameKind::Tail => TailRequest::check(payload).ok()?.to_bytes().to_vec(),
         FrameKind::SlotRequest => SlotRequest::check(payload).ok()?.to_bytes().to_vec(),
+        FrameKind::ControlRequest => ControlRequest::check(payload).ok()?.to_bytes().to_vec(),
         FrameKind::Error => {
             let (head, text) = ErrorHead::check(payload).ok()?;
             let (head, shown) = head.to_bytes(text);
@@ -77,6 +78,7 @@ fn checked(kind: FrameKind, payload: &[u8]) -> bool {
         FrameKind::Committed => Committed::check(payload).is_ok(),
         FrameKind::Tail => TailRequest::check(payload).is_ok(),
         FrameKind::SlotRequest => SlotRequest::check(payload).is_ok(),
+        FrameKind::ControlRequest => ControlRequest::check(payload).is_ok(),
         FrameKind::Error => ErrorHead::check(payload).is_ok(),
         _ => true,
     }

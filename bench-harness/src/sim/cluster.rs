@@ -7,17 +7,17 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 
-use towline::wire::handshake::NodeName;
 use towline::world::LocalFuture;
 use towline::{
-    Handle, Lsn, NodeConfig, OpenError, Primary, PrimaryConfig, Replica, ReplicaConfig, SettingChange, Settings,
-    SettingsError, ShardId, Term, offline,
+    Handle, Lsn, NodeConfig, OpenError, Primary, PrimaryConfig, Replica, ReplicaConfig, Settings, ShardId, Term,
+    offline,
 };
 
 use super::clients::{self, Client};
 use super::handler::{Handler, Kept, lock};
 use super::judge::Judge;
-use super::oracle::{Force, Oracle};
+use super::operator::{self, Ask};
+use super::oracle::Oracle;
 use super::plan::Plan;
 use super::world::rng::Rng;
 use super::world::{NodeId, SimWorld};
@@ -47,15 +47,6 @@ pub enum Phase {
     Refused(OpenError),
 }
 
-/// What an operator asks of a primary.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ask {
-    /// Make a slot, or a lost one anew.
-    Slot(String),
-    /// Change the settings.
-    Set(SettingChange),
-}
-
 /// What the operator and a node's process tell each other.
 #[derive(Default)]
 pub struct Control {
@@ -63,7 +54,7 @@ pub struct Control {
     pub phase: Mutex<Phase>,
     stop: Mutex<(bool, Option<Waker>)>,
     /// What a primary is to change.
-    asks: Mutex<Vec<Ask>>,
+    pub(super) asks: Mutex<Vec<Ask>>,
     /// The settings that are in force on a primary, as it said last.
     pub settings: Mutex<Option<Settings>>,
     /// A primary's handle, for the operator's own appends.
@@ -286,7 +277,7 @@ impl Cluster {
                     match Primary::open_simulated(config).await {
                         Err(e) => control.set(Phase::Refused(e)),
                         Ok(primary) => {
-                            in_force(&primary, n, &oracle, &control);
+                            operator::in_force(&primary, n, &oracle, &control);
                             if !quiet {
                                 clients::start(&primary, &client);
                             }
@@ -296,7 +287,7 @@ impl Cluster {
                                 match ask {
                                     // It may be there, or the shard may have stopped: it is looked at again.
                                     Ask::Slot(slot) => drop(primary.create_slot_soon(&slot, false).await),
-                                    Ask::Set(change) => set(&primary, n, &oracle, &control, change).await,
+                                    Ask::Set(change) => operator::set(&primary, n, &oracle, &control, change).await,
                                 }
                                 lock(&control.asks).remove(0);
                             }
@@ -393,46 +384,6 @@ impl Cluster {
         self.replace(n, 1_000_000);
         self.world.copy_disk(self.nodes[primary].id, self.nodes[n].id);
         self.nodes[n].lost_slot = false;
-    }
-
-    /// The settings of the primary that is to be, if it serves.
-    #[must_use]
-    pub fn settings(&self) -> Option<Settings> {
-        if !self.serves(self.primary) {
-            return None;
-        }
-        lock(&self.nodes[self.primary].control.settings).clone()
-    }
-
-    /// Whether a node is a configured replica of the primary, as far as is known.
-    #[must_use]
-    pub fn is_member(&self, n: usize) -> bool {
-        let name = Self::name(n);
-        self.settings().is_none_or(|s| s.replicas.iter().any(|r| r.to_string() == name))
-    }
-
-    /// Whether the primary has something to do for the operator.
-    #[must_use]
-    pub fn is_asked(&self) -> bool {
-        !lock(&self.nodes[self.primary].control.asks).is_empty()
-    }
-
-    /// Configures a node that is not; `slot_first`: it may catch up before it counts.
-    pub fn add_replica(&mut self, n: usize, slot_first: bool) {
-        let Some(name) = NodeName::new(&Self::name(n)) else { return };
-        let control = &self.nodes[self.primary].control;
-        if slot_first {
-            control.ask(Ask::Slot(Self::name(n)));
-        }
-        control.ask(Ask::Set(SettingChange::AddReplica(name)));
-    }
-
-    /// Configures a node no more.
-    pub fn remove_replica(&mut self, n: usize) {
-        let Some(name) = NodeName::new(&Self::name(n)) else { return };
-        // The log is not kept for it any more.
-        self.nodes[n].lost_slot = true;
-        self.nodes[self.primary].control.ask(Ask::Set(SettingChange::RemoveReplica(name)));
     }
 
     /// Whether a replica may lose its folder: the primary still has everything, and no disk is bad.
@@ -589,36 +540,5 @@ impl Cluster {
             OpenError::Deposed { .. } => self.tell(n),
             other => self.fail(format!("node {n} cannot start: {other}")),
         }
-    }
-}
-
-/// What the oracle is told of settings.
-fn force(settings: &Settings) -> Force {
-    let number = |name: &NodeName| name.to_string()[1..].parse::<u32>().expect("a node's name");
-    Force { members: settings.replicas.iter().fold(0, |all, name| all | 1 << number(name)), commit: settings.commit }
-}
-
-/// The settings of a primary are known.
-fn in_force(primary: &Primary, n: usize, oracle: &Mutex<Oracle>, control: &Control) {
-    let settings = primary.settings();
-    lock(oracle).is(n, force(&settings), settings.version);
-    *lock(&control.settings) = Some(settings);
-}
-
-/// Changes a setting, as an operator does: until there is an answer, both may be in force.
-async fn set(primary: &Primary, n: usize, oracle: &Mutex<Oracle>, control: &Control, change: SettingChange) {
-    let mut next = force(&primary.settings());
-    let bit = |name: NodeName| 1 << name.to_string()[1..].parse::<u32>().expect("a node's name");
-    match change {
-        SettingChange::AddReplica(name) => next.members |= bit(name),
-        SettingChange::RemoveReplica(name) => next.members &= !bit(name),
-        SettingChange::Commit(policy) => next.commit = policy,
-        _ => {}
-    }
-    lock(oracle).may_be(n, next);
-    match primary.change_settings_soon(change, None).await {
-        // Some shards may have come to it.
-        Err(SettingsError::NotServing(_)) => {}
-        _ => in_force(primary, n, oracle, control),
     }
 }

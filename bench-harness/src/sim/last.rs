@@ -9,8 +9,9 @@ use std::rc::Rc;
 use towline::world::{OpenHow, ShardView};
 use towline::{AppendError, AppendOptions, CommitPolicy, Lsn, Outcome, Seq, ShardId, offline};
 
-use super::cluster::{Ask, Cluster, DATA, Role};
+use super::cluster::{Cluster, DATA, Role};
 use super::handler::lock;
+use super::operator::Ask;
 use super::oracle::{check_log, owner, payload};
 
 /// Makes lost slots anew, and replicas that cannot go on from where they are. A slot that was never

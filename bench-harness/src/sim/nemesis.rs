@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use towline::{SettingChange, ShardId};
 
-use super::cluster::{Ask, Cluster, DATA, Role};
+use super::cluster::{Cluster, DATA, Role};
+use super::operator::Ask;
 use super::plan::{Fault, Plan};
 use super::world::Faults;
 use super::world::rng::Rng;
