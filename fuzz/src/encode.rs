@@ -330,7 +330,8 @@ fn superblock(u: &mut Unstructured<'_>) -> Result<()> {
         Ok(SlotEntry { name: name(u)?, restart_lsn: Lsn(number(u)?), kind, lost })
     });
     let slots = slots.collect::<Result<Vec<_>>>()?;
-    let policies = [WirePolicy::Local, WirePolicy::AckN(3, AckLevel::Applied), WirePolicy::Majority(AckLevel::Received)];
+    let policies =
+        [WirePolicy::Local, WirePolicy::AckN(3, AckLevel::Applied), WirePolicy::Majority(AckLevel::Received)];
     let settings = match u.arbitrary()? {
         false => None,
         true => Some(SettingsEntry {

@@ -4,7 +4,9 @@
 use towline_wire::BatchView;
 use towline_wire::frame::{self, FrameHead, FrameKind, PREAMBLE};
 use towline_wire::handshake::{Hello, Welcome};
-use towline_wire::message::{Ack, AppendHead, Committed, ControlRequest, ErrorHead, Heartbeat, SlotRequest, TailRequest};
+use towline_wire::message::{
+    Ack, AppendHead, Committed, ControlRequest, ErrorHead, Heartbeat, SlotRequest, TailRequest,
+};
 
 use crate::alloc::nothing;
 use crate::batch::encoded;

@@ -163,7 +163,7 @@ impl Pair {
         assert_eq!(gate.waiting(), model.waiting.len());
         assert_eq!(gate.wants_applied(), model.wants_applied());
         for (slot, said) in model.slots.iter().enumerate() {
-            let at = gate.slot(slot);
+            let at = gate.slot(slot).expect("it counts");
             assert_eq!([at.received, at.flushed, at.applied], said.map(Lsn));
         }
         for (level, lsn) in [(0, model.durable), (1, model.commit), (2, self.tail)] {
