@@ -56,11 +56,17 @@ pub enum Canary {
     LostSlotCounts,
     /// What a replica has received does not make room in its link's window again.
     WindowNotReturned,
+    /// Settings are in force although the superblock does not say them.
+    SettingsNotDurable,
+    /// Who waits is not judged anew when other replicas are configured.
+    SetNotJudged,
+    /// A replica that was heard once counts as heard lately for ever.
+    HeardForEver,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 28] = [
         Self::AckBeforeFlush,
         Self::OwnCopyInFlight,
         Self::ReceivedAsFlushed,
@@ -86,6 +92,9 @@ impl Canary {
         Self::RecycleAboveSlot,
         Self::LostSlotCounts,
         Self::WindowNotReturned,
+        Self::SettingsNotDurable,
+        Self::SetNotJudged,
+        Self::HeardForEver,
     ];
 }
 

@@ -10,7 +10,8 @@ use towline_wire::handshake::NodeName;
 use towline_wire::{BLOCK, RECORD_BYTES_MAX, Term};
 
 use crate::limits;
-use crate::protocol::policy::{CommitPolicy, PolicyError, Requirement};
+use crate::protocol::policy::{CommitPolicy, PolicyError};
+use crate::protocol::settings::Settings;
 use crate::shard::Flow;
 use crate::sys;
 
@@ -44,6 +45,34 @@ pub enum Compress {
     Off,
     /// With LZ4, where that pays, to replicas that understand it.
     Lz4,
+}
+
+impl RetainMax {
+    /// The least cap: with less, what is to be kept anyway would already reach it.
+    pub(crate) const fn least(keep: Option<u64>, segment_bytes: u64) -> u64 {
+        let keep = if let Some(keep) = keep { keep } else { 0 };
+        keep.saturating_add(limits::RETAIN_MAX_SEGMENTS_MIN * segment_bytes)
+    }
+
+    /// The cap in bytes, for the segment size that the folder has, where `keep` is kept in any case.
+    pub(crate) fn cap(self, keep: Option<u64>, segment_bytes: u64) -> Option<u64> {
+        match (self, keep) {
+            (Self::Unlimited, _) | (Self::Auto, None) => None,
+            (Self::Auto, Some(keep)) => {
+                let more = keep.saturating_add(limits::RETAIN_MAX_SEGMENTS_AUTO * segment_bytes);
+                Some(keep.saturating_mul(limits::RETAIN_MAX_TIMES).max(more))
+            }
+            // The folder's segments may be larger than those that are configured.
+            (Self::Bytes(bytes), _) => Some(bytes.max(Self::least(keep, segment_bytes))),
+        }
+    }
+}
+
+impl Retain {
+    /// Bytes that are kept in any case; `None`: all.
+    pub(crate) const fn keep(self) -> Option<u64> {
+        if let Self::Bytes(keep) = self { Some(keep) } else { None }
+    }
 }
 
 /// What primaries and replicas have in common.
@@ -158,6 +187,11 @@ pub enum ZeroCopy {
 }
 
 /// A primary's configuration.
+///
+/// `replicas`, `commit`, `deadline`, `retain_max`, `slot_idle_max`, `min_replicas` and
+/// `min_replicas_age` are the first version of the [`Settings`] of a new folder, and of one that is
+/// promoted. Later starts find them in the folder, as they were changed last: what is said here is
+/// then checked, and a difference is logged, no more.
 #[derive(Clone, Debug)]
 pub struct PrimaryConfig {
     /// What every node has.
@@ -193,6 +227,11 @@ pub struct PrimaryConfig {
     pub lag_target: Option<u64>,
     /// How links to replicas compress batches; the log on disk stays what it is. Default: not at all.
     pub compress: Compress,
+    /// Refuse appends while fewer replicas than this have acknowledged within `min_replicas_age`. What
+    /// was accepted before is not touched. Default 0: never; at most as many as are configured.
+    pub min_replicas: u8,
+    /// See there. Default 10 s; 2 s to 1 h.
+    pub min_replicas_age: Duration,
     /// Listen on an address that is not loopback although nothing authenticates a peer yet.
     pub insecure_no_auth: bool,
     /// Take over a folder that was a replica's: its log continues under a new term. Only for an
@@ -223,13 +262,16 @@ impl PrimaryConfig {
             link_window_bytes: 32 << 20,
             lag_target: None,
             compress: Compress::Off,
+            min_replicas: 0,
+            min_replicas_age: Duration::from_secs(10),
             insecure_no_auth: false,
             promote: false,
             promote_above: Term::ZERO,
         }
     }
 
-    pub(crate) fn check(&self) -> Result<(Vec<NodeName>, Requirement), ConfigError> {
+    /// The settings that a new folder begins with.
+    pub(crate) fn check(&self) -> Result<Settings, ConfigError> {
         self.node.check()?;
         if self.shards == 0 || self.shards > limits::SHARDS_MAX {
             let (value, max) = (u64::from(self.shards), u64::from(limits::SHARDS_MAX));
@@ -248,16 +290,26 @@ impl PrimaryConfig {
         check_listen(self.listen, self.insecure_no_auth)?;
         self.check_retention()?;
         self.check_flow()?;
-        let need = self.commit.requirement(names.len())?;
-        Ok((names, need))
-    }
-}
-
-impl PrimaryConfig {
-    /// The least cap: with less, what is to be kept anyway would already reach it.
-    fn retain_max_min(&self, segment_bytes: u64) -> u64 {
-        let keep = if let Retain::Bytes(keep) = self.node.retain { keep } else { 0 };
-        keep.saturating_add(limits::RETAIN_MAX_SEGMENTS_MIN * segment_bytes)
+        self.commit.requirement(names.len())?;
+        let (value, max) = (u64::from(self.min_replicas), names.len() as u64);
+        if value > max {
+            return Err(ConfigError::Bounds { field: "min_replicas", value, min: 0, max });
+        }
+        let (min, max) = (limits::MIN_REPLICAS_AGE_MIN, limits::MIN_REPLICAS_AGE_MAX);
+        if self.min_replicas_age < min || self.min_replicas_age > max {
+            let (value, min, max) = (self.min_replicas_age.as_secs(), min.as_secs(), max.as_secs());
+            return Err(ConfigError::Bounds { field: "min_replicas_age in s", value, min, max });
+        }
+        Ok(Settings {
+            version: 1,
+            replicas: names,
+            commit: self.commit,
+            deadline: self.deadline,
+            retain_max: self.retain_max,
+            slot_idle_max: self.slot_idle_max,
+            min_replicas: self.min_replicas,
+            min_replicas_age: self.min_replicas_age,
+        })
     }
 
     fn check_flow(&self) -> Result<(), ConfigError> {
@@ -284,7 +336,7 @@ impl PrimaryConfig {
     }
 
     fn check_retention(&self) -> Result<(), ConfigError> {
-        let min = self.retain_max_min(self.node.segment_bytes);
+        let min = RetainMax::least(self.node.retain.keep(), self.node.segment_bytes);
         if let RetainMax::Bytes(value) = self.retain_max
             && value < min
         {
@@ -296,19 +348,6 @@ impl PrimaryConfig {
                 Err(ConfigError::Bounds { field: "slot_idle_max in s", value: idle.as_secs(), min, max })
             }
             _ => Ok(()),
-        }
-    }
-
-    /// The cap in bytes, for the segment size that the folder has.
-    pub(crate) fn retention_cap(&self, segment_bytes: u64) -> Option<u64> {
-        match (self.retain_max, self.node.retain) {
-            (RetainMax::Unlimited, _) | (RetainMax::Auto, Retain::All) => None,
-            (RetainMax::Auto, Retain::Bytes(keep)) => {
-                let more = keep.saturating_add(limits::RETAIN_MAX_SEGMENTS_AUTO * segment_bytes);
-                Some(keep.saturating_mul(limits::RETAIN_MAX_TIMES).max(more))
-            }
-            // The folder's segments may be larger than those that are configured.
-            (RetainMax::Bytes(bytes), _) => Some(bytes.max(self.retain_max_min(segment_bytes))),
         }
     }
 }
@@ -429,11 +468,7 @@ mod tests {
 
     #[test]
     fn the_cap_follows_what_is_to_be_kept_unless_it_is_given() {
-        let cap = |retain, max, segment| {
-            let mut c = PrimaryConfig::new("unused");
-            (c.node.retain, c.retain_max) = (retain, max);
-            c.retention_cap(segment)
-        };
+        let cap = |retain: Retain, max: RetainMax, segment| max.cap(retain.keep(), segment);
         const MIB: u64 = 1 << 20;
         assert_eq!(cap(Retain::All, RetainMax::Auto, MIB), None);
         assert_eq!(cap(Retain::Bytes(100 * MIB), RetainMax::Auto, MIB), Some(800 * MIB));
@@ -478,6 +513,10 @@ mod tests {
             ("link_window_bytes is 4095, it must be from 4096", |c| c.link_window_bytes = 4095),
             ("catch_up_max is 65535, it must be from 65536", |c| c.catch_up_max = Some(65_535)),
             ("lag_target is 4095, it must be from 4096", |c| c.lag_target = Some(4095)),
+            ("min_replicas is 1, it must be from 0 to 0", |c| c.min_replicas = 1),
+            ("min_replicas_age in s is 1, it must be from 2 to 3600", |c| {
+                c.min_replicas_age = Duration::from_millis(1999)
+            }),
             ("replicas is 129", |c| c.replicas = (0..129).map(|n| format!("r{n}")).collect()),
         ] {
             let got = refused(change);

@@ -73,6 +73,7 @@ pub use node::{Primary, Replica, ShardStatus, SlotKind, SlotState, SlotStatus};
 pub use outcome::{AppendError, Appended, Bookmark, Outcome};
 pub use protocol::policy::{CommitPolicy, PolicyError};
 pub use protocol::progress::Shown as CatchUp;
+pub use protocol::settings::{SettingChange, Settings, SettingsError};
 pub use protocol::slots::SlotError;
 pub use shard::mesh::cross::{CrossBookmark, CrossError, CrossOutcome, CrossTicket};
 pub use shard::mesh::handle::{AppendOptions, Handle};

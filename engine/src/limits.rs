@@ -33,6 +33,10 @@ pub const CAP_RETRY: Duration = Duration::from_millis(20);
 pub const SLOT_IDLE_MIN: Duration = Duration::from_secs(1);
 /// The longest.
 pub const SLOT_IDLE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+/// The shortest age for `min_replicas`: replicas of an idle shard acknowledge once in a heartbeat.
+pub const MIN_REPLICAS_AGE_MIN: Duration = Duration::from_secs(2);
+/// The longest.
+pub const MIN_REPLICAS_AGE_MAX: Duration = Duration::from_secs(3600);
 /// How long a temporary slot waits for its link.
 pub const TEMPORARY_SLOT_WAIT: Duration = Duration::from_secs(60);
 /// Segments of one shard whose files are kept open; others are opened when they are read.

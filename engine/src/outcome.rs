@@ -93,6 +93,16 @@ pub enum AppendError {
         /// Replicas connected.
         connected: usize,
     },
+    /// Fewer replicas have acknowledged lately than `min_replicas` asks for.
+    #[error("{fresh} replicas have acknowledged within {age:?}, min-replicas is {wanted}: bring replicas back")]
+    MinReplicas {
+        /// Replicas that must have.
+        wanted: u8,
+        /// Replicas that have.
+        fresh: usize,
+        /// What is lately.
+        age: std::time::Duration,
+    },
     /// The policy can never hold with the configured replicas.
     #[error(transparent)]
     Policy(#[from] PolicyError),

@@ -144,7 +144,7 @@ fn a_replica_of_another_system_or_of_no_name_is_not_served() {
     let verified = run(&["verify", data.to_str().unwrap(), "--json"], b"").expect(0, "").json();
     assert_eq!(verified["shards"][0]["records"], 1);
     let stranger = Node::replica(&dir.path().join("x"), "x", &a.addr(), &[]);
-    stranger.await_log("the replica's name is not configured on the primary: add it to --replicas there");
+    stranger.await_log("the replica's name is not configured on the primary: see `towline ctl replica add`");
     stranger.stop();
 }
 
@@ -158,12 +158,12 @@ fn a_superblock_that_is_newer_or_not_whole() {
     let newer = usize::from(generation(&whole, 1) > generation(&whole, 0));
 
     let mut bytes = whole.clone();
-    bytes[newer * COPY + 8] = 3;
+    bytes[newer * COPY + 8] = 4;
     let crc = crc32c::crc32c(&bytes[newer * COPY..(newer + 1) * COPY - 4]);
     bytes[(newer + 1) * COPY - 4..(newer + 1) * COPY].copy_from_slice(&crc.to_le_bytes());
     fs::write(&path, &bytes).unwrap();
-    refused(&data, &[], "superblock has format version 3, this build reads 2: use the build that wrote it");
-    run(&["verify", data.to_str().unwrap()], b"").expect(1, "has format version 3");
+    refused(&data, &[], "superblock has format version 4, this build reads 3: use the build that wrote it");
+    run(&["verify", data.to_str().unwrap()], b"").expect(1, "has format version 4");
 
     // Either copy alone is enough; that one is not whole is told by verify.
     for n in [newer, 1 - newer] {

@@ -418,3 +418,59 @@ fn slots_are_made_and_dropped_on_a_running_primary_and_the_status_shows_them() {
     // A replica has no slots.
     run(&["slot", "create", "x", "--at", &replica.addr()], b"").expect(4, "the node is a replica");
 }
+
+#[test]
+fn settings_are_shown_and_changed_on_a_running_primary() {
+    let dir = folder();
+    let (primary, replica) = pair(dir.path());
+    let at = primary.addr();
+    let ctl = |more: &[&str]| run(&[&["ctl"], more, &["--at", &at]].concat(), b"");
+    let shown = ctl(&["show"]).expect(0, "").text();
+    let says = |shown: &str, key: &str, value: &str| {
+        let found = shown.lines().find_map(|l| l.strip_prefix(key)).map(str::trim);
+        assert_eq!(found, Some(value), "{key} in {shown}");
+    };
+    says(&shown, "version", "1");
+    says(&shown, "replicas", "r1");
+    let shown = ctl(&["replica", "add", "r2", "--if-version", "1"]).expect(0, "").text();
+    says(&shown, "version", "2");
+    says(&shown, "replicas", "r1, r2");
+    ctl(&["replica", "add", "r3", "--if-version", "1"]).expect(4, "version 2, the change was for version 1");
+    ctl(&["replica", "add", "r2"]).expect(4, "replica r2 is configured already");
+    ctl(&["replica", "remove", "r9"]).expect(4, "replica r9 is not configured");
+    ctl(&["replica", "add", "No Name"]).expect(1, "is no replica name");
+    ctl(&["commit", "ack_n=3"]).expect(4, "needs 3 replicas, 2 are configured");
+    ctl(&["commit", "ack_n"]).expect(2, "ack_n needs a number");
+    ctl(&["set", "min-replicas", "3"]).expect(4, "min-replicas is 3, 2 replicas");
+    ctl(&["set", "retain-max", "1KiB"]).expect(4, "retain-max in bytes is 1024, it must be from");
+    ctl(&["set", "colour", "red"]).expect(1, "there is no setting");
+    ctl(&["set", "deadline", "1500ms"]).expect(0, "");
+    ctl(&["set", "slot-idle-max", "1h"]).expect(0, "");
+    ctl(&["set", "retain-max", "1GiB"]).expect(0, "");
+    says(&ctl(&["commit", "majority"]).expect(0, "").text(), "commit", "majority:flushed");
+    // Nobody is there to be heard but r1.
+    ctl(&["set", "min-replicas-age", "2s"]).expect(0, "");
+    let shown = ctl(&["set", "min-replicas", "2"]).expect(0, "").text();
+    for (key, value) in [
+        ("version", "8"),
+        ("deadline", "1.5 s"),
+        ("slot-idle-max", "1 h 0 min"),
+        ("retain-max", "1.0 GiB"),
+        ("min-replicas ", "2"),
+        ("min-replicas-age", "2.0 s"),
+    ] {
+        says(&shown, key, value);
+    }
+    append(&primary, &["--shard", "0", "--lines"], b"one\n").expect(9, "1 are refused");
+    let status = run(&["status", "--at", &at], b"").text();
+    assert!(
+        status.contains("settings  version 8, min-replicas 2 within 2.0 s: APPENDS ARE REFUSED on shards"),
+        "{status}"
+    );
+    let json = ctl(&["show", "--json"]).expect(0, "").text();
+    assert!(json.contains("\"min_replicas\":2") && json.contains("\"replicas\":[\"r1\",\"r2\"]"), "{json}");
+    ctl(&["set", "min-replicas", "0"]).expect(0, "");
+    ctl(&["replica", "remove", "r2"]).expect(0, "");
+    append(&primary, &["--shard", "0", "--lines"], b"one\n").expect(0, "");
+    run(&["ctl", "replica", "add", "x", "--at", &replica.addr()], b"").expect(4, "it is a replica");
+}

@@ -138,6 +138,7 @@ fn superblocks(to: &Corpora) -> io::Result<()> {
         name: NodeName::new("replica-1").expect("a name"),
         history: vec![(Term(5), Lsn(0)), (Term(6), Lsn(8192)), (Term(7), Lsn(16384))],
         slots: Vec::new(),
+        settings: None,
     };
     let front = |s: &Owned| {
         let mut copy = vec![0; COPY];

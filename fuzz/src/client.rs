@@ -115,7 +115,7 @@ struct Node {
 
 impl Node {
     fn new(default: u8) -> Self {
-        let default = Requirement { replicas: default % 3, level: AckLevel::Flushed };
+        let default = Requirement::number(default % 3, AckLevel::Flushed);
         Self {
             default,
             open: BatchBuilder::new(vec![0xee; BATCH]),

@@ -12,7 +12,7 @@ use towline_wire::message::{
     Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Heartbeat, TailRequest, TailStart,
     WirePolicy,
 };
-use towline_wire::superblock::{COPY, SlotEntry, SlotKind, SlotLoss, Superblock};
+use towline_wire::superblock::{COPY, SettingsEntry, SlotEntry, SlotKind, SlotLoss, Superblock};
 use towline_wire::{BODY_BYTES_MAX, BatchFields, BatchView, Chain, Lsn, Seq, ShardId, SystemId, Term, record};
 
 use crate::superblock::owned;
@@ -280,6 +280,7 @@ fn committed(u: &mut Unstructured<'_>) -> Result<()> {
         S::PolicyImpossible,
         S::RecordTooLarge,
         S::NoRoom,
+        S::MinReplicas,
     ];
     let c = Committed {
         request: u.arbitrary()?,
@@ -329,6 +330,20 @@ fn superblock(u: &mut Unstructured<'_>) -> Result<()> {
         Ok(SlotEntry { name: name(u)?, restart_lsn: Lsn(number(u)?), kind, lost })
     });
     let slots = slots.collect::<Result<Vec<_>>>()?;
+    let policies =
+        [WirePolicy::Local, WirePolicy::AckN(3, AckLevel::Applied), WirePolicy::Majority(AckLevel::Received)];
+    let settings = match u.arbitrary()? {
+        false => None,
+        true => Some(SettingsEntry {
+            version: number(u)?.max(1),
+            policy: *u.choose(&policies)?,
+            deadline_ns: u.arbitrary()?,
+            retain_max: u.arbitrary()?,
+            slot_idle_max_ns: u.arbitrary()?,
+            min_replicas_age_ns: u.arbitrary()?,
+            min_replicas: u.arbitrary()?,
+        }),
+    };
     let s = Superblock {
         generation: u.arbitrary()?,
         system: SystemId(u.arbitrary()?),
@@ -344,6 +359,7 @@ fn superblock(u: &mut Unstructured<'_>) -> Result<()> {
         name: name(u)?,
         history,
         slots,
+        settings,
     };
     let ascends = s.history.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 < w[1].1);
     let slot_is_good = |(n, slot): (usize, &SlotEntry)| {

@@ -4,7 +4,10 @@
 use towline_wire::BatchView;
 use towline_wire::frame::{self, FrameHead, FrameKind, PREAMBLE};
 use towline_wire::handshake::{Hello, Welcome};
-use towline_wire::message::{Ack, AppendHead, Committed, ErrorHead, Heartbeat, PACKED_HEAD, PACKED_RATIO_MAX, PackedHead, SlotRequest, TailRequest};
+use towline_wire::message::{
+    Ack, AppendHead, Committed, ControlRequest, ErrorHead, Heartbeat, PACKED_HEAD, PACKED_RATIO_MAX, PackedHead, SlotRequest,
+    TailRequest,
+};
 
 use crate::alloc::nothing;
 use crate::batch::encoded;
@@ -62,6 +65,7 @@ fn encoded_again(kind: FrameKind, payload: &[u8]) -> Option<Vec<u8>> {
             unpacked(head, block);
             [&head.to_bytes(), block].concat()
         }
+        FrameKind::ControlRequest => ControlRequest::check(payload).ok()?.to_bytes().to_vec(),
         FrameKind::Error => {
             let (head, text) = ErrorHead::check(payload).ok()?;
             let (head, shown) = head.to_bytes(text);
@@ -87,6 +91,7 @@ fn checked(kind: FrameKind, payload: &[u8]) -> bool {
             let head = payload.split_at_checked(PACKED_HEAD);
             head.is_some_and(|(head, _)| PackedHead::check(head, payload.len()).is_ok())
         }
+        FrameKind::ControlRequest => ControlRequest::check(payload).is_ok(),
         FrameKind::Error => ErrorHead::check(payload).is_ok(),
         _ => true,
     }

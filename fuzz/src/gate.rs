@@ -40,7 +40,7 @@ impl Pair {
         let (replicas, level) = requirement(u, slots)?;
         let durable = u64::from(u.arbitrary::<u8>()?);
         let commit = u64::from(u.arbitrary::<u8>()?).min(durable);
-        let default = Requirement { replicas: replicas as u8, level: LEVELS[level] };
+        let default = Requirement::number(replicas as u8, LEVELS[level]);
         Ok(Self {
             gate: CommitGate::new(default, slots, Lsn(durable), Lsn(commit)),
             model: Model::new((replicas, level), slots, durable, commit),
@@ -109,7 +109,7 @@ impl Pair {
             since_ns: self.now,
             deadline_ns: deadline,
         };
-        self.gate.wait(Requirement { replicas: replicas as u8, level: LEVELS[level] }, waiter);
+        self.gate.wait(Requirement::number(replicas as u8, LEVELS[level]), waiter);
         self.model.waiting.push(Waiting { id: self.added, end: self.tail, replicas, level, deadline });
         self.added += 1;
     }
@@ -163,7 +163,7 @@ impl Pair {
         assert_eq!(gate.waiting(), model.waiting.len());
         assert_eq!(gate.wants_applied(), model.wants_applied());
         for (slot, said) in model.slots.iter().enumerate() {
-            let at = gate.slot(slot);
+            let at = gate.slot(slot).expect("it counts");
             assert_eq!([at.received, at.flushed, at.applied], said.map(Lsn));
         }
         for (level, lsn) in [(0, model.durable), (1, model.commit), (2, self.tail)] {

@@ -317,7 +317,7 @@ impl Talk {
         let gate = &p.primary.gate;
         assert!(gate.commit() <= gate.durable() && gate.durable() <= end_of(&p.log).lsn);
         if let Some((slot, link, _)) = p.serving {
-            let (at, s) = (gate.slot(slot), p.primary.slots().get(slot).expect("it is configured"));
+            let (at, s) = (gate.slot(slot).expect("it counts"), p.primary.slots().get(slot).expect("it is configured"));
             assert!(s.at == at && s.restart <= gate.durable());
             assert!(s.link == Some(link) || p.primary.is_deposed());
             assert!(s.sent >= at.received && at.received >= at.flushed && at.flushed >= at.applied);

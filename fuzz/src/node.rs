@@ -21,7 +21,7 @@ pub const SYSTEM: SystemId = SystemId([9; 16]);
 const SHARD: ShardId = ShardId(0);
 const SHARDS: u32 = 1;
 const SEGMENT_BYTES: u64 = 64 << 10;
-const NEED: Requirement = Requirement { replicas: 1, level: AckLevel::Flushed };
+const NEED: Requirement = Requirement::number(1, AckLevel::Flushed);
 
 /// One batch of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]

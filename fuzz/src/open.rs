@@ -77,6 +77,7 @@ fn superblock(u: &mut Unstructured<'_>, ends: &[Lsn]) -> Result<Owned> {
         name: NodeName::NONE,
         history,
         slots: Vec::new(),
+        settings: None,
     })
 }
 

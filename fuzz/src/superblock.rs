@@ -2,6 +2,7 @@
 //! does with it holds.
 
 use towline::protocol::history::History;
+use towline::protocol::settings::Settings;
 use towline::protocol::slots::Slots;
 use towline_wire::handshake::NodeName;
 use towline_wire::superblock::{COPY, HISTORY_MAX, SLOTS_MAX, SlotEntry, Superblock};
@@ -52,6 +53,7 @@ pub fn owned(copy: &[u8]) -> Option<Owned> {
         name: s.name,
         history: s.history.iter().collect(),
         slots: s.slots.iter().collect(),
+        settings: s.settings,
     })
 }
 
@@ -59,7 +61,14 @@ fn examine(copy: &[u8]) {
     let Some(s) = owned(copy) else { return };
     let mut again = vec![0xa5; COPY];
     s.encode(&mut again);
+    // An older version is written as the newest one; the CRC was checked.
+    for part in [8..10, COPY - 4..COPY] {
+        again[part.clone()].copy_from_slice(&copy[part]);
+    }
     assert_eq!(again, copy);
+    if let Some(settings) = s.settings.and_then(|e| Settings::of_superblock(&e, &s.slots)) {
+        assert_eq!(Some(settings.entry()), s.settings);
+    }
     assert!(s.history.len() <= HISTORY_MAX && s.own_term <= s.term && s.oldest_lsn <= s.floor_lsn);
     let mut history = History::from_entries(s.history.clone());
     for (term, first) in &s.history {

@@ -85,9 +85,11 @@ kinds! {
     Status = 13, STATUS_BYTES_MAX;
     /// Make or remove a slot: [`message::SlotRequest`]. The answer is a status, or an error.
     SlotRequest = 14, message::SLOT_REQUEST;
+    /// Change a primary's settings: [`message::ControlRequest`]. The answer is a status, or an error.
+    ControlRequest = 15, message::CONTROL_REQUEST;
     /// A batch, compressed: [`message::PackedHead`], then an LZ4 block; flags and `arg` are a batch's.
     /// Only to a replica whose hello had [`handshake::FEATURE_LZ4`].
-    Packed = 15, message::PACKED_HEAD + batch::HEADER + BODY_BYTES_MAX;
+    Packed = 16, message::PACKED_HEAD + batch::HEADER + BODY_BYTES_MAX;
 }
 
 /// A frame's header as it crosses the network.

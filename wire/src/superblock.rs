@@ -4,13 +4,16 @@
 
 use thiserror::Error;
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::handshake::NodeName;
+use crate::message::WirePolicy;
 use crate::{BLOCK, Lsn, ShardId, SystemId, Term};
 
 /// The version of the superblock's format; batches have their own.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
+/// The oldest version that is read: one without settings.
+pub const VERSION_READ_MIN: u16 = 2;
 /// Bytes of one copy.
 pub const COPY: usize = 8 * BLOCK;
 /// Bytes of the file: two copies.
@@ -54,9 +57,74 @@ struct HeadBytes {
     in_flight_bytes_max: U64,
     name: NodeName,
     slots_len: U32,
-    reserved2: [u8; 84],
+    settings: SettingsBytes,
+    reserved2: [u8; 39],
 }
 const _: () = assert!(size_of::<HeadBytes>() == HEAD);
+
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct SettingsBytes {
+    policy: [u8; 4],
+    version: U64,
+    deadline_ns: U64,
+    retain_max: U64,
+    slot_idle_max_ns: U64,
+    min_replicas_age_ns: U64,
+    min_replicas: u8,
+}
+const _: () = assert!(size_of::<SettingsBytes>() == 45);
+
+/// What a primary's operator has set last, beside the slots of kind [`SlotKind::Configured`], which
+/// are the configured replicas of this version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SettingsEntry {
+    /// Counts changes; never 0.
+    pub version: u64,
+    /// What a commit waits for that does not say; never [`WirePolicy::Default`].
+    pub policy: WirePolicy,
+    /// How long a commit waits that does not say, in nanoseconds.
+    pub deadline_ns: u64,
+    /// The most log that slots may hold: 0 for what follows from what is kept, [`u64::MAX`] for no cap.
+    pub retain_max: u64,
+    /// How long a slot may be without a link, in nanoseconds; 0 for ever.
+    pub slot_idle_max_ns: u64,
+    /// What is lately for `min_replicas`, in nanoseconds.
+    pub min_replicas_age_ns: u64,
+    /// Appends are refused while fewer replicas have acknowledged lately.
+    pub min_replicas: u8,
+}
+
+impl SettingsEntry {
+    fn to_bytes(self) -> SettingsBytes {
+        SettingsBytes {
+            policy: self.policy.to_bytes(),
+            version: U64::new(self.version),
+            deadline_ns: U64::new(self.deadline_ns),
+            retain_max: U64::new(self.retain_max),
+            slot_idle_max_ns: U64::new(self.slot_idle_max_ns),
+            min_replicas_age_ns: U64::new(self.min_replicas_age_ns),
+            min_replicas: self.min_replicas,
+        }
+    }
+
+    /// `None` where nothing was ever set: everything is 0 there.
+    fn check(b: &SettingsBytes) -> Result<Option<Self>, &'static str> {
+        if b.version.get() == 0 {
+            return if b.as_bytes().iter().all(|b| *b == 0) { Ok(None) } else { Err("settings version") };
+        }
+        let policy = WirePolicy::from_bytes(b.policy).filter(|p| *p != WirePolicy::Default);
+        Ok(Some(Self {
+            version: b.version.get(),
+            policy: policy.ok_or("settings policy")?,
+            deadline_ns: b.deadline_ns.get(),
+            retain_max: b.retain_max.get(),
+            slot_idle_max_ns: b.slot_idle_max_ns.get(),
+            min_replicas_age_ns: b.min_replicas_age_ns.get(),
+            min_replicas: b.min_replicas,
+        }))
+    }
+}
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -153,6 +221,8 @@ pub struct Superblock<H, S> {
     pub history: H,
     /// On a primary: its slots. No name is there twice.
     pub slots: S,
+    /// On a primary: what its operator has set, if this version of it knows.
+    pub settings: Option<SettingsEntry>,
 }
 
 /// Why bytes are not a superblock.
@@ -265,7 +335,8 @@ where
             in_flight_bytes_max: U64::new(self.in_flight_bytes_max),
             name: self.name,
             slots_len: U32::new(slots.len() as u32),
-            reserved2: [0; 84],
+            settings: self.settings.map_or(SettingsBytes::new_zeroed(), SettingsEntry::to_bytes),
+            reserved2: [0; 39],
         };
         out[..HEAD].copy_from_slice(head.as_bytes());
         for (entry, (term, lsn)) in out[HEAD..].chunks_exact_mut(ENTRY).zip(history) {
@@ -308,7 +379,7 @@ impl<'a> Superblock<HistoryBytes<'a>, SlotsBytes<'a>> {
             return Err(SuperblockError::Crc { stored, computed });
         }
         // After the CRC: a flipped bit in the version must not look like a newer format.
-        if b.version.get() != VERSION {
+        if !(VERSION_READ_MIN..=VERSION).contains(&b.version.get()) {
             return Err(SuperblockError::Version(b.version.get()));
         }
         let bad = |field| Err(SuperblockError::Field(field));
@@ -323,7 +394,7 @@ impl<'a> Superblock<HistoryBytes<'a>, SlotsBytes<'a>> {
         let is_zero = |bytes: &[u8]| bytes.iter().fold(0, |all, byte| all | byte) == 0;
         let (history, unused) = bytes[HEAD..SLOTS_AT].split_at(history_len * ENTRY);
         let (slots, unused2) = bytes[SLOTS_AT..CRC_AT].split_at(slots_len * SLOT);
-        if b.reserved != [0; 2] || b.reserved2 != [0; 84] || !is_zero(unused) || !is_zero(unused2) {
+        if b.reserved != [0; 2] || b.reserved2 != [0; 39] || !is_zero(unused) || !is_zero(unused2) {
             return bad("reserved");
         }
         let history = HistoryBytes(history);
@@ -347,6 +418,10 @@ impl<'a> Superblock<HistoryBytes<'a>, SlotsBytes<'a>> {
         }
         if !b.name.is_well_formed() {
             return bad("name");
+        }
+        let settings = SettingsEntry::check(&b.settings).map_err(SuperblockError::Field)?;
+        if b.version.get() < VERSION && settings.is_some() {
+            return bad("reserved");
         }
         for (n, bytes) in slots.chunks_exact(SLOT).enumerate() {
             let (one, before) = (slot(bytes).map_err(SuperblockError::Field)?, SlotsBytes(&slots[..n * SLOT]));
@@ -373,6 +448,7 @@ impl<'a> Superblock<HistoryBytes<'a>, SlotsBytes<'a>> {
             name: b.name,
             history,
             slots: SlotsBytes(slots),
+            settings,
         })
     }
 }

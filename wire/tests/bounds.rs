@@ -7,8 +7,8 @@ use samples::{SYSTEM, VERDICTS};
 use towline_wire::frame::{self, FrameError, FrameHead, FrameKind};
 use towline_wire::handshake::{Hello, NodeName, Refusal, Verdict, Welcome};
 use towline_wire::message::{
-    Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Heartbeat, PACKED_HEAD, PackedHead,
-    SlotAction, SlotRequest, TailRequest, WirePolicy,
+    Ack, AckLevel, AppendHead, CommitStatus, Committed, ControlAction, ControlRequest, ErrorCode, ErrorHead, Heartbeat,
+    PACKED_HEAD, PackedHead, SlotAction, SlotRequest, TailRequest, WirePolicy,
 };
 use towline_wire::superblock::{self, Superblock, SuperblockError};
 use towline_wire::{BODY_BYTES_MAX, BatchError, BatchHeader, BatchView, Lsn, RecordError, Term, batch};
@@ -93,7 +93,7 @@ fn a_frame_header_outside_its_bounds_is_refused_by_name() {
         FrameHead::check(&header.try_into().unwrap())
     };
     let bad = |field| Err(FrameError::Field { kind: FrameKind::Ack, field });
-    for kind in (0..=u8::MAX).filter(|k| !(1..=14).contains(k)) {
+    for kind in (0..=u8::MAX).filter(|k| !(1..=16).contains(k)) {
         assert_eq!(with(4, &[kind]), Err(FrameError::Kind(kind)));
     }
     for bit in 3..8 {
@@ -265,13 +265,13 @@ fn every_policy_is_four_fixed_bytes() {
 fn a_commit_reply_outside_its_bounds_is_refused_by_name() {
     let cases: &[(usize, &[u8], _)] = &[
         (36, &[0], "status"),
-        (36, &[9], "status"),
+        (36, &[10], "status"),
         (39, &[2], "reserved"),
         (40, &[1], "reserved"),
         (47, &[1], "reserved"),
     ];
     refused(FrameKind::Committed, &samples::committed().to_bytes(), Committed::check, cases);
-    for number in 1..=8 {
+    for number in 1..=9 {
         let bytes = patched(&samples::committed().to_bytes(), 36, &[number]);
         let committed = Committed::check(&bytes).unwrap();
         assert_eq!((committed.status as u8, committed.to_bytes().to_vec()), (number, bytes));
@@ -299,7 +299,7 @@ fn an_error_outside_its_bounds_is_refused_by_name() {
     let payload = samples::error_bytes(&samples::ERROR, samples::ERROR_TEXT);
     let cases: &[(usize, &[u8], _)] = &[
         (0, &[0], "code"),
-        (0, &[11], "code"),
+        (0, &[12], "code"),
         (2, &[15], "text"),
         (2, &[17], "text"),
         (4, &[1], "reserved"),
@@ -307,7 +307,7 @@ fn an_error_outside_its_bounds_is_refused_by_name() {
         (16, &[0xff], "text"),
     ];
     refused(FrameKind::Error, &payload, |p| ErrorHead::check(p).map(|(head, _)| head), cases);
-    for code in (1..=9).filter_map(ErrorCode::from_number) {
+    for code in (1..=11).filter_map(ErrorCode::from_number) {
         let head = ErrorHead { code, arg: 1 };
         assert_eq!(ErrorHead::check(&samples::error_bytes(&head, "")), Ok((head, "")));
     }
@@ -352,12 +352,20 @@ fn a_superblock_outside_its_bounds_is_refused_by_name() {
     let with = |at, bytes: &[u8]| Superblock::check(&with_crc(patched(&sample, at, bytes))).map(|_| ());
     assert_eq!(with(0, b"TOWLINEX"), Err(SuperblockError::Magic));
     assert_eq!(with(8, &[1]), Err(SuperblockError::Version(1)));
+    assert_eq!(with(8, &[4]), Err(SuperblockError::Version(4)));
+    assert_eq!(with(8, &[2]), Err(SuperblockError::Field("reserved")), "settings are newer than that");
+    let older = patched(&patched(&sample, 8, &[2]), 172, &[0; 45]);
+    let older = with_crc(older);
+    assert_eq!(Superblock::check(&older).unwrap().settings, None);
     const SLOT: usize = superblock::SLOTS_AT;
     let cases: &[(usize, &[u8], _)] = &[
         (10, &[1], "reserved"),
         (168, &193u32.to_le_bytes(), "slots_len"),
         (168, &u32::MAX.to_le_bytes(), "slots_len"),
-        (172, &[1], "reserved"),
+        (172, &[0; 4], "settings policy"),
+        (172, &[9], "settings policy"),
+        (176, &[0; 8], "settings version"),
+        (217, &[1], "reserved"),
         (255, &[1], "reserved"),
         (256 + 3 * 16, &[1], "reserved"),
         (superblock::COPY - 5, &[1], "reserved"),
@@ -443,5 +451,50 @@ fn a_packed_head_is_checked_against_the_bytes_that_follow_it() {
         let mut other = bytes;
         other[at] = byte;
         assert_eq!(PackedHead::check(&other, 108).map(|h| h.batch_len), bad(field), "byte {at}");
+    }
+}
+
+#[test]
+fn a_control_request_outside_its_bounds_is_refused_by_name() {
+    let [(_, add), (_, commit), (_, deadline)] = samples::control_requests();
+    let check = ControlRequest::check;
+    let cases: &[(usize, &[u8], _)] = &[
+        (0, &[0; 64], "name"),
+        (0, b"R", "name"),
+        (63, b"r", "name"),
+        (72, &[1], "value"),
+        (80, &[1], "policy"),
+        (80, &[9], "policy"),
+        (84, &[0], "name"),
+        (84, &[9], "name"),
+        (84, &[4], "name"),
+        (85, &[1], "reserved"),
+        (95, &[1], "reserved"),
+    ];
+    refused(FrameKind::ControlRequest, &add.to_bytes(), check, cases);
+    let cases: &[(usize, &[u8], _)] =
+        &[(0, b"r", "name"), (72, &[1], "value"), (80, &[0; 4], "policy"), (81, &[0], "policy"), (84, &[4], "policy")];
+    refused(FrameKind::ControlRequest, &commit.to_bytes(), check, cases);
+    let cases: &[(usize, &[u8], _)] =
+        &[(72, &[0; 8], "value"), (84, &[7], "value"), (84, &[0], "action"), (84, &[9], "action"), (84, &[1], "name")];
+    refused(FrameKind::ControlRequest, &deadline.to_bytes(), check, cases);
+    use ControlAction as A;
+    let name = NodeName::new("r1").unwrap();
+    for action in [
+        A::AddReplica(name),
+        A::RemoveReplica(name),
+        A::Commit(WirePolicy::Local),
+        A::Deadline(1),
+        A::RetainMax(0),
+        A::RetainMax(u64::MAX),
+        A::SlotIdleMax(0),
+        A::MinReplicas(0),
+        A::MinReplicas(255),
+        A::MinReplicasAge(u64::MAX),
+    ] {
+        for if_version in [0, u64::MAX] {
+            let request = ControlRequest { action, if_version };
+            assert_eq!(ControlRequest::check(&request.to_bytes()), Ok(request));
+        }
     }
 }

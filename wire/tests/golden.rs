@@ -9,7 +9,8 @@ use samples::{ERROR, ERROR_TEXT, RECORDS, STATUS, SYSTEM, TAILS, VERDICTS};
 use towline_wire::frame::{self, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameHead, FrameKind};
 use towline_wire::handshake::{self, Hello, Refusal, Welcome};
 use towline_wire::message::{
-    self, Ack, AppendHead, Committed, ErrorCode, ErrorHead, Goodbye, Heartbeat, PackedHead, SlotRequest, TailRequest,
+    self, Ack, AppendHead, Committed, ControlRequest, ErrorCode, ErrorHead, Goodbye, Heartbeat, PackedHead,
+    SlotRequest, TailRequest,
 };
 use towline_wire::superblock::{self, SlotLoss, Superblock};
 use towline_wire::{BatchView, Chain, Lsn, Records, Seq, ShardId, Term, batch, record};
@@ -184,21 +185,46 @@ const GOLDEN: &[(&str, &str)] = &[
     (
         "frame-packed",
         "
-        8a0000000f02000000200000000000001cf5eee09ecd7275a800000001000000f01254574c4201000000001122334455
+        8a0000001002000000200000000000001cf5eee01e064d3fa800000001000000f01254574c4201000000001122334455
         66778899aabbccddeeff0300000002000000071c0000040010400500320000290700f3040000401e18240a0600efcdab
         896745230100301900122008008228000000a96fd9810e000f060003539da829bd051b009368656c6c6f0000000c1000
         f00167726f757020636f6d6d697400000000
+     ",
+    ),
+    (
+        "frame-control-add-replica",
+        "
+        600000000f000000000000000000000010781d8cff37f24e7233
+        00*62
+        0800000000000000000000000000000000000000010000000000000000000000
+    ",
+    ),
+    (
+        "frame-control-commit",
+        "
+        600000000f00000000000000000000003e1080d08033faad
+        00*80
+        02020300030000000000000000000000
+    ",
+    ),
+    (
+        "frame-control-deadline",
+        "
+        600000000f00000000000000000000003e697028b880445b
+        00*73
+        65cd1d0000000000000000040000000000000000000000
     ",
     ),
     (
         "superblock",
         "
-        544f574c494e455302000000030000000c0000000000000000112233445566778899aabbccddeeff0400000003000000
+        544f574c494e455303000000030000000c0000000000000000112233445566778899aabbccddeeff0400000003000000
         070000000000000006000000000000000000000400000000001000000000000000400000000000000030000000000000
         00004000000000007265706c6963612d31
         00*55
-        02
-        00*87
+        020000000400020009000000000000000094357700000000ffffffffffffffff000000000000000000e40b5402000000
+        01
+        00*39
         050000000000000000000000000000000600000000000000002000000000000007000000000000000040
         00*8150
         7231
@@ -207,7 +233,7 @@ const GOLDEN: &[(&str, &str)] = &[
         00*66
         0201
         00*24162
-        7c5b0ae8
+        c9c9be14
     ",
     ),
 ];
@@ -333,6 +359,9 @@ fn golden_payloads_decode_to_their_values() {
     let packed = payload("frame-packed");
     let head = PackedHead::check(&packed[..message::PACKED_HEAD], packed.len()).unwrap();
     assert_eq!(head.batch_len, samples::batch_bytes().len());
+    for (name, request) in samples::control_requests() {
+        assert_eq!(ControlRequest::check(&payload(name)).unwrap(), request);
+    }
 }
 
 #[test]
@@ -397,6 +426,7 @@ fn the_documents_offset_tables_have_no_gap_and_the_right_size() {
         ("Tail payload", message::TAIL_REQUEST),
         ("Slot request payload", message::SLOT_REQUEST),
         ("Packed head", message::PACKED_HEAD),
+        ("Control request payload", message::CONTROL_REQUEST),
         ("Error head", message::ERROR_HEAD),
         ("Superblock copy", superblock::COPY),
         ("Superblock slot", superblock::SLOT),

@@ -8,7 +8,9 @@ use proptest::prelude::*;
 use samples::deterministic;
 use towline_wire::frame::{self, FrameError, FrameHead, FrameKind};
 use towline_wire::handshake::{Hello, Welcome};
-use towline_wire::message::{Ack, AppendHead, Committed, ErrorHead, Heartbeat, SlotRequest, TailRequest};
+use towline_wire::message::{
+    Ack, AppendHead, Committed, ControlRequest, ErrorHead, Heartbeat, SlotRequest, TailRequest,
+};
 use towline_wire::superblock::{self, SlotKind, SlotLoss, Superblock, SuperblockError};
 use towline_wire::{BLOCK, BatchError, BatchFields, BatchHeader, BatchView, Lsn, Term, batch};
 
@@ -23,6 +25,7 @@ fn check_payload_of(kind: FrameKind, payload: &[u8]) -> Result<(), FrameError> {
         FrameKind::Committed => Committed::check(payload).map(drop),
         FrameKind::Tail => TailRequest::check(payload).map(drop),
         FrameKind::SlotRequest => SlotRequest::check(payload).map(drop),
+        FrameKind::ControlRequest => ControlRequest::check(payload).map(drop),
         FrameKind::Error => ErrorHead::check(payload).map(drop),
         _ => Ok(()),
     }
@@ -30,8 +33,8 @@ fn check_payload_of(kind: FrameKind, payload: &[u8]) -> Result<(), FrameError> {
 
 /// Whether a frame's payload is one struct, whose size is fixed.
 fn is_one_struct(kind: FrameKind) -> bool {
-    use FrameKind::{Ack, Committed, Heartbeat, Hello, SlotRequest, Tail, Welcome};
-    matches!(kind, Hello | Welcome | Ack | Heartbeat | Committed | SlotRequest | Tail)
+    use FrameKind::{Ack, Committed, ControlRequest, Heartbeat, Hello, SlotRequest, Tail, Welcome};
+    matches!(kind, Hello | Welcome | Ack | Heartbeat | Committed | ControlRequest | SlotRequest | Tail)
 }
 
 /// 1, but under Miri, which is some thousand times slower, a step that leaves a few places of `len`.
@@ -378,7 +381,7 @@ fn errors_say_what_was_found_and_what_was_expected() {
         FrameError::Preamble(*b"GET / HT").to_string(),
         SuperblockError::Size(1).to_string(),
         SuperblockError::Magic.to_string(),
-        SuperblockError::Version(3).to_string(),
+        SuperblockError::Version(9).to_string(),
         SuperblockError::Crc { stored: 1, computed: 2 }.to_string(),
         SuperblockError::Field("name").to_string(),
     ];
@@ -401,7 +404,7 @@ fn errors_say_what_was_found_and_what_was_expected() {
             "the peer does not speak Towline's protocol (it sent [47, 45, 54, 20, 2f, 20, 48, 54])",
             "a superblock has 32768 bytes, 1 are there",
             "no superblock starts here",
-            "superblock has format version 3, this build reads 2",
+            "superblock has format version 9, this build reads 3",
             "superblock CRC is 00000001, -> 00000002",
             "superblock field name is outside its bounds",
         ]

@@ -69,7 +69,7 @@ fn fields(at: &LogEnd) -> BatchFields {
     }
 }
 
-const NEED: Requirement = Requirement { replicas: 2, level: AckLevel::Flushed };
+const NEED: Requirement = Requirement::number(2, AckLevel::Flushed);
 
 fn ack(gate: &mut CommitGate, at: Lsn) {
     for slot in 0..2 {

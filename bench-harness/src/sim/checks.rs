@@ -14,6 +14,10 @@ use super::oracle::Became;
 pub struct Seen {
     /// By node, process and shard.
     last: BTreeMap<(usize, u64, ShardId), ShardView>,
+    /// When everybody was looked at last.
+    looked_ns: u64,
+    /// Who is configured, by node and version of its settings.
+    members: BTreeMap<(usize, u64), Vec<String>>,
     /// Who reigned in a term.
     reigns: BTreeMap<(ShardId, Term), usize>,
 }
@@ -40,7 +44,25 @@ impl Seen {
                 if let Err(e) = within(&view).and_then(|()| before.map_or(Ok(()), |b| between(b, &view))) {
                     cluster.fail(format!("node {n} shard {}: {e}: {view:?}", view.shard));
                 }
+                if let Some(e) = before.and_then(|b| accepted(b, &view, self.looked_ns)) {
+                    cluster.fail(format!("node {n} shard {}: {e}: {view:?}", view.shard));
+                }
                 if view.is_primary {
+                    let told = lock(&cluster.oracle).told(n);
+                    let names = view.slots.iter().filter(|s| s.counts).map(|s| s.name.clone());
+                    let mut names: Vec<_> = names.collect();
+                    names.sort();
+                    let now = view.settings_version;
+                    if now < told {
+                        cluster.fail(format!("node {n} was at version {told} of its settings, and is at {now}"));
+                    }
+                    let known = self.members.entry((n, now)).or_insert_with(|| names.clone());
+                    if *known != names && told > 0 {
+                        cluster.fail(format!("version {now} of node {n}'s settings was {known:?}, and is {names:?}"));
+                    }
+                    if told == 0 {
+                        known.clone_from(&names);
+                    }
                     let other = *self.reigns.entry((view.shard, view.term)).or_insert(n);
                     if other != n {
                         cluster.fail(format!("nodes {other} and {n} both reign in term {}", view.term));
@@ -49,6 +71,7 @@ impl Seen {
                 self.last.insert((n, process, view.shard), view);
             }
         }
+        self.looked_ns = cluster.world.now_ns();
         count_copies(cluster, &self.last);
     }
 }
@@ -81,6 +104,9 @@ fn within(v: &ShardView) -> Result<(), String> {
             return Err("a lost slot is served, or counts for commits".into());
         }
     }
+    if v.overdue {
+        return Err("somebody waits for what holds".into());
+    }
     if let (true, Some(cap), Some(_)) = (v.is_primary, v.cap, v.keep) {
         // What the keeper has made ready may fill up, and a batch in the way keeps what is before it.
         let more = (v.segments_ahead + 6) * v.segment_bytes + 3 * v.in_flight_bytes_max;
@@ -91,10 +117,26 @@ fn within(v: &ShardView) -> Result<(), String> {
     Ok(())
 }
 
+/// Appends that were taken since the last look need as many replicas that were heard lately, at some
+/// moment after it. Who is heard later only counts for more.
+fn accepted(before: &ShardView, now: &ShardView, looked_ns: u64) -> Option<String> {
+    let (wanted, age_ns) = now.min_replicas;
+    let same = before.min_replicas == now.min_replicas && before.settings_version == now.settings_version;
+    if !same || wanted == 0 || now.next_seq <= before.next_seq || !now.is_primary {
+        return None;
+    }
+    let fresh = now.slots.iter().filter(|s| s.heard_ns > 0 && s.heard_ns + age_ns > looked_ns).count();
+    let few = fresh < usize::from(wanted);
+    few.then(|| format!("an append was taken while {fresh} replicas were heard lately, {wanted} must be"))
+}
+
 /// Two views of the same process, one after the other.
 fn between(before: &ShardView, now: &ShardView) -> Result<(), String> {
     if now.commit < before.commit {
         return Err(format!("commit went back from {}", before.commit));
+    }
+    if now.settings_version < before.settings_version {
+        return Err("the settings went back".into());
     }
     if now.term < before.term || now.oldest < before.oldest {
         return Err("term or oldest went back".into());
@@ -113,7 +155,9 @@ fn count_copies(cluster: &Cluster, last: &BTreeMap<(usize, u64, ShardId), ShardV
         let append = oracle.appends[id];
         let Became::Committed(p) = append.became else { continue };
         let (mut copies, mut asked) = (0, 0);
-        for n in 0..cluster.nodes.len() {
+        // Only who was configured counts.
+        let may_count = |n: &usize| *n == p.by || p.among & (1 << *n) != 0;
+        for n in (0..cluster.nodes.len()).filter(may_count) {
             let holds = |v: &ShardView| {
                 let replica_memory = p.need.level == AckLevel::Received && n != p.by;
                 let at = if replica_memory { v.appended } else { v.durable };

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use towline::protocol::policy::Requirement;
 use towline::{AppendError, AppendOptions, CommitPolicy, CrossOutcome, Handle, LocalShard, Primary, ShardId, world};
 
 use super::handler::lock;
@@ -19,8 +18,6 @@ pub struct Client {
     pub oracle: Arc<Mutex<Oracle>>,
     /// The node it appends to.
     pub node: usize,
-    /// Replicas that are configured.
-    pub configured: usize,
     /// The run.
     pub plan: Arc<Plan>,
     /// Where its choices come from.
@@ -44,7 +41,7 @@ pub fn start(primary: &Primary, client: &Client) {
 }
 
 impl Client {
-    fn draw(&self, rng: &mut Rng) -> (usize, AppendOptions, Requirement) {
+    fn draw(&self, rng: &mut Rng) -> (usize, AppendOptions) {
         let plan = &self.plan;
         let bytes = match rng.below(12) {
             0 => 8,
@@ -54,12 +51,7 @@ impl Client {
         };
         let policy = plan.policies[rng.below(plan.policies.len() as u64) as usize];
         let deadline = rng.chance(0.3).then(|| Duration::from_millis(1 + rng.below(400)));
-        let need = self.need(policy);
-        (bytes, AppendOptions { policy, deadline }, need)
-    }
-
-    fn need(&self, policy: Option<CommitPolicy>) -> Requirement {
-        policy.unwrap_or(self.plan.policy).requirement(self.configured).expect("a policy that can hold")
+        (bytes, AppendOptions { policy, deadline })
     }
 
     /// Takes one append from what is left to do.
@@ -73,7 +65,7 @@ impl Client {
         let rng = &mut Rng::new(self.seed);
         let Ok(lane) = local.lane() else { return };
         let number = lock(&self.oracle).lane();
-        let mut pending: VecDeque<(u64, usize, Requirement)> = VecDeque::new();
+        let mut pending: VecDeque<(u64, usize, Option<CommitPolicy>)> = VecDeque::new();
         loop {
             while let Some(done) = lane.try_completed() {
                 self.complete(&mut pending, done.first, done.count, &done.outcome);
@@ -86,12 +78,13 @@ impl Client {
             if !self.take() {
                 break;
             }
-            let (bytes, options, need) = self.draw(rng);
-            let id = lock(&self.oracle).ask(local.id(), number, bytes);
+            let (bytes, options) = self.draw(rng);
+            let policy = options.policy;
+            let id = lock(&self.oracle).ask(self.node, local.id(), number, bytes);
             match lane.try_append(&payload(id, bytes), &options) {
                 Ok(appended) => {
                     lock(&self.oracle).appends[id].seq = Some(appended.seq);
-                    pending.push_back((appended.index, id, need));
+                    pending.push_back((appended.index, id, policy));
                 }
                 Err(e) => {
                     lock(&self.oracle).refused(id);
@@ -114,16 +107,16 @@ impl Client {
 
     fn complete(
         &self,
-        pending: &mut VecDeque<(u64, usize, Requirement)>,
+        pending: &mut VecDeque<(u64, usize, Option<CommitPolicy>)>,
         first: u64,
         count: u32,
         outcome: &towline::Outcome,
     ) {
         let mut oracle = lock(&self.oracle);
-        pending.retain(|(index, id, need)| {
+        pending.retain(|(index, id, policy)| {
             let is = (first..first + u64::from(count)).contains(index);
             if is {
-                oracle.done(*id, outcome, *need, self.node);
+                oracle.done(*id, outcome, *policy, self.node);
             }
             !is
         });
@@ -135,12 +128,13 @@ impl Client {
         // A handle's appends are in order on each shard.
         let lanes: Vec<u32> = (0..self.plan.shards).map(|_| lock(&self.oracle).lane()).collect();
         while self.take() {
-            let (bytes, options, need) = self.draw(rng);
+            let (bytes, options) = self.draw(rng);
+            let policy = options.policy;
             if self.plan.shards > 1 && rng.chance(0.5) {
                 let mut parts = Vec::new();
                 for n in 0..2 {
                     let shard = ShardId(((rng.below(u64::from(self.plan.shards)) as u32) + n) % self.plan.shards);
-                    let id = lock(&self.oracle).ask(shard, lanes[shard.0 as usize], bytes);
+                    let id = lock(&self.oracle).ask(self.node, shard, lanes[shard.0 as usize], bytes);
                     parts.push((shard, id, payload(id, bytes)));
                 }
                 let asked: Vec<(ShardId, &[u8])> = parts.iter().map(|(s, _, bytes)| (*s, &bytes[..])).collect();
@@ -152,14 +146,14 @@ impl Client {
                             let position = bookmark.positions().iter().find(|p| p.shard == *shard).copied();
                             let position = position.expect("each part's shard has a position");
                             // The bookmark is at or above the part's own position.
-                            oracle.done_by(*id, position, need, self.node);
+                            oracle.done_by(*id, position, policy, self.node);
                         }
                     }
                     CrossOutcome::Partial(outcomes) => {
                         let mut oracle = lock(&self.oracle);
                         for ((_, id, _), outcome) in parts.iter().zip(outcomes) {
                             match outcome {
-                                Ok(outcome) => oracle.done(*id, &outcome, need, self.node),
+                                Ok(outcome) => oracle.done(*id, &outcome, policy, self.node),
                                 Err(_) => oracle.refused(*id),
                             }
                         }
@@ -167,10 +161,10 @@ impl Client {
                 }
             } else {
                 let shard = ShardId(rng.below(u64::from(self.plan.shards)) as u32);
-                let id = lock(&self.oracle).ask(shard, lanes[shard.0 as usize], bytes);
+                let id = lock(&self.oracle).ask(self.node, shard, lanes[shard.0 as usize], bytes);
                 match handle.try_append(shard, &payload(id, bytes), options) {
                     Ok(ticket) => match ticket.await {
-                        Ok(outcome) => lock(&self.oracle).done(id, &outcome, need, self.node),
+                        Ok(outcome) => lock(&self.oracle).done(id, &outcome, policy, self.node),
                         Err(_) => lock(&self.oracle).refused(id),
                     },
                     Err(e) => {

@@ -9,12 +9,14 @@ use std::task::{Poll, Waker};
 
 use towline::world::LocalFuture;
 use towline::{
-    Handle, Lsn, NodeConfig, OpenError, Primary, PrimaryConfig, Replica, ReplicaConfig, ShardId, Term, offline,
+    Handle, Lsn, NodeConfig, OpenError, Primary, PrimaryConfig, Replica, ReplicaConfig, Settings, ShardId, Term,
+    offline,
 };
 
 use super::clients::{self, Client};
 use super::handler::{Handler, Kept, lock};
 use super::judge::Judge;
+use super::operator::{self, Ask};
 use super::oracle::Oracle;
 use super::plan::Plan;
 use super::world::rng::Rng;
@@ -51,8 +53,10 @@ pub struct Control {
     /// What the process is at.
     pub phase: Mutex<Phase>,
     stop: Mutex<(bool, Option<Waker>)>,
-    /// Slots that a primary is to make anew.
-    remake: Mutex<Vec<String>>,
+    /// What a primary is to change.
+    pub(super) asks: Mutex<Vec<Ask>>,
+    /// The settings that are in force on a primary, as it said last.
+    pub settings: Mutex<Option<Settings>>,
     /// A primary's handle, for the operator's own appends.
     pub handle: Mutex<Option<Handle>>,
 }
@@ -71,25 +75,25 @@ impl Control {
         }
     }
 
-    /// Has a primary make a slot anew.
-    pub fn remake(&self, slot: String) {
-        let mut remake = lock(&self.remake);
-        if !remake.contains(&slot) {
-            remake.push(slot);
+    /// Has a primary do something.
+    pub fn ask(&self, ask: Ask) {
+        let mut asks = lock(&self.asks);
+        if !asks.contains(&ask) {
+            asks.push(ask);
         }
         if let Some(waker) = lock(&self.stop).1.take() {
             waker.wake();
         }
     }
 
-    /// The next slot to make anew; `None` once the process is to stop.
-    async fn next(&self) -> Option<String> {
+    /// The next thing to do; `None` once the process is to stop.
+    async fn next(&self) -> Option<Ask> {
         std::future::poll_fn(|cx| {
             let mut stop = lock(&self.stop);
             stop.1 = Some(cx.waker().clone());
-            match (stop.0, lock(&self.remake).first().cloned()) {
+            match (stop.0, lock(&self.asks).first().cloned()) {
                 (true, _) => Poll::Ready(None),
-                (false, Some(slot)) => Poll::Ready(Some(slot)),
+                (false, Some(ask)) => Poll::Ready(Some(ask)),
                 (false, None) => Poll::Pending,
             }
         })
@@ -98,7 +102,7 @@ impl Control {
 
     async fn stopped(&self) {
         while self.next().await.is_some() {
-            lock(&self.remake).remove(0);
+            lock(&self.asks).remove(0);
         }
     }
 }
@@ -185,7 +189,7 @@ impl Cluster {
         let nodes = nodes.collect();
         // It hashes every record on every node, which is as much work as the run itself.
         let judge = plan.seed.is_multiple_of(JUDGED).then(|| Judge::new(plan.replicas + 1));
-        let oracle = Oracle { left: plan.appends + 1, judge, ..Oracle::default() };
+        let oracle = Oracle::new(plan.appends + 1, judge);
         Self {
             world,
             nodes,
@@ -267,23 +271,30 @@ impl Cluster {
                 config.link_window_bytes = plan.link_window;
                 config.lag_target = plan.lag_target;
                 config.compress = plan.compress;
-                let configured = others.len();
                 config.replicas = others;
-                let client = Client { oracle: self.oracle.clone(), node: n, configured, plan, seed };
+                // A run that is made shorter may have fewer replicas.
+                config.min_replicas = plan.min_replicas.0.min(config.replicas.len() as u8);
+                config.min_replicas_age = plan.min_replicas.1;
+                let oracle = self.oracle.clone();
+                let client = Client { oracle: oracle.clone(), node: n, plan, seed };
                 let quiet = self.quiet;
                 Box::pin(async move {
                     match Primary::open_simulated(config).await {
                         Err(e) => control.set(Phase::Refused(e)),
                         Ok(primary) => {
+                            operator::in_force(&primary, n, &oracle, &control);
                             if !quiet {
                                 clients::start(&primary, &client);
                             }
                             *lock(&control.handle) = Some(primary.handle());
                             control.set(Phase::Serving);
-                            while let Some(slot) = control.next().await {
-                                // It may be there, or the shard may have stopped: it is looked at again.
-                                drop(primary.create_slot_soon(&slot, false).await);
-                                lock(&control.remake).remove(0);
+                            while let Some(ask) = control.next().await {
+                                match ask {
+                                    // It may be there, or the shard may have stopped: it is looked at again.
+                                    Ask::Slot(slot) => drop(primary.create_slot_soon(&slot, false).await),
+                                    Ask::Set(change) => operator::set(&primary, n, &oracle, &control, change).await,
+                                }
+                                lock(&control.asks).remove(0);
                             }
                             control.set(Phase::Stopping);
                             lock(&control.handle).take();
@@ -365,6 +376,7 @@ impl Cluster {
             oracle.lose_copies();
         }
         self.nodes[n].tainted = false;
+        oracle.forget(n);
         // What it holds from now on counts again.
         oracle.tainted.retain(|t| *t != n);
     }

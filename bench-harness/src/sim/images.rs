@@ -55,6 +55,7 @@ fn plan(seed: u64) -> Plan {
     let mut plan = Plan::draw(seed, &Less::default());
     (plan.shards, plan.replicas, plan.cores) = (1 + (seed % 2) as u32, 1, 1);
     (plan.segment_bytes, plan.segments_ahead, plan.batch_bytes) = (64 << 10, 1, 16 << 10);
+    plan.min_replicas.0 = 0;
     plan.record_max = 70_000;
     (plan.retain, plan.live_window) = (Retain::Bytes(64 << 10), 64 << 10);
     plan.write_depth = 4;

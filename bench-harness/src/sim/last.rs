@@ -11,6 +11,7 @@ use towline::{AppendError, AppendOptions, CommitPolicy, Lsn, Outcome, Seq, Shard
 
 use super::cluster::{Cluster, DATA, Role};
 use super::handler::lock;
+use super::operator::Ask;
 use super::oracle::{check_log, owner, payload};
 
 /// Makes lost slots anew, and replicas that cannot go on from where they are. A slot that was never
@@ -31,11 +32,15 @@ fn mend_slots(c: &mut Cluster) {
         if n == primary {
             continue;
         }
+        if c.quiet && !c.is_member(n) {
+            c.add_replica(n, false);
+            continue;
+        }
         if lost.contains(&Cluster::name(n)) {
             if !std::mem::replace(&mut c.nodes[n].lost_slot, true) {
                 c.world.hit("slot lost");
             }
-            c.nodes[primary].control.remake(Cluster::name(n));
+            c.nodes[primary].control.ask(Ask::Slot(Cluster::name(n)));
             continue;
         }
         if c.nodes[n].role != (Role::Replica { of: primary }) || !c.is_up(n) {
@@ -107,7 +112,7 @@ fn views(c: &Cluster, n: usize) -> BTreeMap<ShardId, ShardView> {
 /// Whether every node has everything, and knows that it is committed.
 #[must_use]
 pub fn is_together(c: &Cluster) -> bool {
-    if !(0..c.nodes.len()).all(|n| c.serves(n)) {
+    if !(0..c.nodes.len()).all(|n| c.serves(n) && (n == c.primary || c.is_member(n))) || c.is_asked() {
         return false;
     }
     let primary = views(c, c.primary);
@@ -162,7 +167,6 @@ pub fn probe(c: &Cluster) -> Rc<RefCell<Probes>> {
     };
     let policy = if c.plan.replicas == 0 { "local" } else { "all" };
     let policy: CommitPolicy = policy.parse().expect("a policy of the grammar");
-    let need = policy.requirement(c.plan.replicas).expect("it can hold");
     let (oracle, primary, shards) = (c.oracle.clone(), c.primary, c.plan.shards);
     let bytes = (c.plan.batch_bytes / 2).min(c.plan.record_max).max(8);
     // One after the other where a replica may fall behind the cap otherwise, and lose its slot.
@@ -174,7 +178,7 @@ pub fn probe(c: &Cluster) -> Rc<RefCell<Probes>> {
             let lane = lock(&oracle).lane();
             let mut tickets = Vec::new();
             for _ in 0..group {
-                let id = lock(&oracle).ask(shard, lane, bytes);
+                let id = lock(&oracle).ask(primary, shard, lane, bytes);
                 tickets.push((id, handle.try_append(shard, &payload(id, bytes), options)));
             }
             for (id, ticket) in tickets {
@@ -188,6 +192,7 @@ pub fn probe(c: &Cluster) -> Rc<RefCell<Probes>> {
                     AppendError::DiskFull
                     | AppendError::LogFull
                     | AppendError::TooFewReplicas { .. }
+                    | AppendError::MinReplicas { .. }
                     | AppendError::WouldBlock,
                 ) = outcome
                 {
@@ -203,7 +208,7 @@ pub fn probe(c: &Cluster) -> Rc<RefCell<Probes>> {
                 told.left -= 1;
                 match outcome {
                     Ok(outcome) => {
-                        lock(&oracle).done(id, &outcome, need, primary);
+                        lock(&oracle).done(id, &outcome, Some(policy), primary);
                         if !matches!(outcome, Outcome::Committed { .. }) {
                             told.failed.push(format!("append {id} to shard {shard}: {outcome:?}"));
                         }

@@ -2,7 +2,7 @@
 //! exist, under faults drawn from a seed, and an oracle that knows what was promised.
 //!
 //! [`world`] is the machine park. [`plan`] draws a run from its seed; [`cluster`] runs the nodes,
-//! [`clients`] append, [`nemesis`] breaks things, [`checks`] look between any two steps, [`last`]
+//! [`clients`] append, [`operator`] changes settings, [`nemesis`] breaks things, [`checks`] look between any two steps, [`last`]
 //! reads the disks at the end and compares them with what [`oracle`] was promised, and [`judge`] has the
 //! public history checker do so too. [`run`] is one seed, [`many`] are many, [`minimise`] makes a
 //! failing one shorter. [`images`] are all the ways in which a disk can be found after a crash,
@@ -19,6 +19,7 @@ pub mod last;
 pub mod many;
 pub mod minimise;
 pub mod nemesis;
+pub mod operator;
 pub mod oracle;
 pub mod plan;
 pub mod run;

@@ -1,9 +1,12 @@
 //! Who breaks things: events at random times, of the kinds that the run has drawn. What comes by
 //! rates (errors of the disk, bytes that change on the way) is the world's part.
 
-use towline::ShardId;
+use std::time::Duration;
+
+use towline::{SettingChange, ShardId};
 
 use super::cluster::{Cluster, DATA, Role};
+use super::operator::Ask;
 use super::plan::{Fault, Plan};
 use super::world::Faults;
 use super::world::rng::Rng;
@@ -70,6 +73,9 @@ impl Nemesis {
             Fault::Promote,
             Fault::Misdirect,
             Fault::Replace,
+            Fault::AddReplica,
+            Fault::RemoveReplica,
+            Fault::SetPolicy,
         ];
         let kinds = by_event.into_iter().filter(|f| plan.has(*f)).collect();
         let every_ns = plan.every.as_nanos() as u64;
@@ -147,8 +153,44 @@ impl Nemesis {
                 }
             }
             Fault::Replace if matches!(c.nodes[n].role, Role::Replica { .. }) && c.may_replace() => c.replace(n, back),
+            Fault::AddReplica if n != c.primary && !c.is_member(n) => {
+                c.note(|| format!("node {n} is to be configured"));
+                c.world.hit("replica added");
+                let slot_first = self.rng.chance(0.5);
+                c.add_replica(n, slot_first);
+            }
+            Fault::RemoveReplica if n != c.primary && c.settings().is_some() && c.is_member(n) => {
+                c.note(|| format!("node {n} is to be configured no more"));
+                c.world.hit("replica removed");
+                c.remove_replica(n);
+            }
+            Fault::SetPolicy => self.set_policy(c),
             _ => {}
         }
+    }
+
+    /// Changes what commits wait for, or when appends are refused.
+    fn set_policy(&mut self, c: &Cluster) {
+        let Some(settings) = c.settings() else { return };
+        let configured = settings.replicas.len() as u64;
+        let change = match self.rng.below(6) {
+            0 => SettingChange::Deadline(Duration::from_millis([30, 300, 2000][self.rng.below(3) as usize])),
+            1 => SettingChange::MinReplicas(self.rng.below(2) as u8),
+            2 => SettingChange::SlotIdleMax(self.rng.chance(0.5).then_some(Duration::from_secs(3))),
+            kind => {
+                let text = match kind {
+                    3 => "all".to_string(),
+                    4 => "majority".to_string(),
+                    _ if self.rng.chance(0.3) => "local".to_string(),
+                    // One more than there may be: that is refused.
+                    _ => format!("ack_n={}", 1 + self.rng.below(configured + 1)),
+                };
+                SettingChange::Commit(text.parse().expect("a policy of the grammar"))
+            }
+        };
+        c.note(|| format!("the settings are to change: {change:?}"));
+        c.world.hit("settings changed");
+        c.nodes[c.primary].control.ask(Ask::Set(change));
     }
 
     fn end(c: &mut Cluster, what: Later) {

@@ -1,11 +1,11 @@
 //! What the clients know: every append, what became of it, and what was promised for it. It shares
 //! no code with the engine.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::judge::Judge;
 use towline::protocol::policy::Requirement;
-use towline::{AckLevel, Bookmark, Lsn, Outcome, Seq, ShardId};
+use towline::{AckLevel, Bookmark, CommitPolicy, Lsn, Outcome, Seq, ShardId};
 
 use super::world::rng::Rng;
 
@@ -37,11 +37,36 @@ pub struct Promise {
     pub by: usize,
     /// Whether `bookmark` is the end of its batch, not only at or above that.
     pub exact: bool,
+    /// The replicas that may have counted: a bit for each node.
+    pub among: u64,
+}
+
+/// Settings that may be in force on a primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Force {
+    /// The configured replicas: a bit for each node.
+    pub members: u64,
+    /// What a commit waits for that does not say.
+    pub commit: CommitPolicy,
+}
+
+/// What was in force on one node's primary, or may have been, in order.
+#[derive(Clone, Debug, Default)]
+struct Forces {
+    all: Vec<Force>,
+    /// From this one on they may be in force now.
+    from: usize,
+    /// The highest version that an operator was told of.
+    told: u64,
 }
 
 /// One append.
 #[derive(Clone, Copy, Debug)]
 pub struct Append {
+    /// The node that it goes to.
+    node: usize,
+    /// The settings that may have been in force there when it was asked for.
+    asked_under: (usize, usize),
     /// The shard.
     pub shard: ShardId,
     /// Bytes.
@@ -73,6 +98,8 @@ pub struct Oracle {
     pub losses: u8,
     /// Lanes so far.
     pub lanes: u32,
+    /// What is in force on primaries, by node.
+    forces: BTreeMap<usize, Forces>,
     /// Acked commits.
     pub commits: u64,
     /// Other outcomes.
@@ -82,17 +109,70 @@ pub struct Oracle {
 }
 
 impl Oracle {
+    /// For so many appends.
+    #[must_use]
+    pub fn new(left: u64, judge: Option<Judge>) -> Self {
+        Self { left, judge, ..Self::default() }
+    }
+
     /// A new lane.
     pub fn lane(&mut self) -> u32 {
         self.lanes += 1;
         self.lanes - 1
     }
 
-    /// A client is about to append.
-    pub fn ask(&mut self, shard: ShardId, lane: u32, bytes: usize) -> usize {
+    /// These settings may come into force on a node, beside those that may be already.
+    pub fn may_be(&mut self, node: usize, force: Force) {
+        self.forces.entry(node).or_default().all.push(force);
+    }
+
+    /// These settings, and no others, are in force on a node.
+    pub fn is(&mut self, node: usize, force: Force, version: u64) {
+        let forces = self.forces.entry(node).or_default();
+        forces.all.push(force);
+        forces.from = forces.all.len() - 1;
+        forces.told = forces.told.max(version);
+    }
+
+    /// The highest version that an operator was told of.
+    #[must_use]
+    pub fn told(&self, node: usize) -> u64 {
+        self.forces.get(&node).map_or(0, |f| f.told)
+    }
+
+    /// A node's folder is gone, and what was set there with it.
+    pub fn forget(&mut self, node: usize) {
+        if let Some(forces) = self.forces.get_mut(&node) {
+            forces.told = 0;
+        }
+    }
+
+    /// The least that a commit can have waited for, and among whom: it is judged by what is in force
+    /// when it is acknowledged, under the policy that was in force when it was asked for.
+    fn need(&self, append: &Append, policy: Option<CommitPolicy>) -> (Requirement, u64) {
+        let (from, upto) = append.asked_under;
+        let all = self.forces.get(&append.node).map_or(&[][..], |f| &f.all);
+        let policies = match policy {
+            Some(policy) => vec![policy],
+            None => all[from..upto].iter().map(|f| f.commit).collect(),
+        };
+        let number = |policy: CommitPolicy, members: u64| match policy {
+            CommitPolicy::Local => Requirement::number(0, AckLevel::Flushed),
+            CommitPolicy::AckN { n, level } => Requirement::number(n, level),
+            CommitPolicy::All { level } => Requirement::number(members.count_ones().max(1) as u8, level),
+            CommitPolicy::Majority { level } => Requirement::number(members.count_ones() as u8 / 2 + 1, level),
+        };
+        let needs = policies.iter().flat_map(|p| all[from..].iter().map(|f| number(*p, f.members)));
+        let need = needs.min_by_key(|n| (copies(*n), n.replicas, n.level)).expect("a primary that serves has settings");
+        (need, all[from..].iter().fold(0, |among, f| among | f.members))
+    }
+
+    /// A client is about to append to a node.
+    pub fn ask(&mut self, node: usize, shard: ShardId, lane: u32, bytes: usize) -> usize {
+        let asked_under = self.forces.get(&node).map_or((0, 0), |f| (f.from, f.all.len()));
         let bytes = bytes as u32;
         let losses = self.losses;
-        self.appends.push(Append { shard, bytes, lane, seq: None, became: Became::Unknown, losses });
+        self.appends.push(Append { node, asked_under, shard, bytes, lane, seq: None, became: Became::Unknown, losses });
         let id = self.appends.len() - 1;
         if let Some(judge) = &mut self.judge {
             judge.append(id, lane, shard, &payload(id, bytes as usize));
@@ -109,21 +189,21 @@ impl Oracle {
     }
 
     /// It has an outcome.
-    pub fn done(&mut self, id: usize, outcome: &Outcome, need: Requirement, by: usize) {
-        self.settle(id, outcome, need, by, true);
+    pub fn done(&mut self, id: usize, outcome: &Outcome, policy: Option<CommitPolicy>, by: usize) {
+        self.settle(id, outcome, policy, by, true);
     }
 
-    fn settle(&mut self, id: usize, outcome: &Outcome, need: Requirement, by: usize, exact: bool) {
+    fn settle(&mut self, id: usize, outcome: &Outcome, policy: Option<CommitPolicy>, by: usize, exact: bool) {
+        let (need, among) = self.need(&self.appends[id], policy);
         let became = match outcome {
             Outcome::Committed { bookmark, .. } => {
-                let flushed = need.replicas > 0 && need.level != AckLevel::Received;
-                let copies = if flushed { need.replicas + 1 } else { 1 };
+                let copies = copies(need);
                 self.fresh.push_back(id);
                 self.commits += 1;
                 // An ack that counts may be of a copy that was lost meanwhile.
                 let meanwhile = self.losses - self.appends[id].losses;
                 let lost = meanwhile + self.tainted.len() as u8 + u8::from(self.deposed.contains(&by));
-                Became::Committed(Promise { bookmark: *bookmark, need, copies, lost, by, exact })
+                Became::Committed(Promise { bookmark: *bookmark, need, copies, lost, by, exact, among })
             }
             _ => {
                 self.others += 1;
@@ -142,8 +222,8 @@ impl Oracle {
     }
 
     /// It is committed at or below a position.
-    pub fn done_by(&mut self, id: usize, at: Bookmark, need: Requirement, by: usize) {
-        self.settle(id, &Outcome::Committed { bookmark: at, acks: need.replicas }, need, by, false);
+    pub fn done_by(&mut self, id: usize, at: Bookmark, policy: Option<CommitPolicy>, by: usize) {
+        self.settle(id, &Outcome::Committed { bookmark: at, acks: 0 }, policy, by, false);
     }
 
     /// Some node's copies are gone: of everything that is committed, one copy fewer is there.
@@ -158,6 +238,11 @@ impl Oracle {
             }
         }
     }
+}
+
+/// Copies on devices that a commit promises.
+fn copies(need: Requirement) -> u8 {
+    if need.replicas > 0 && need.level != AckLevel::Received { need.replicas + 1 } else { 1 }
 }
 
 /// The bytes of an append.

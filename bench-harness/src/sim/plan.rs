@@ -55,11 +55,17 @@ pub enum Fault {
     Misdirect,
     /// A replica's folder is lost and made anew.
     Replace,
+    /// A replica that is not configured is, with a slot that was made before or without.
+    AddReplica,
+    /// A replica is configured no more.
+    RemoveReplica,
+    /// The default policy, its deadline, the idle expiry or the write gate is changed.
+    SetPolicy,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 24] = [
         Self::Kill,
         Self::PowerLoss,
         Self::CrashInCall,
@@ -81,7 +87,13 @@ impl Fault {
         Self::Promote,
         Self::Misdirect,
         Self::Replace,
+        Self::AddReplica,
+        Self::RemoveReplica,
+        Self::SetPolicy,
     ];
+
+    /// Changes that an operator makes while all goes on.
+    const SETTINGS: [Self; 3] = [Self::AddReplica, Self::RemoveReplica, Self::SetPolicy];
 
     /// Its name on the command line.
     #[must_use]
@@ -151,6 +163,8 @@ pub struct Plan {
     pub lag_target: Option<u64>,
     /// How links compress.
     pub compress: Compress,
+    /// How many replicas must have acknowledged lately for an append, and what is lately.
+    pub min_replicas: (u8, Duration),
     /// The operator makes lost slots anew at once, not only in the end.
     pub slots_anew: bool,
     /// The policy of a commit that does not say.
@@ -199,7 +213,7 @@ impl Plan {
         let quiet = r.chance(0.08);
         let each = 0.1 + 0.5 * r.unit();
         let mut faults: Vec<Fault> = Vec::new();
-        for fault in Fault::ALL {
+        for fault in Fault::ALL.into_iter().filter(|f| !Fault::SETTINGS.contains(f)) {
             let drawn = r.chance(each);
             if drawn && !quiet && !less.without.contains(&fault) {
                 faults.push(fault);
@@ -250,6 +264,17 @@ impl Plan {
         let link_window = [4 << 10, 64 << 10, 256 << 10, 32 << 20][f.below(4) as usize];
         let lag_target = f.chance(0.3).then(|| (4 << 10) << f.below(8));
         let compress = if f.chance(0.4) { Compress::Lz4 } else { Compress::Off };
+        // From one of their own again.
+        let s = &mut Rng::new(seed ^ 0x7365_7474);
+        let (members, policies_change) = (s.chance(0.3), s.chance(0.3));
+        for fault in Fault::SETTINGS {
+            let drawn = if fault == Fault::SetPolicy { policies_change } else { members };
+            if drawn && !quiet && !less.without.contains(&fault) {
+                faults.push(fault);
+            }
+        }
+        let gated = if s.chance(0.15) { (1 + s.below(2) as usize).min(replicas) } else { 0 };
+        let min_replicas = (gated as u8, Duration::from_millis(2000 + s.below(1500)));
         let clients = 1 + r.below(4) as usize;
         let appends = 20 + r.below(240);
         Self {
@@ -273,6 +298,7 @@ impl Plan {
             link_window,
             lag_target,
             compress,
+            min_replicas,
             policy,
             deadline: Duration::from_millis([30, 300, 2000][r.below(3) as usize]),
             too_few: if r.chance(0.2) { TooFewReplicas::Refuse } else { TooFewReplicas::Wait },

@@ -9,6 +9,7 @@
 //! | append, pipelined, over one connection | [`Appender`]; in two threads: [`Submitter`], [`Outcomes`] |
 //! | subscribe to a shard's log | [`Tail`] |
 //! | ask for a node's status | [`status()`] |
+//! | make or remove a slot, change settings | [`change_slot`], [`control()`] |
 //! | read a commit policy from text | [`policy`] |
 //!
 //! A lost connection never reads like "not written": [`Lost`] lists the requests whose outcome is
@@ -16,6 +17,7 @@
 
 mod append;
 mod connection;
+mod control;
 mod error;
 pub mod policy;
 mod replies;
@@ -33,8 +35,11 @@ mod tests_tail;
 
 pub use append::{AppendOptions, Appender, Outcomes, Submitter};
 pub use connection::ConnectOptions;
+pub use control::control;
 pub use error::{Advice, AppendError, ClientError, Lost, OutOfLine, Unknown};
 pub use slot::change_slot;
 pub use status::{status, status_with};
 pub use tail::{Batch, Tail};
-pub use towline_wire::message::{AckLevel, CommitStatus, Committed, SlotAction, TailRequest, TailStart, WirePolicy};
+pub use towline_wire::message::{
+    AckLevel, CommitStatus, Committed, ControlAction, SlotAction, TailRequest, TailStart, WirePolicy,
+};

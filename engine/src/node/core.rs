@@ -10,7 +10,7 @@ use std::time::Duration;
 use towline_wire::ShardId;
 use towline_wire::handshake::{Hello, NodeName, Role as PeerRole};
 
-use super::{Command, NodeShared, status};
+use super::{Command, NodeShared, control, status};
 use crate::apply::Apply;
 use crate::limits;
 use crate::oneshot;
@@ -27,7 +27,7 @@ use crate::shard::wal::folder;
 use crate::shard::wal::keep::{Keeper, LiveSuperblock};
 use crate::shard::wal::live::LiveSegments;
 use crate::shard::wal::open::OpenedSlice;
-use crate::shard::{LogAtOpen, Role, Shard, ShardConfig, applying, slots};
+use crate::shard::{LogAtOpen, Role, Shard, ShardConfig, applying, settings, slots};
 
 /// Makes a shard's handler, on its core.
 pub(crate) type MakeHandler = Arc<dyn Fn(ShardId) -> Box<dyn Apply> + Send + Sync>;
@@ -75,6 +75,9 @@ pub(crate) async fn run(setup: CoreSetup, ready: oneshot::Sender<Result<(), Open
     let shards: Vec<Rc<Shard>> = local.values().map(|l| l.shard.clone()).collect();
     rt::spawn(tick(shards, node.clone()));
     ready.send(Ok(()));
+    if number == 0 {
+        rt::spawn(control::run(node.clone()));
+    }
     let mailbox = node.cores[number].clone();
     loop {
         match mailbox.next().await {
@@ -93,6 +96,18 @@ pub(crate) async fn run(setup: CoreSetup, ready: oneshot::Sender<Result<(), Open
                     let mut done = Vec::with_capacity(shards.len());
                     for (shard, superblock) in shards {
                         done.push(slots::change(&shard, &superblock, change).await);
+                    }
+                    reply.send(done);
+                });
+            }
+            Command::Settings(next, reply) => {
+                let shards: Vec<_> = local.values().map(|l| (l.shard.clone(), l.superblock.clone())).collect();
+                rt::spawn(async move {
+                    let mut done = Ok(());
+                    for (shard, superblock) in shards {
+                        if done.is_ok() {
+                            done = settings::change(&shard, &superblock, &next).await;
+                        }
                     }
                     reply.send(done);
                 });
@@ -131,7 +146,9 @@ async fn start(
         next_seq: slice.end.next_seq,
     };
     let superblock = LiveSuperblock::new(slice.superblock, slice.superblock_file, keeper.clone());
-    let shard = Shard::new(id, config, role, log, segments, node.watermarks[id.0 as usize].clone());
+    let settings = node.settings();
+    let shard =
+        Shard::new(id, (config, settings.as_deref()), role, log, segments, node.watermarks[id.0 as usize].clone());
     let keep =
         Keeper { shard: shard.clone(), superblock: superblock.clone(), filler: filler.clone(), spare: slice.spare };
     rt::spawn(keep.run());

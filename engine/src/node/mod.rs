@@ -4,6 +4,7 @@
 //! folder with plain blocking calls; [`core`] runs shards on an executor; [`status`] makes the
 //! document that `towline status` shows.
 
+pub(crate) mod control;
 pub(crate) mod core;
 pub(crate) mod mailbox;
 pub(crate) mod prepare;
@@ -13,18 +14,20 @@ pub(crate) mod status;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use towline_wire::handshake::Hello;
 use towline_wire::{Lsn, ShardId, SystemId};
 
+use self::control::Job;
 use self::core::{CoreSetup, ShardSetup};
 use self::mailbox::Mailbox;
-use crate::config::{ConfigError, NodeConfig};
+use crate::config::{ConfigError, NodeConfig, RetainMax};
 use crate::limits;
 use crate::oneshot;
+use crate::protocol::settings::{Settings, SettingsError};
 pub use crate::protocol::slots::Kind as SlotKind;
 use crate::protocol::slots::SlotError;
 use crate::rt::net::{Detached, Listener};
@@ -51,6 +54,8 @@ pub(crate) enum Command {
     Trim(ShardId, Lsn),
     /// Make or remove a slot on every shard.
     Slots(SlotChange, oneshot::Sender<Vec<Result<(), SlotError>>>),
+    /// Bring every shard to these settings.
+    Settings(Arc<Settings>, oneshot::Sender<Result<(), SettingsError>>),
     /// A newer primary reigns: finish no commit any more.
     Fence,
     /// How do your shards stand?
@@ -87,6 +92,9 @@ struct CoreGuard {
 impl Drop for CoreGuard {
     fn drop(&mut self) {
         self.node.cores[self.number].close();
+        if self.number == 0 {
+            self.node.jobs.close();
+        }
         for inbox in self.node.inboxes.iter().skip(self.number).step_by(self.node.cores.len()) {
             inbox.abandon();
         }
@@ -101,8 +109,12 @@ pub(crate) struct NodeShared {
     pub(crate) shard_count: u32,
     pub(crate) segment_bytes: u64,
     pub(crate) record_bytes_max: usize,
-    pub(crate) policy: String,
-    pub(crate) replicas: Vec<String>,
+    /// A primary's, as they are in force on every shard.
+    settings: Mutex<Option<Arc<Settings>>>,
+    /// The least cap on what slots may hold.
+    pub(crate) retain_max_min: u64,
+    /// Changes of slots and settings.
+    pub(crate) jobs: Mailbox<Job>,
     pub(crate) began: Instant,
     pub(crate) cores: Vec<Arc<CoreMailbox>>,
     pub(crate) inboxes: Vec<Arc<Inbox>>,
@@ -128,6 +140,15 @@ impl NodeShared {
         }
     }
 
+    /// A primary's settings.
+    pub(crate) fn settings(&self) -> Option<Arc<Settings>> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_settings(&self, settings: Arc<Settings>) {
+        *self.settings.lock().unwrap_or_else(PoisonError::into_inner) = Some(settings);
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }
@@ -145,28 +166,6 @@ impl NodeShared {
         }
         all.sort_by_key(|s| s.shard);
         all
-    }
-
-    /// Makes or removes a slot on every shard; durable on all of them when this resolves. Again after
-    /// a failure, it does what is left to do.
-    pub(crate) async fn change_slots(&self, change: SlotChange) -> Result<(), SlotError> {
-        let (mut done, mut not) = (false, None);
-        for core in &self.cores {
-            let (reply, answer) = oneshot::channel();
-            core.send(Command::Slots(change, reply));
-            let answers = answer.await.map_err(|gone| SlotError::NotServing(gone.to_string()))?;
-            for result in answers {
-                match result {
-                    Ok(()) => done = true,
-                    Err(e @ (SlotError::Exists(_) | SlotError::Unknown(_))) => not = Some(e),
-                    Err(e) => return Err(e),
-                }
-            }
-        }
-        match not {
-            Some(e) if !done => Err(e),
-            _ => Ok(()),
-        }
     }
 
     /// The status document.
@@ -190,8 +189,8 @@ pub(crate) struct Description {
     pub(crate) is_primary: bool,
     pub(crate) name: String,
     pub(crate) system: SystemId,
-    pub(crate) policy: String,
-    pub(crate) replicas: Vec<String>,
+    /// A primary's.
+    pub(crate) settings: Option<Settings>,
 }
 
 /// What a node needs of its machine. Taken before anything in its folder changes: a start that is
@@ -243,8 +242,9 @@ impl Running {
             shard_count,
             segment_bytes,
             record_bytes_max: config.record_bytes_max,
-            policy: description.policy,
-            replicas: description.replicas,
+            settings: Mutex::new(description.settings.map(Arc::new)),
+            retain_max_min: RetainMax::least(config.retain.keep(), segment_bytes),
+            jobs: Mailbox::default(),
             began: Instant::now(),
             cores: (0..cores).map(|_| Arc::default()).collect(),
             inboxes: setups.iter().map(|_| Arc::default()).collect(),

@@ -10,9 +10,11 @@ use towline_wire::{Lsn, ShardId, SystemId};
 use super::core::ShardSetup;
 use super::status::{ShardStatus, SlotStatus};
 use super::{Command, Machine, Running, prepare};
-use crate::config::PrimaryConfig;
+use crate::config::{ConfigError, PrimaryConfig};
 use crate::protocol::gate::CommitGate;
+use crate::protocol::policy::CommitPolicy;
 use crate::protocol::primary::Primary as PrimaryState;
+use crate::protocol::settings::{SettingChange, Settings, SettingsError};
 use crate::protocol::slots::{SlotError, Slots};
 use crate::rt;
 use crate::shard::mesh::handle::Handle;
@@ -55,7 +57,7 @@ impl Primary {
     }
 
     async fn start(config: PrimaryConfig) -> Result<Self, OpenError> {
-        let (names, need) = config.check()?;
+        let flags = config.check()?;
         let lock = folder::lock(&config.node.data)?;
         let data = config.node.data.clone();
         let (system, segment_bytes) = match prepare::identity(&data)? {
@@ -85,31 +87,26 @@ impl Primary {
             let next = newest.0.checked_add(more).map(Term);
             next.ok_or_else(|| OpenError::NoHigherTerm { path: data.clone(), term: newest })?
         };
+        let settings = settings_of(&slices, &flags, config.promote);
+        let need = settings.need().map_err(ConfigError::from)?;
         let mut slots = Vec::with_capacity(slices.len());
         for slice in &mut slices {
-            slots.push(begin_reign(slice, term, &names, !config.promote)?);
+            slots.push(begin_reign(slice, term, &settings, !config.promote)?);
         }
+        let configured = settings.replicas.len();
         let setups = slices.into_iter().zip(slots).map(|(slice, slots)| {
             let mut shard = ShardConfig::new(&config.node, config.shards, segment_bytes);
-            (shard.policy, shard.need) = (config.commit, need);
-            (shard.deadline, shard.too_few) = (config.deadline, config.too_few);
-            shard.retention.cap = config.retention_cap(segment_bytes);
-            shard.slot_idle_max = config.slot_idle_max;
+            shard.too_few = config.too_few;
             shard.zero_copy = config.zero_copy;
             shard.flow = config.flow();
             let id = slice.superblock.shard;
-            let gate = CommitGate::new(need, names.len(), slice.end.lsn, slice.commit);
+            let gate = CommitGate::new(need, configured, slice.end.lsn, slice.commit);
             let identity = (system, id, config.shards);
             let role = PrimaryState::new(identity, slice.superblock.term, slice.history.clone(), gate, slots);
             ShardSetup { id, config: shard, role: Role::Primary(role), slice, follow: None }
         });
-        let description = super::Description {
-            is_primary: true,
-            name: String::new(),
-            system,
-            policy: config.commit.to_string(),
-            replicas: config.replicas.clone(),
-        };
+        let description =
+            super::Description { is_primary: true, name: String::new(), system, settings: Some(settings) };
         let running = Running::start(&config.node, description, setups.collect(), machine, lock).await?;
         Ok(Self { running })
     }
@@ -191,6 +188,79 @@ impl Primary {
         self.running.shared.change_slots(SlotChange::Remove { name }).await
     }
 
+    /// Configures a replica: on every shard, and durable when this returns. It counts for commits from
+    /// then on; a slot that was made for it before stays where it is. Returns the settings' version.
+    ///
+    /// # Errors
+    /// [`SettingsError`] says why not.
+    pub fn add_replica(&self, name: &str) -> Result<u64, SettingsError> {
+        block_on(self.add_replica_soon(name))
+    }
+
+    /// As [`Primary::add_replica`], for a task.
+    ///
+    /// # Errors
+    /// [`SettingsError`] says why not.
+    pub async fn add_replica_soon(&self, name: &str) -> Result<u64, SettingsError> {
+        let name = NodeName::new(name).ok_or_else(|| SettingsError::Name(name.into()))?;
+        self.change_settings_soon(SettingChange::AddReplica(name), None).await
+    }
+
+    /// Configures a replica no more: its link ends, its slot goes, and what it has counts for no commit.
+    /// Commits that wait are judged by those that are left. Returns the settings' version.
+    ///
+    /// # Errors
+    /// [`SettingsError`] says why not.
+    pub fn remove_replica(&self, name: &str) -> Result<u64, SettingsError> {
+        block_on(self.remove_replica_soon(name))
+    }
+
+    /// As [`Primary::remove_replica`], for a task.
+    ///
+    /// # Errors
+    /// [`SettingsError`] says why not.
+    pub async fn remove_replica_soon(&self, name: &str) -> Result<u64, SettingsError> {
+        let name = NodeName::new(name).ok_or_else(|| SettingsError::Name(name.into()))?;
+        self.change_settings_soon(SettingChange::RemoveReplica(name), None).await
+    }
+
+    /// What a commit waits for unless it says otherwise. Who waits already goes on waiting for what
+    /// was said before. Returns the settings' version.
+    ///
+    /// # Errors
+    /// [`SettingsError`] says why not.
+    pub fn set_commit_policy(&self, policy: CommitPolicy) -> Result<u64, SettingsError> {
+        self.change_settings(SettingChange::Commit(policy), None)
+    }
+
+    /// Changes one setting on every shard: durable and in force when this returns. With `if_version`
+    /// only if they have that version, so that two operators do not overwrite each other. Returns the
+    /// new version.
+    ///
+    /// # Errors
+    /// [`SettingsError`] says why not.
+    pub fn change_settings(&self, change: SettingChange, if_version: Option<u64>) -> Result<u64, SettingsError> {
+        block_on(self.change_settings_soon(change, if_version))
+    }
+
+    /// As [`Primary::change_settings`], for a task.
+    ///
+    /// # Errors
+    /// [`SettingsError`] says why not.
+    pub async fn change_settings_soon(
+        &self,
+        change: SettingChange,
+        if_version: Option<u64>,
+    ) -> Result<u64, SettingsError> {
+        self.running.shared.change_settings(change, if_version.unwrap_or(0)).await
+    }
+
+    /// The settings that are in force on every shard.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        self.running.shared.settings().map(|s| (*s).clone()).expect("a primary has settings")
+    }
+
     /// Where it listens, with the port that was chosen if 0 was asked for.
     #[must_use]
     pub fn listening(&self) -> Option<SocketAddr> {
@@ -234,16 +304,37 @@ impl Primary {
     }
 }
 
+/// The settings that this reign begins with: the newest that any shard has, as a change reaches one
+/// shard after the other. Where there are none, or this node is promoted and so may know old ones only,
+/// those that it was started with.
+fn settings_of(slices: &[OpenedSlice], flags: &Settings, promote: bool) -> Settings {
+    let known = slices.iter().map(|s| &s.superblock);
+    let known = known.filter_map(|s| Settings::of_superblock(s.settings.as_ref()?, &s.slots));
+    let Some(known) = known.max_by_key(|s| s.version) else { return flags.clone() };
+    if promote {
+        return Settings { version: known.version.saturating_add(1), ..flags.clone() };
+    }
+    for (what, started, found) in known.differences(flags) {
+        tracing::warn!(
+            "started with {what} {started}, but the settings of this cluster (version {}) say {found}, and they win: \
+             change them with `towline ctl`, and what it is started with accordingly",
+            known.version
+        );
+    }
+    known
+}
+
 /// A new reign: the term goes up, durably, before anything is served. Slots are those of the reign
 /// before; their positions are `trusted` if nobody else can have reigned in between.
-fn begin_reign(slice: &mut OpenedSlice, term: Term, replicas: &[NodeName], trusted: bool) -> Result<Slots, OpenError> {
+fn begin_reign(slice: &mut OpenedSlice, term: Term, settings: &Settings, trusted: bool) -> Result<Slots, OpenError> {
     let superblock = &mut slice.superblock;
     let saved = std::mem::take(&mut superblock.slots);
-    let (slots, gone) = Slots::new(replicas, &saved, trusted, superblock.oldest_lsn, rt::now_ns());
+    let (slots, gone) = Slots::new(&settings.replicas, &saved, trusted, superblock.oldest_lsn, rt::now_ns());
     for replica in gone {
         tracing::warn!(shard = superblock.shard.0, %replica, "slot dropped: its replica is configured no more");
     }
     superblock.slots = slots.entries();
+    superblock.settings = Some(settings.entry());
     superblock.term = term;
     superblock.own_term = term;
     superblock.name = NodeName::NONE;

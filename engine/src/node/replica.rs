@@ -114,13 +114,7 @@ impl Replica {
             let follow = Some(((name, process), config.primary, make.clone()));
             ShardSetup { id, config: config_of_shard, role: Role::Replica(role), slice, follow }
         });
-        let description = super::Description {
-            is_primary: false,
-            name: config.name.clone(),
-            system,
-            policy: String::new(),
-            replicas: Vec::new(),
-        };
+        let description = super::Description { is_primary: false, name: config.name.clone(), system, settings: None };
         let running = Running::start(&config.node, description, setups.collect(), machine, lock).await?;
         Ok(Self { running })
     }

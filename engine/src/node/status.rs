@@ -7,8 +7,10 @@ use towline_wire::{Lsn, Seq, ShardId, Term};
 use towline_wire::superblock::SlotLoss;
 
 use super::{NodeShared, SlotKind};
+use crate::config::RetainMax;
 use crate::protocol::progress::Shown;
 use crate::protocol::retention::Holder;
+use crate::protocol::settings::Settings;
 use crate::shard::{Role, Shard};
 use crate::telemetry::{Percentiles, Stage, Telemetry};
 
@@ -131,6 +133,10 @@ pub struct ShardStatus {
     pub core_tasks: u64,
     /// What keeps the oldest log: `keep size`, `commit`, `archive`, `last batch`, or `slot NAME`.
     pub held_by: String,
+    /// The version of the settings that are in force; 0 on a replica.
+    pub settings_version: u64,
+    /// Whether appends are refused as too few replicas have acknowledged lately.
+    pub too_few_fresh: bool,
     /// The slots, on a primary.
     pub slots: Vec<SlotStatus>,
     /// Histograms and counters.
@@ -206,7 +212,6 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
         link: shard.link.borrow().clone(),
         lag_bytes,
         retained_bytes: tail.since(inner.oldest),
-        retention_cap_bytes: shard.config.retention.cap.unwrap_or(0),
         quorum_lag_bytes: match &inner.role {
             Role::Primary(p) => p.gate.quorum_lag(tail),
             Role::Replica(_) => 0,
@@ -218,6 +223,9 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
             if c.packed_to_bytes == 0 { 0.0 } else { c.packed_from_bytes as f64 / c.packed_to_bytes as f64 }
         },
         core_tasks: crate::rt::tasks(),
+        retention_cap_bytes: shard.live.retention.get().cap.unwrap_or(0),
+        settings_version: shard.live.version.get(),
+        too_few_fresh: matches!(shard.live.open_until_ns.get(), until if until < u64::MAX && crate::rt::now_ns() >= until),
         held_by: match (holder, &inner.role) {
             (Holder::Slot(n), Role::Primary(p)) => {
                 p.slots().get(n).map_or_else(String::new, |s| format!("slot {}", s.name))
@@ -233,19 +241,22 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
 /// except a shard's reason to have stopped, which is escaped.
 pub(crate) fn to_json(node: &NodeShared, shards: &[ShardStatus]) -> String {
     let mut out = String::new();
-    let replicas: Vec<String> = node.replicas.iter().map(|r| format!("\"{r}\"")).collect();
+    let settings = node.settings();
+    let replicas = settings.iter().flat_map(|s| &s.replicas).map(|r| format!("\"{r}\""));
+    let replicas: Vec<String> = replicas.collect();
     let role = if node.is_primary { "primary" } else { "replica" };
     let _ = write!(
         out,
         "{{\"node\":{{\"role\":\"{role}\",\"name\":\"{}\",\"system\":\"{}\",\"version\":\"{}\",\"uptime_s\":{:.1},\
-         \"policy\":\"{}\",\"replicas\":[{}],\"segment_bytes\":{}}},\"shards\":[",
+         \"policy\":\"{}\",\"replicas\":[{}],\"segment_bytes\":{},\"settings\":{}}},\"shards\":[",
         node.name,
         node.system,
         env!("CARGO_PKG_VERSION"),
         node.began.elapsed().as_secs_f64(),
-        node.policy,
+        settings.as_ref().map_or_else(String::new, |s| s.commit.to_string()),
         replicas.join(","),
         node.segment_bytes,
+        settings.as_ref().map_or_else(|| "null".into(), |s| settings_json(s)),
     );
     for (n, s) in shards.iter().enumerate() {
         if n > 0 {
@@ -257,6 +268,24 @@ pub(crate) fn to_json(node: &NodeShared, shards: &[ShardStatus]) -> String {
     out
 }
 
+/// The settings of a primary; times in milliseconds. A cap is `auto`, `none`, or bytes.
+fn settings_json(s: &Settings) -> String {
+    let cap = match s.retain_max {
+        RetainMax::Auto => "\"auto\"".into(),
+        RetainMax::Unlimited => "\"none\"".into(),
+        RetainMax::Bytes(bytes) => bytes.to_string(),
+    };
+    let idle = s.slot_idle_max.map_or_else(|| "null".into(), |t| t.as_millis().to_string());
+    format!(
+        "{{\"version\":{},\"deadline_ms\":{:.3},\"retain_max\":{cap},\"slot_idle_max_ms\":{idle},\
+         \"min_replicas\":{},\"min_replicas_age_ms\":{}}}",
+        s.version,
+        s.deadline.as_secs_f64() * 1000.0,
+        s.min_replicas,
+        s.min_replicas_age.as_millis(),
+    )
+}
+
 fn shard_json(out: &mut String, s: &ShardStatus) {
     let state = s.stopped.as_ref().map_or_else(|| "running".into(), |why| format!("stopped: {}", escape(why)));
     let _ = write!(
@@ -264,7 +293,8 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         "{{\"shard\":{},\"state\":\"{state}\",\"term\":{},\"oldest_lsn\":{},\"appended_lsn\":{},\"written_lsn\":{},\
          \"durable_lsn\":{},\"commit_lsn\":{},\"applied_lsn\":{},\"tail_seq\":{},\"chain\":\"{}\",\"memory_bytes\":{},\
          \"link\":\"{}\",\"lag_bytes\":{},\"retained_bytes\":{},\"retention_cap_bytes\":{},\"quorum_lag_bytes\":{},\
-         \"lag_target_bytes\":{},\"throttle_us\":{},\"packed_ratio\":{:.3},\"core_tasks\":{},\"held_by\":\"{}\",\"slots\":[",
+         \"lag_target_bytes\":{},\"throttle_us\":{},\"packed_ratio\":{:.3},\"core_tasks\":{},\"held_by\":\"{}\",\"settings_version\":{},\
+         \"too_few_fresh\":{},\"slots\":[",
         s.shard,
         s.term,
         s.oldest_lsn,
@@ -286,6 +316,8 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         s.packed_ratio,
         s.core_tasks,
         s.held_by,
+        s.settings_version,
+        s.too_few_fresh,
     );
     for (n, slot) in s.slots.iter().enumerate() {
         let comma = if n > 0 { "," } else { "" };

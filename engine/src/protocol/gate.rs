@@ -83,6 +83,9 @@ pub struct CommitGate {
     default: Requirement,
     durable: Lsn,
     commit: Lsn,
+    /// The slots that count, by their numbers,
+    members: Vec<usize>,
+    /// and what each of them has acknowledged.
     slots: Vec<SlotPositions>,
     queues: Vec<Queue>,
     /// No waiter's deadline is earlier than this.
@@ -92,7 +95,7 @@ pub struct CommitGate {
 }
 
 impl CommitGate {
-    /// A gate for `slots` configured replicas over a log that is durable up to `durable`.
+    /// A gate for `slots` configured replicas, whose slots have the numbers below that, over a log that is durable up to `durable`.
     ///
     /// Nothing above `commit`, the durable lower bound from before the start, counts as committed
     /// until replicas have said so in this reign.
@@ -103,6 +106,7 @@ impl CommitGate {
             default,
             durable,
             commit,
+            members: (0..slots).collect(),
             slots: vec![SlotPositions::default(); slots],
             queues: Vec::new(),
             earliest_ns: u64::MAX,
@@ -126,10 +130,41 @@ impl CommitGate {
         self.commit
     }
 
-    /// What a slot has acknowledged.
+    /// What a slot has acknowledged, if it counts.
     #[must_use]
-    pub fn slot(&self, slot: usize) -> SlotPositions {
-        self.slots[slot]
+    pub fn slot(&self, slot: usize) -> Option<SlotPositions> {
+        self.member(slot).map(|at| self.slots[at])
+    }
+
+    fn member(&self, slot: usize) -> Option<usize> {
+        if self.members.get(slot) == Some(&slot) {
+            return Some(slot);
+        }
+        self.members.iter().position(|m| *m == slot)
+    }
+
+    /// Other slots count from now on, and another default requirement holds. Waiters for a share of
+    /// the configured replicas wait for that share of these; others keep their number. Call
+    /// [`CommitGate::complete`] afterwards: it may hold now.
+    ///
+    /// # Panics
+    /// If the requirement can never hold.
+    pub fn configure(&mut self, default: Requirement, members: impl Iterator<Item = (usize, SlotPositions)>) {
+        (self.members, self.slots) = members.unzip();
+        assert!(self.slots.len() <= limits::REPLICAS_MAX && usize::from(default.replicas) <= self.slots.len());
+        self.default = default;
+        for queue in &mut self.queues {
+            // Each share has one queue for a level, so no two become the same.
+            queue.need = queue.need.over(self.slots.len());
+        }
+        self.move_commit();
+    }
+
+    /// Whether somebody waits for what holds: never between two calls of the shell.
+    #[must_use]
+    pub fn is_overdue(&self) -> bool {
+        let overdue = |q: &Queue| q.waiters.front().is_some_and(|w| w.end <= self.holds_to(q.need));
+        !self.frozen && self.queues.iter().any(overdue)
     }
 
     /// Waiters that are not complete.
@@ -150,10 +185,12 @@ impl CommitGate {
     /// If it lies before one that waits for the same requirement.
     pub fn wait(&mut self, need: Requirement, waiter: Waiter) {
         self.earliest_ns = self.earliest_ns.min(waiter.deadline_ns);
+        // It may have been asked for when other replicas were configured.
+        let need = need.over(self.slots.len());
         let queue = match self.queues.iter().position(|q| q.need == need) {
             Some(at) => &mut self.queues[at],
             None => {
-                // At most 3 levels x 256 numbers exist, and in practice one or two are used.
+                // At most 3 levels x 258 numbers and shares exist, and in practice one or two are used.
                 self.queues.push(Queue { need, waiters: VecDeque::with_capacity(limits::WAITERS_RESERVED) });
                 self.queues.last_mut().expect("just pushed")
             }
@@ -171,10 +208,12 @@ impl CommitGate {
     }
 
     /// A replica's acknowledgement, checked by the caller to be possible. Positions never go back
-    /// within a link, but a replica that was cut begins anew lower.
+    /// within a link, but a replica that was cut begins anew lower. A slot that does not count is passed over.
     pub fn on_ack(&mut self, slot: usize, positions: SlotPositions) {
-        self.slots[slot] = positions;
-        self.move_commit();
+        if let Some(at) = self.member(slot) {
+            self.slots[at] = positions;
+            self.move_commit();
+        }
     }
 
     /// Replicas that stand at or above `lsn` at `level`.
@@ -203,6 +242,10 @@ impl CommitGate {
         let n = usize::from(need.replicas);
         if n == 0 {
             return None;
+        }
+        if n > self.slots.len() {
+            // It was asked for when more were configured.
+            return Some(Lsn::ZERO);
         }
         let mut at = [Lsn::ZERO; limits::REPLICAS_MAX];
         let at = &mut at[..self.slots.len()];
@@ -284,173 +327,5 @@ impl CommitGate {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn waiter(end: u64, first: u64) -> Waiter {
-        Waiter { end: Lsn(end), lane: 0, first, count: 1, since_ns: 0, deadline_ns: u64::MAX }
-    }
-
-    fn ack(received: u64, flushed: u64, applied: u64) -> SlotPositions {
-        SlotPositions { received: Lsn(received), flushed: Lsn(flushed), applied: Lsn(applied) }
-    }
-
-    const TWO_FLUSHED: Requirement = Requirement { replicas: 2, level: AckLevel::Flushed };
-
-    fn completed(gate: &mut CommitGate) -> Vec<u64> {
-        let mut out = Vec::new();
-        gate.complete(|w, v| {
-            assert!(matches!(v, Verdict::Committed { .. }));
-            out.push(w.first);
-        });
-        out
-    }
-
-    #[test]
-    fn a_commit_needs_the_primarys_own_copy_and_n_flushed_replicas() {
-        let mut gate = CommitGate::new(TWO_FLUSHED, 3, Lsn(0), Lsn(0));
-        gate.wait(TWO_FLUSHED, waiter(100, 1));
-        gate.on_ack(0, ack(100, 100, 0));
-        gate.on_ack(1, ack(100, 99, 0));
-        gate.on_ack(2, ack(200, 0, 0));
-        gate.on_durable(Lsn(200));
-        assert_eq!(completed(&mut gate), [0; 0]);
-        gate.on_ack(1, ack(100, 100, 0));
-        assert_eq!(gate.commit(), Lsn(100));
-        assert_eq!(completed(&mut gate), [1]);
-
-        let mut gate = CommitGate::new(TWO_FLUSHED, 2, Lsn(0), Lsn(0));
-        gate.wait(TWO_FLUSHED, waiter(100, 1));
-        gate.on_ack(0, ack(100, 100, 100));
-        gate.on_ack(1, ack(100, 100, 100));
-        assert_eq!(completed(&mut gate), [0; 0], "the primary's copy is not durable");
-        gate.on_durable(Lsn(100));
-        assert_eq!(completed(&mut gate), [1]);
-    }
-
-    #[test]
-    fn the_lag_is_that_of_the_replica_which_completes_the_quorum() {
-        let mut gate = CommitGate::new(TWO_FLUSHED, 3, Lsn(50), Lsn(50));
-        assert_eq!(gate.quorum_lag(Lsn(1000)), 950, "what was committed before, they have");
-        gate.on_ack(0, ack(900, 900, 0));
-        assert_eq!(gate.quorum_lag(Lsn(1000)), 950);
-        gate.on_ack(1, ack(900, 700, 0));
-        assert_eq!(gate.quorum_lag(Lsn(1000)), 300, "its own device may be behind, and does not count");
-        gate.on_ack(2, ack(900, 800, 0));
-        assert_eq!(gate.quorum_lag(Lsn(1000)), 200, "the slowest of three does not count");
-        let local = Requirement { replicas: 0, level: AckLevel::Flushed };
-        assert_eq!(CommitGate::new(local, 3, Lsn(0), Lsn(0)).quorum_lag(Lsn(1000)), 0);
-    }
-
-    #[test]
-    fn the_commit_lsn_never_moves_back() {
-        let mut gate = CommitGate::new(TWO_FLUSHED, 2, Lsn(300), Lsn(50));
-        gate.on_ack(0, ack(200, 200, 0));
-        gate.on_ack(1, ack(200, 200, 0));
-        assert_eq!(gate.commit(), Lsn(200));
-        gate.on_ack(0, ack(0, 0, 0));
-        assert_eq!(gate.commit(), Lsn(200));
-    }
-
-    #[test]
-    fn an_applied_policy_does_not_hold_back_the_commit_lsn() {
-        let need = Requirement { replicas: 1, level: AckLevel::Applied };
-        let mut gate = CommitGate::new(need, 1, Lsn(100), Lsn(0));
-        gate.wait(need, waiter(100, 1));
-        gate.on_ack(0, ack(100, 100, 0));
-        assert_eq!(gate.commit(), Lsn(100));
-        assert_eq!(completed(&mut gate), [0; 0]);
-        gate.on_ack(0, ack(100, 100, 100));
-        assert_eq!(completed(&mut gate), [1]);
-    }
-
-    #[test]
-    fn a_deposed_primarys_gate_moves_no_more() {
-        let mut gate = CommitGate::new(TWO_FLUSHED, 2, Lsn(0), Lsn(0));
-        gate.wait(TWO_FLUSHED, waiter(100, 1));
-        gate.freeze();
-        gate.on_durable(Lsn(100));
-        gate.on_ack(0, ack(100, 100, 0));
-        gate.on_ack(1, ack(100, 100, 0));
-        assert_eq!(gate.commit(), Lsn(0));
-        assert_eq!(completed(&mut gate), [0; 0]);
-    }
-
-    #[test]
-    fn a_deadline_says_what_is_known_and_frees_the_waiter() {
-        let mut gate = CommitGate::new(TWO_FLUSHED, 2, Lsn(0), Lsn(0));
-        gate.wait(TWO_FLUSHED, Waiter { deadline_ns: 10, ..waiter(100, 1) });
-        gate.wait(TWO_FLUSHED, Waiter { deadline_ns: 30, ..waiter(200, 2) });
-        gate.on_durable(Lsn(150));
-        gate.on_ack(1, ack(200, 200, 0));
-        let mut out = Vec::new();
-        gate.expire(9, |w, v| out.push((w.first, v)));
-        assert!(out.is_empty());
-        gate.expire(10, |w, v| out.push((w.first, v)));
-        assert_eq!(out, [(1, Verdict::TimedOut { durable_here: true, acks: 1, wanted: 2 })]);
-        assert_eq!(gate.waiting(), 1);
-        gate.on_ack(0, ack(200, 200, 0));
-        gate.on_durable(Lsn(200));
-        assert_eq!(completed(&mut gate), [2]);
-    }
-
-    #[test]
-    fn who_is_drained_is_told_once_and_nothing_waits_any_more() {
-        let mut gate = CommitGate::new(TWO_FLUSHED, 2, Lsn(0), Lsn(0));
-        let applied = Requirement { replicas: 1, level: AckLevel::Applied };
-        gate.wait(TWO_FLUSHED, waiter(100, 1));
-        assert!(!gate.wants_applied());
-        gate.wait(applied, waiter(200, 2));
-        assert!(gate.wants_applied());
-        let mut told = Vec::new();
-        gate.drain(|w| told.push(w.first));
-        gate.drain(|w| told.push(w.first));
-        assert_eq!((told, gate.waiting(), gate.wants_applied()), (vec![1, 2], 0, false));
-        assert_eq!(gate.durable(), Lsn(0));
-    }
-
-    proptest! {
-        /// Against a model that looks at every waiter every time.
-        #[test]
-        fn the_gate_agrees_with_a_model_that_scans(
-            events in prop::collection::vec((0u8..5, 0usize..3, 1u64..6), 1..200)
-        ) {
-            let needs = [
-                Requirement { replicas: 0, level: AckLevel::Flushed },
-                TWO_FLUSHED,
-                Requirement { replicas: 3, level: AckLevel::Received },
-            ];
-            let mut gate = CommitGate::new(TWO_FLUSHED, 3, Lsn(0), Lsn(0));
-            let mut slots = [SlotPositions::default(); 3];
-            let (mut durable, mut tail) = (0u64, 0u64);
-            let mut open: Vec<(Requirement, u64, u64)> = Vec::new();
-            for (n, (kind, which, by)) in events.into_iter().enumerate() {
-                match kind {
-                    0 => {
-                        tail += by;
-                        gate.wait(needs[which], waiter(tail, n as u64));
-                        open.push((needs[which], tail, n as u64));
-                    }
-                    1 => {
-                        durable = (durable + by).min(tail);
-                        gate.on_durable(Lsn(durable));
-                    }
-                    2 => slots[which].received = Lsn((slots[which].received.0 + by).min(tail)),
-                    3 => slots[which].flushed = Lsn((slots[which].flushed.0 + by).min(slots[which].received.0)),
-                    _ => slots[which].applied = Lsn((slots[which].applied.0 + by).min(slots[which].flushed.0)),
-                }
-                gate.on_ack(which, slots[which]);
-                let mut got = completed(&mut gate);
-                got.sort_unstable();
-                let (mut want, rest): (Vec<_>, Vec<_>) = open.into_iter().partition(|(need, end, _)| {
-                    let acks = slots.iter().filter(|s| s.at(need.level).0 >= *end).count();
-                    durable >= *end && acks >= usize::from(need.replicas)
-                });
-                open = rest;
-                want.sort_unstable_by_key(|w| w.2);
-                prop_assert_eq!(got, want.into_iter().map(|w| w.2).collect::<Vec<_>>());
-            }
-        }
-    }
-}
+#[path = "gate_tests.rs"]
+mod tests;

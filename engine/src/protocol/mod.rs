@@ -11,6 +11,7 @@
 //! | [`pipeline`] | when a batch may be closed, and how far the device has come |
 //! | [`history`] | where terms began, and where two histories part |
 //! | [`primary`] | acks, handshakes, fencing |
+//! | [`settings`] | what an operator may change while a primary runs, one version after the other |
 //! | [`slots`] | who may serve a slot, when it is lost, what of it survives a restart |
 //! | [`retention`] | which log may go, which slots go before it, when the log may not grow |
 //! | [`admission`] | how long a batch waits while the commit quorum is behind |
@@ -33,5 +34,6 @@ pub mod progress;
 pub mod recovery;
 pub mod replica;
 pub mod retention;
+pub mod settings;
 pub mod slots;
 pub mod squeeze;

@@ -59,6 +59,17 @@ pub enum PolicyError {
     },
 }
 
+/// How a requirement's number follows from the configured replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Share {
+    /// Not at all.
+    Number,
+    /// More than half of them.
+    Majority,
+    /// All of them.
+    All,
+}
+
 /// A policy made concrete for a configured set of replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Requirement {
@@ -66,6 +77,28 @@ pub struct Requirement {
     pub replicas: u8,
     /// What each must vouch for.
     pub level: AckLevel,
+    /// What the number becomes when another set is configured.
+    pub share: Share,
+}
+
+impl Requirement {
+    /// So many replicas, whichever are configured.
+    #[must_use]
+    pub const fn number(replicas: u8, level: AckLevel) -> Self {
+        Self { replicas, level, share: Share::Number }
+    }
+
+    /// The same with so many configured replicas. It never asks for less than one where it asked for
+    /// replicas at all: it may be that it cannot hold then.
+    #[must_use]
+    pub fn over(self, configured: usize) -> Self {
+        let wanted = match self.share {
+            Share::Number => return self,
+            Share::Majority => configured / 2 + 1,
+            Share::All => configured.max(1),
+        };
+        Self { replicas: u8::try_from(wanted).unwrap_or(u8::MAX), ..self }
+    }
 }
 
 impl CommitPolicy {
@@ -75,18 +108,17 @@ impl CommitPolicy {
     /// [`PolicyError::TooMany`] if it can never hold; [`PolicyError::Number`] for `ack_n` of none,
     /// which would be `local` under a name that promises more.
     pub fn requirement(self, configured: usize) -> Result<Requirement, PolicyError> {
-        let (wanted, level) = match self {
-            Self::Local => (0, AckLevel::Flushed),
+        let (number, level, share) = match self {
+            Self::Local => (0, AckLevel::Flushed, Share::Number),
             Self::AckN { n: 0, .. } => return Err(PolicyError::Number(self.to_string())),
-            Self::AckN { n, level } => (usize::from(n), level),
+            Self::AckN { n, level } => (n, level, Share::Number),
             // All of none would be `local` too.
-            Self::All { level } => (configured.max(1), level),
-            Self::Majority { level } => (configured / 2 + 1, level),
+            Self::All { level } => (0, level, Share::All),
+            Self::Majority { level } => (0, level, Share::Majority),
         };
-        match u8::try_from(wanted) {
-            Ok(replicas) if wanted <= configured => Ok(Requirement { replicas, level }),
-            _ => Err(PolicyError::TooMany { policy: self, wanted, configured }),
-        }
+        let need = Requirement { replicas: number, level, share }.over(configured);
+        let wanted = usize::from(need.replicas);
+        if wanted <= configured { Ok(need) } else { Err(PolicyError::TooMany { policy: self, wanted, configured }) }
     }
 
     /// As it crosses the network.

@@ -11,6 +11,7 @@ use towline_wire::{Chain, Lsn, PROTOCOL_VERSION, ShardId, SystemId, Term};
 
 use super::gate::{CommitGate, SlotPositions};
 use super::history::History;
+use super::policy::Requirement;
 use super::progress::Progress;
 use super::slots::{Lost, SlotError, Slots};
 
@@ -87,8 +88,7 @@ pub struct Primary {
 }
 
 impl Primary {
-    /// A primary with its slots. The gate has as many as there are configured replicas, in the same
-    /// order.
+    /// A primary with its slots. Those of configured replicas come first, and the gate has as many.
     #[must_use]
     pub fn new(
         (system, shard, shard_count): (SystemId, ShardId, u32),
@@ -207,10 +207,29 @@ impl Primary {
 
     /// Tells the gate what a slot's replica has, if it counts.
     fn tell_gate(&mut self, slot: usize) {
-        if slot < self.slots.configured() {
-            let at = self.slots.get(slot).map_or(SlotPositions::default(), |s| s.at);
-            self.gate.on_ack(slot, at);
+        let at = self.slots.get(slot).map_or(SlotPositions::default(), |s| s.at);
+        self.gate.on_ack(slot, at);
+    }
+
+    /// These replicas are to be configured; the log goes back to `oldest` for those that are new. The
+    /// superblock is to say so before [`Primary::configure`], and commits are judged by those that
+    /// were configured until then.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn prepare(&mut self, names: &[NodeName], oldest: Lsn, now_ns: u64) -> Result<(), SlotError> {
+        if self.deposed {
+            return Err(SlotError::NotServing("it was deposed".into()));
         }
+        self.slots.prepare(names, oldest, now_ns)
+    }
+
+    /// What was prepared is on the device: from now on every commit is judged by these replicas,
+    /// those that wait already too, and `default` is what a commit waits for that does not say. Who
+    /// left is served no more.
+    pub fn configure(&mut self, default: Requirement, now_ns: u64) {
+        self.lost.extend(self.slots.configure(now_ns));
+        self.gate.configure(default, self.slots.configured().map(|(n, s)| (n, s.at)));
     }
 
     /// A link begins to serve a slot from the replica's end, which its own recovery made durable:

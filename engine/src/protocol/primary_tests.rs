@@ -12,7 +12,7 @@ fn primary() -> Primary {
     history.begin(Term(1), Lsn(0));
     history.begin(Term(3), Lsn(8192));
     history.begin(Term(4), Lsn(20480));
-    let need = Requirement { replicas: 1, level: AckLevel::Flushed };
+    let need = Requirement::number(1, AckLevel::Flushed);
     let gate = CommitGate::new(need, 2, Lsn(40960), Lsn(0));
     let names = [NodeName::new("r1").unwrap(), NodeName::new("r2").unwrap()];
     Primary::new((SYSTEM, ShardId(0), 1), Term(4), history, gate, Slots::fresh(&names))
@@ -217,7 +217,7 @@ fn a_link_that_was_replaced_takes_nothing_from_the_one_that_serves() {
     p.detach(0, 1, 0);
     let slot = p.slots().get(0).unwrap();
     assert_eq!((slot.link, slot.sent, p.slots().connected()), (Some(2), Lsn(28672), 1));
-    assert_eq!(p.gate.slot(0).received, Lsn(28672));
+    assert_eq!(p.gate.slot(0).unwrap().received, Lsn(28672));
 }
 
 #[test]

@@ -194,6 +194,7 @@ fn the_superblock_says_which_term_the_log_had_reached_at_its_floor() {
         oldest_lsn: Lsn(0),
         floor_lsn: Lsn(8192),
         slots: (),
+        settings: None,
         commit_lsn: Lsn(0),
         in_flight_bytes_max: 0,
         name: towline_wire::handshake::NodeName::NONE,

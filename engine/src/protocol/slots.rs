@@ -49,6 +49,8 @@ pub struct Slot {
     pub kind: Kind,
     /// Why it is valid no more, if so.
     pub lost: Option<SlotLoss>,
+    /// Its replica is to be configured no more: it goes once that is on the device.
+    pub leaving: bool,
     /// The link that serves it, if one does.
     pub link: Option<u64>,
     /// The end of what was handed to the network on this link.
@@ -79,6 +81,7 @@ impl Slot {
             name,
             kind,
             lost: None,
+            leaving: false,
             link: None,
             sent: Lsn::ZERO,
             at: SlotPositions::default(),
@@ -99,6 +102,12 @@ impl Slot {
         self.lost.is_none()
     }
 
+    /// When its replica was heard last, in nanoseconds of the shard's clock; 0 if never.
+    #[must_use]
+    pub const fn heard_ns(&self) -> u64 {
+        self.heard_ns
+    }
+
     /// How long nobody has served it, in nanoseconds; 0 while somebody does.
     #[must_use]
     pub fn idle_ns(&self, now_ns: u64) -> u64 {
@@ -108,6 +117,7 @@ impl Slot {
     /// What the superblock says of it.
     fn entry(&self) -> Option<SlotEntry> {
         let kind = match self.kind {
+            Kind::Configured if self.leaving => return None,
             Kind::Configured => SlotKind::Configured,
             Kind::Made => SlotKind::Made,
             Kind::Temporary => return None,
@@ -151,12 +161,10 @@ pub enum SlotError {
     NotServing(String),
 }
 
-/// The slots of one shard. Those of configured replicas come first, in the order of configuration,
-/// and stay where they are; a slot keeps its number as long as it exists.
+/// The slots of one shard. A slot keeps its number as long as it exists.
 #[derive(Clone, Debug, Default)]
 pub struct Slots {
     all: Vec<Option<Slot>>,
-    configured: usize,
 }
 
 impl Slots {
@@ -186,7 +194,7 @@ impl Slots {
                 _ => gone.push(s.name),
             }
         }
-        (Self { all, configured: configured.len() }, gone)
+        (Self { all }, gone)
     }
 
     /// The slots of configured replicas of whom nothing is known.
@@ -195,10 +203,9 @@ impl Slots {
         Self::new(configured, &[], false, Lsn::ZERO, 0).0
     }
 
-    /// How many replicas are configured. Their slots have the numbers below that.
-    #[must_use]
-    pub const fn configured(&self) -> usize {
-        self.configured
+    /// The slots of configured replicas.
+    pub fn configured(&self) -> impl Iterator<Item = (usize, &Slot)> + Clone {
+        self.iter().filter(|(_, s)| s.kind == Kind::Configured)
     }
 
     /// A slot.
@@ -225,7 +232,7 @@ impl Slots {
     /// Configured replicas with a link.
     #[must_use]
     pub fn connected(&self) -> usize {
-        self.all[..self.configured].iter().flatten().filter(|s| s.link.is_some()).count()
+        self.configured().filter(|(_, s)| s.link.is_some()).count()
     }
 
     /// Whether a link serves a slot.
@@ -319,8 +326,8 @@ impl Slots {
     /// Why not.
     pub fn make(&mut self, name: NodeName, temporary: bool, oldest: Lsn, now_ns: u64) -> Result<usize, SlotError> {
         if let Some(slot) = self.of(name) {
-            let configured = slot < self.configured;
             let s = self.get_mut(slot).expect("it was found");
+            let configured = s.kind == Kind::Configured;
             if configured && temporary {
                 return Err(SlotError::NotTemporary(name));
             }
@@ -339,13 +346,79 @@ impl Slots {
             return Err(SlotError::TooMany);
         }
         let kind = if temporary { Kind::Temporary } else { Kind::Made };
-        let made = Some(Slot::new(name, kind, oldest, now_ns));
-        let free = (self.configured..self.all.len()).find(|n| self.all[*n].is_none());
+        Ok(self.put(Slot::new(name, kind, oldest, now_ns)))
+    }
+
+    /// Gives a slot a number.
+    fn put(&mut self, slot: Slot) -> usize {
+        let free = self.all.iter().position(Option::is_none);
         match free {
-            Some(slot) => self.all[slot] = made,
-            None => self.all.push(made),
+            Some(at) => self.all[at] = Some(slot),
+            None => self.all.push(Some(slot)),
         }
-        Ok(free.unwrap_or(self.all.len() - 1))
+        free.unwrap_or(self.all.len() - 1)
+    }
+
+    /// These replicas are to be configured, and the superblock is to say so. Who has a slot keeps it
+    /// and its position; a lost one is made anew if its replica was not configured before. Those that
+    /// are configured no more stay until [`Slots::configure`].
+    ///
+    /// # Errors
+    /// There are too many slots; nothing has changed.
+    pub(super) fn prepare(&mut self, names: &[NodeName], oldest: Lsn, now_ns: u64) -> Result<(), SlotError> {
+        let new = names.iter().filter(|n| self.of(**n).is_none()).count();
+        if self.iter().count() + new > SLOTS_MAX {
+            return Err(SlotError::TooMany);
+        }
+        for name in names {
+            let Some(s) = self.of(*name).and_then(|slot| self.get_mut(slot)) else {
+                self.put(Slot::new(*name, Kind::Configured, oldest, now_ns));
+                continue;
+            };
+            if s.kind != Kind::Configured && !s.is_valid() {
+                *s = Slot { connects: s.connects, ..Slot::new(*name, Kind::Configured, oldest, now_ns) };
+            }
+            s.kind = Kind::Configured;
+        }
+        for s in self.all.iter_mut().flatten() {
+            s.leaving = s.kind == Kind::Configured && !names.contains(&s.name);
+        }
+        Ok(())
+    }
+
+    /// What was prepared is on the device: the slots of those that left are gone.
+    pub(super) fn configure(&mut self, now_ns: u64) -> Vec<Lost> {
+        let leaving: Vec<usize> = self.iter().filter(|(_, s)| s.leaving).map(|(n, _)| n).collect();
+        let lost = leaving.iter().filter_map(|n| self.lose(*n, SlotLoss::Removed, now_ns)).collect();
+        leaving.iter().for_each(|n| self.all[*n] = None);
+        lost
+    }
+
+    /// Until when at least `n` configured replicas will have acknowledged within `age`: then nothing
+    /// more having been heard, it is fewer. 0: it is fewer already, whatever the time.
+    #[must_use]
+    pub fn fresh_until(&self, n: usize, age: Duration) -> u64 {
+        let heard = |(_, s): (usize, &Slot)| (s.is_valid() && s.heard_ns > 0).then_some(s.heard_ns);
+        let mut heard: Vec<u64> = self.configured().filter_map(heard).collect();
+        if n == 0 {
+            return u64::MAX;
+        }
+        if heard.len() < n {
+            return 0;
+        }
+        let (_, nth, _) = heard.select_nth_unstable_by(n - 1, |a, b| b.cmp(a));
+        // The highest number says that nothing is asked for.
+        nth.saturating_add(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)).min(u64::MAX - 1)
+    }
+
+    /// Configured replicas that have acknowledged within `age`.
+    #[must_use]
+    pub fn heard_within(&self, age: Duration, now_ns: u64) -> usize {
+        let is_fresh = |s: &Slot| {
+            let since = now_ns.saturating_sub(s.heard_ns);
+            s.is_valid() && s.heard_ns > 0 && u128::from(since) < age.as_nanos()
+        };
+        self.configured().filter(|(_, s)| is_fresh(s)).count()
     }
 
     /// Removes a slot: a configured replica's is lost, another one is gone.
@@ -355,11 +428,10 @@ impl Slots {
     pub(super) fn remove(&mut self, name: NodeName, now_ns: u64) -> Result<(usize, Option<Lost>), SlotError> {
         let slot = self.of(name).ok_or(SlotError::Unknown(name))?;
         let lost = self.lose(slot, SlotLoss::Removed, now_ns);
-        if slot >= self.configured {
-            self.all[slot] = None;
-        } else if let Some(s) = self.get_mut(slot) {
+        match self.get_mut(slot) {
             // It may have been lost for another cause before.
-            s.lost = Some(SlotLoss::Removed);
+            Some(s) if s.kind == Kind::Configured => s.lost = Some(SlotLoss::Removed),
+            _ => self.all[slot] = None,
         }
         Ok((slot, lost))
     }

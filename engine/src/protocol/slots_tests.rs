@@ -121,7 +121,7 @@ fn slots_are_made_and_removed_and_configured_ones_stay_where_they_are() {
     assert_eq!(s.remove(name("r1"), 0), Ok((0, None)));
     assert_eq!(s.refusal(0, 7, 0), Some(Refusal::SlotRemoved));
     assert_eq!(s.make(name("r1"), true, Lsn(0), 0), Err(SlotError::NotTemporary(name("r1"))));
-    assert_eq!(s.configured(), 2);
+    assert_eq!(s.configured().count(), 2);
 }
 
 #[test]
@@ -180,4 +180,47 @@ fn what_a_restart_finds_follows_the_configuration() {
     // After another's reign only the beginning of the log is known to be enough.
     let (s, _) = Slots::new(&[name("r1")], &entries, false, Lsn(8192), 0);
     assert_eq!(s.get(0).unwrap().restart, Lsn(8192));
+}
+
+#[test]
+fn a_slot_that_was_made_becomes_a_configured_ones_and_stays_where_it_is() {
+    let mut s = slots();
+    let reader = s.make(name("r3"), false, Lsn(4096), 0).unwrap();
+    s.attach(reader, (1, 1), Lsn(8192), Lsn(8192), 10);
+    s.prepare(&[name("r1"), name("r3")], Lsn(0), 20).unwrap();
+    let kept: Vec<_> = s.entries().iter().map(|e| (e.name.to_string(), e.kind)).collect();
+    assert_eq!(kept, [("r1".into(), SlotKind::Configured), ("r3".into(), SlotKind::Configured)], "r2 leaves");
+    assert!(s.of(name("r2")).is_some(), "until that is on the device");
+    assert_eq!(s.of(name("r3")), Some(reader));
+    assert_eq!((s.get(reader).unwrap().restart, s.is_served_by(reader, 1)), (Lsn(8192), true));
+    let gone = s.configure(30);
+    assert_eq!((gone.len(), gone[0].name, gone[0].cause), (1, name("r2"), SlotLoss::Removed));
+    assert_eq!((s.of(name("r2")), s.configured().count()), (None, 2));
+    // A lost one is made anew where it becomes configured, not where it is already.
+    s.lose(0, SlotLoss::Idle, 40);
+    let lost = s.make(name("r4"), false, Lsn(4096), 40).unwrap();
+    s.lose(lost, SlotLoss::Idle, 41);
+    s.prepare(&[name("r1"), name("r3"), name("r4")], Lsn(12288), 50).unwrap();
+    assert!(!s.get(0).unwrap().is_valid());
+    assert_eq!((s.get(lost).unwrap().is_valid(), s.get(lost).unwrap().restart), (true, Lsn(12288)));
+}
+
+#[test]
+fn a_replica_is_heard_lately_by_its_acknowledgements_alone() {
+    let mut s = slots();
+    let second = 1_000_000_000;
+    let age = Duration::from_secs(5);
+    assert_eq!((s.fresh_until(0, age), s.fresh_until(1, age), s.heard_within(age, 1)), (u64::MAX, 0, 0));
+    s.attach(0, (1, 1), Lsn(0), Lsn(0), second);
+    s.attach(1, (2, 2), Lsn(0), Lsn(0), 2 * second);
+    assert_eq!((s.fresh_until(1, age), s.fresh_until(2, age), s.fresh_until(3, age)), (7 * second, 6 * second, 0));
+    s.on_ack(0, SlotPositions::default(), Seq(0), Lsn(0), 4 * second);
+    assert_eq!((s.fresh_until(2, age), s.fresh_until(1, age)), (7 * second, 9 * second));
+    assert_eq!([6, 7, 8, 9].map(|at| s.heard_within(age, at * second)), [2, 1, 1, 0]);
+    // Who only reads, and who lost its slot, does not count.
+    let reader = s.make(name("reader"), false, Lsn(0), 0).unwrap();
+    s.attach(reader, (3, 3), Lsn(0), Lsn(0), 5 * second);
+    s.lose(0, SlotLoss::Idle, 6 * second);
+    assert_eq!((s.fresh_until(1, age), s.fresh_until(2, age)), (7 * second, 0));
+    assert_eq!(s.fresh_until(1, Duration::MAX), u64::MAX - 1, "the highest number is for a gate that is off");
 }

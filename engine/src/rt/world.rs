@@ -187,6 +187,12 @@ pub struct ShardView {
     pub is_deposed: bool,
     /// A primary's slots.
     pub slots: Vec<SlotView>,
+    /// The version of a primary's settings that is in force.
+    pub settings_version: u64,
+    /// How many replicas must have been heard lately for an append, and what is lately in nanoseconds.
+    pub min_replicas: (u8, u64),
+    /// Somebody waits for what holds.
+    pub overdue: bool,
     /// Bytes of a segment.
     pub segment_bytes: u64,
     /// Segments that are kept ready.
@@ -218,6 +224,10 @@ pub struct SlotView {
     pub applied: Lsn,
     /// What counts as flushed for commits.
     pub counted: Lsn,
+    /// Whether it counts for commits.
+    pub counts: bool,
+    /// When its replica was heard last.
+    pub heard_ns: u64,
 }
 
 thread_local! {

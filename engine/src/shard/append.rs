@@ -129,21 +129,21 @@ impl Shard {
     #[inline]
     pub(crate) fn wish(&self, policy: Option<CommitPolicy>, deadline: Option<Duration>) -> Result<Wish, AppendError> {
         let need = match policy {
-            None => self.config.need,
+            None => self.live.need.get(),
             Some(policy) => self.requirement(policy)?,
         };
-        Ok(Wish { need, deadline: deadline.unwrap_or(self.config.deadline) })
+        Ok(Wish { need, deadline: deadline.unwrap_or(self.live.deadline.get()) })
     }
 
     #[cold]
     fn requirement(&self, policy: CommitPolicy) -> Result<Requirement, AppendError> {
-        Ok(policy.requirement(self.inner.borrow_mut().primary().slots().configured())?)
+        Ok(policy.requirement(self.inner.borrow_mut().primary().slots().configured().count())?)
     }
 
     /// Whether an append that was asked for at `since_ns` has waited for room as long as it may.
     pub(crate) fn is_late(&self, deadline: Option<Duration>, since_ns: u64) -> bool {
         let age = Duration::from_nanos(rt::now_ns().saturating_sub(since_ns));
-        age >= deadline.unwrap_or(self.config.deadline)
+        age >= deadline.unwrap_or(self.live.deadline.get())
     }
 
     /// Puts records into the open batch, or says why not. `key` is the lane's own number for the
@@ -171,6 +171,10 @@ impl Shard {
             if connected < usize::from(wish.need.replicas) {
                 return Err(AppendError::TooFewReplicas { wanted: wish.need.replicas, connected });
             }
+        }
+        let until = self.live.open_until_ns.get();
+        if until != u64::MAX && rt::now_ns() >= until {
+            return Err(self.too_few_fresh(inner));
         }
         if inner.open.as_ref().is_some_and(|open| !open.builder.fits(encoded)) && !self.try_close(inner, true) {
             return Err(self.no_room());

@@ -66,6 +66,7 @@ impl Shard {
             let mut telemetry = self.telemetry.borrow_mut();
             telemetry.counters.acks += 1;
             self.complete(inner, &mut telemetry, now);
+            self.weigh_freshness(inner);
         }
         // Links and tails care for the commit LSN only.
         if self.committed() > before {
@@ -80,11 +81,12 @@ impl Shard {
             let inner = &mut *self.inner.borrow_mut();
             let mut telemetry = self.telemetry.borrow_mut();
             self.complete(inner, &mut telemetry, rt::now_ns());
+            self.weigh_freshness(inner);
         }
         self.moved.notify();
     }
 
-    fn complete(&self, inner: &mut Inner, telemetry: &mut Telemetry, news_ns: u64) {
+    pub(super) fn complete(&self, inner: &mut Inner, telemetry: &mut Telemetry, news_ns: u64) {
         self.watermark.publish(inner.committed());
         let Role::Primary(primary) = &mut inner.role else { return };
         if primary.is_deposed() {

@@ -10,6 +10,7 @@ pub(crate) mod commit;
 pub(crate) mod lanes;
 pub(crate) mod link;
 pub(crate) mod mesh;
+pub(crate) mod settings;
 pub(crate) mod slots;
 pub(crate) mod wal;
 #[cfg(feature = "sim")]
@@ -22,22 +23,22 @@ use std::time::Duration;
 
 use towline_wire::{Chain, Lsn, Seq, ShardId, SystemId, Term};
 
-use crate::config::{NodeConfig, Retain, TooFewReplicas, ZeroCopy};
+use crate::config::{NodeConfig, TooFewReplicas, ZeroCopy};
 use crate::limits;
 use crate::node::Watermark;
 use crate::notify::Changed;
 use crate::outcome::AppendError;
 use crate::protocol::pipeline::Pipeline;
-use crate::protocol::policy::{CommitPolicy, Requirement};
 use crate::protocol::primary::Primary;
 use crate::protocol::replica::Replica;
-use crate::protocol::retention::Limits;
+use crate::protocol::settings::Settings;
 use crate::rt;
 use crate::telemetry::{self, SlotHistogram, Telemetry};
 use append::OpenBatch;
 use lanes::Lanes;
 use link::conn::Conn;
 use mesh::ticket::TicketSlots;
+use settings::Live;
 use wal::live::LiveSegments;
 use wal::ring::Ring;
 
@@ -53,17 +54,12 @@ pub(crate) struct ShardConfig {
     pub(crate) in_flight_bytes_max: u64,
     pub(crate) write_depth: usize,
     pub(crate) max_linger: Duration,
-    /// How much log is kept.
-    pub(crate) retention: Limits,
-    /// How long a slot may be without a link.
-    pub(crate) slot_idle_max: Option<Duration>,
+    /// Bytes of log that are kept in any case; `None`: all.
+    pub(crate) keep: Option<u64>,
     pub(crate) live_window_bytes: u64,
     pub(crate) zero_copy: ZeroCopy,
     /// How links send.
     pub(crate) flow: Flow,
-    pub(crate) policy: CommitPolicy,
-    pub(crate) need: Requirement,
-    pub(crate) deadline: Duration,
     pub(crate) too_few: TooFewReplicas,
     /// A replica's longest pause before it connects again.
     pub(crate) reconnect_max: Duration,
@@ -94,22 +90,14 @@ impl ShardConfig {
             in_flight_bytes_max: node.in_flight_bytes_max(),
             write_depth: node.write_depth,
             max_linger: node.max_linger,
-            retention: Limits { keep: keep(node.retain), cap: None, segment_bytes },
-            slot_idle_max: None,
+            keep: node.retain.keep(),
             live_window_bytes: node.live_window_bytes as u64,
             zero_copy: ZeroCopy::Auto,
             flow: Flow::default(),
-            policy: CommitPolicy::Local,
-            need: CommitPolicy::Local.requirement(0).expect("local always holds"),
-            deadline: Duration::from_secs(10),
             too_few: TooFewReplicas::Wait,
             reconnect_max: limits::RECONNECT_MAX,
         }
     }
-}
-
-fn keep(retain: Retain) -> Option<u64> {
-    if let Retain::Bytes(keep) = retain { Some(keep) } else { None }
 }
 
 /// What this shard is on this node.
@@ -124,6 +112,8 @@ pub(crate) enum Role {
 pub(crate) struct Shard {
     pub(crate) id: ShardId,
     pub(crate) config: ShardConfig,
+    /// What an operator may change.
+    pub(crate) live: Live,
     pub(crate) inner: RefCell<Inner>,
     pub(crate) segments: LiveSegments,
     /// There may be something to close or to write.
@@ -202,7 +192,7 @@ pub(crate) fn ack_histograms() -> [SlotHistogram; 2] {
 impl Shard {
     pub(crate) fn new(
         id: ShardId,
-        config: ShardConfig,
+        (config, settings): (ShardConfig, Option<&Settings>),
         role: Role,
         log: LogAtOpen,
         segments: LiveSegments,
@@ -239,6 +229,7 @@ impl Shard {
                 lanes: Lanes::default(),
                 stopped: None,
             }),
+            live: Live::new(&config, settings),
             config,
             segments,
             work: Changed::default(),

@@ -67,8 +67,8 @@ impl Shard {
     pub(crate) fn recyclable(&self) -> Recycling {
         let inner = self.inner.borrow();
         match &inner.role {
-            Role::Primary(p) => self.config.retention.recycle(&inner.log(), p.slots().holding()),
-            Role::Replica(_) => self.config.retention.recycle(&inner.log(), std::iter::empty()),
+            Role::Primary(p) => self.live.retention.get().recycle(&inner.log(), p.slots().holding()),
+            Role::Replica(_) => self.live.retention.get().recycle(&inner.log(), std::iter::empty()),
         }
     }
 
@@ -84,19 +84,19 @@ impl Shard {
     /// Whether more than the cap is kept.
     pub(crate) fn is_over_cap(&self) -> bool {
         let inner = self.inner.borrow();
-        self.config.retention.cap.is_some_and(|cap| inner.pipeline.appended().since(inner.oldest) >= cap)
+        self.live.retention.get().cap.is_some_and(|cap| inner.pipeline.appended().since(inner.oldest) >= cap)
     }
 
     /// Whether the log may have another segment.
     pub(crate) fn may_grow(&self) -> bool {
         let inner = self.inner.borrow();
-        matches!(inner.role, Role::Replica(_)) || self.config.retention.may_grow(&inner.log())
+        matches!(inner.role, Role::Replica(_)) || self.live.retention.get().may_grow(&inner.log())
     }
 
     /// Slots that nobody has used for too long are lost.
     pub(crate) fn expire_slots(&self) {
         if let Role::Primary(p) = &mut self.inner.borrow_mut().role {
-            p.expire_slots(self.config.slot_idle_max, rt::now_ns());
+            p.expire_slots(self.live.slot_idle_max.get(), rt::now_ns());
         }
         self.tell_lost();
     }
@@ -126,6 +126,7 @@ impl Shard {
             });
         }
         if !lost.is_empty() {
+            self.weigh_freshness(&self.inner.borrow());
             self.moved.notify();
             self.keep.notify();
         }

@@ -28,7 +28,9 @@ impl Shard {
                     received: s.at.received,
                     flushed: s.at.flushed,
                     applied: s.at.applied,
-                    counted: if n < p.slots().configured() { p.gate.slot(n).flushed } else { Lsn::ZERO },
+                    counts: p.gate.slot(n).is_some(),
+                    heard_ns: s.heard_ns(),
+                    counted: p.gate.slot(n).map_or(Lsn::ZERO, |at| at.flushed),
                 };
                 (p.gate.commit(), p.is_deposed(), p.slots().iter().map(slot).collect())
             }
@@ -55,10 +57,13 @@ impl Shard {
                 .map_or(String::new(), |l| l.clone()),
             is_deposed,
             slots,
+            settings_version: self.live.version.get(),
+            min_replicas: self.live.min_replicas(),
+            overdue: matches!(&inner.role, Role::Primary(p) if p.gate.is_overdue()),
             segment_bytes: self.config.segment_bytes,
             segments_ahead: self.config.segments_ahead,
-            cap: self.config.retention.cap,
-            keep: self.config.retention.keep,
+            cap: self.live.retention.get().cap,
+            keep: self.config.keep,
         }
     }
 }

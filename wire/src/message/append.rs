@@ -95,6 +95,9 @@ pub enum CommitStatus {
     /// It was refused before anything was written: until its deadline there was no room for it,
     /// because the disk is full or the device does not keep up.
     NoRoom = 8,
+    /// It was refused before anything was written: fewer replicas have acknowledged lately than
+    /// `min-replicas` asks for; `acks` have, `wanted` are asked for.
+    MinReplicas = 9,
 }
 
 impl CommitStatus {
@@ -108,6 +111,7 @@ impl CommitStatus {
             6 => Some(Self::PolicyImpossible),
             7 => Some(Self::RecordTooLarge),
             8 => Some(Self::NoRoom),
+            9 => Some(Self::MinReplicas),
             _ => None,
         }
     }

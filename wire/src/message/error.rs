@@ -33,6 +33,8 @@ pub enum ErrorCode {
     Idle = 9,
     /// The slot cannot be made or removed; the text says why.
     SlotRefused = 10,
+    /// The settings cannot be changed so; the text says why, `arg` is their version.
+    ControlRefused = 11,
 }
 
 impl ErrorCode {
@@ -50,6 +52,7 @@ impl ErrorCode {
             8 => Some(Self::Stopped),
             9 => Some(Self::Idle),
             10 => Some(Self::SlotRefused),
+            11 => Some(Self::ControlRefused),
             _ => None,
         }
     }

@@ -1,6 +1,7 @@
 //! The payloads of the frames that follow a handshake.
 
 mod append;
+mod control;
 mod error;
 mod packed;
 mod policy;
@@ -20,6 +21,7 @@ macro_rules! payload {
 use payload;
 
 pub use append::{APPEND_HEAD, AppendHead, COMMITTED, CommitStatus, Committed};
+pub use control::{CONTROL_REQUEST, ControlAction, ControlRequest};
 pub use error::{ERROR_HEAD, ErrorCode, ErrorHead, Goodbye};
 pub use packed::{PACKED_HEAD, PACKED_RATIO_MAX, PackedHead};
 pub use policy::{AckLevel, WirePolicy};

@@ -41,7 +41,7 @@ pub enum WirePolicy {
 }
 
 impl WirePolicy {
-    pub(super) const fn to_bytes(self) -> [u8; 4] {
+    pub(crate) const fn to_bytes(self) -> [u8; 4] {
         match self {
             Self::Default => [0, 0, 0, 0],
             Self::Local => [1, 0, 0, 0],
@@ -51,7 +51,7 @@ impl WirePolicy {
         }
     }
 
-    pub(super) const fn from_bytes(bytes: [u8; 4]) -> Option<Self> {
+    pub(crate) const fn from_bytes(bytes: [u8; 4]) -> Option<Self> {
         let level = AckLevel::from_number(bytes[2]);
         match (bytes, level) {
             ([0, 0, 0, 0], _) => Some(Self::Default),

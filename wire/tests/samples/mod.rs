@@ -6,10 +6,10 @@ use proptest::test_runner::{Config, RngSeed};
 use towline_wire::frame::{self, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameKind};
 use towline_wire::handshake::{Hello, NodeName, Refusal, Role, Verdict, Welcome};
 use towline_wire::message::{
-    Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Goodbye, Heartbeat, PackedHead,
-    SlotAction, SlotRequest, TailRequest, TailStart, WirePolicy,
+    Ack, AckLevel, AppendHead, CommitStatus, Committed, ControlAction, ControlRequest, ErrorCode, ErrorHead, Goodbye,
+    Heartbeat, PackedHead, SlotAction, SlotRequest, TailRequest, TailStart, WirePolicy,
 };
-use towline_wire::superblock::{self, SlotEntry, SlotKind, SlotLoss, Superblock};
+use towline_wire::superblock::{self, SettingsEntry, SlotEntry, SlotKind, SlotLoss, Superblock};
 use towline_wire::{BatchFields, Chain, Lsn, Seq, ShardId, SystemId, Term, batch, record};
 
 /// The records in every sample that carries records.
@@ -181,6 +181,16 @@ pub(crate) fn packed_bytes() -> Vec<u8> {
     [&PackedHead { batch_len: batch_bytes().len() }.to_bytes(), &block[..]].concat()
 }
 
+/// A name, a policy and a number, each by the name of its golden vector.
+pub(crate) fn control_requests() -> [(&'static str, ControlRequest); 3] {
+    let request = |action, if_version| ControlRequest { action, if_version };
+    [
+        ("frame-control-add-replica", request(ControlAction::AddReplica(NodeName::new("r3").unwrap()), 8)),
+        ("frame-control-commit", request(ControlAction::Commit(WirePolicy::AckN(2, AckLevel::Applied)), 0)),
+        ("frame-control-deadline", request(ControlAction::Deadline(500_000_000), 0)),
+    ]
+}
+
 /// A frame: header and payload.
 pub(crate) fn framed(kind: FrameKind, flags: u8, arg: u64, payload: &[u8]) -> Vec<u8> {
     [&frame::header(kind, flags, arg, payload), payload].concat()
@@ -209,6 +219,9 @@ pub(crate) fn frames() -> Vec<(&'static str, FrameKind, Vec<u8>)> {
     add("frame-status", FrameKind::Status, 0, 0, STATUS);
     add("frame-slot-request", FrameKind::SlotRequest, 0, 0, &slot_request().to_bytes());
     add("frame-packed", FrameKind::Packed, FLAG_ACK_RECEIVED, 8_192, &packed_bytes());
+    for (name, request) in control_requests() {
+        add(name, FrameKind::ControlRequest, 0, 0, &request.to_bytes());
+    }
     all
 }
 
@@ -231,11 +244,24 @@ pub(crate) fn owned(s: &Superblock<superblock::HistoryBytes<'_>, superblock::Slo
         name: s.name,
         history: s.history.iter().collect(),
         slots: s.slots.iter().collect(),
+        settings: s.settings,
     }
 }
 
 pub(crate) fn slot(name: &str, restart: u64, kind: SlotKind, lost: Option<SlotLoss>) -> SlotEntry {
     SlotEntry { name: NodeName::new(name).unwrap(), restart_lsn: Lsn(restart), kind, lost }
+}
+
+pub(crate) fn settings() -> SettingsEntry {
+    SettingsEntry {
+        version: 9,
+        policy: WirePolicy::Majority(AckLevel::Flushed),
+        deadline_ns: 2_000_000_000,
+        retain_max: u64::MAX,
+        slot_idle_max_ns: 0,
+        min_replicas_age_ns: 10_000_000_000,
+        min_replicas: 1,
+    }
 }
 
 pub(crate) fn superblock() -> Owned {
@@ -257,6 +283,7 @@ pub(crate) fn superblock() -> Owned {
             slot("r1", 12_288, SlotKind::Configured, None),
             slot("reader", 0, SlotKind::Made, Some(SlotLoss::RetentionCap)),
         ],
+        settings: Some(settings()),
     }
 }
 

@@ -47,6 +47,7 @@ Exit status:
   3  the outcome of some records is unknown: their deadline passed, or the shard stopped
   4  refused: the node, or the commit policy as things are, does not take the records
   5  the connection was lost; says how many records are committed and how many are unknown
+  9  refused: fewer replicas have acknowledged lately than min-replicas of the node asks for
 
 Examples:
   seq 1000 | towline append --to 127.0.0.1:4790 --shard 0
@@ -380,6 +381,7 @@ impl Report {
             Ended::Lost(lost) if refused(lost) && self.tally.answered() == 0 => ExitCode::from(exit::REFUSED),
             Ended::Lost(_) => ExitCode::from(exit::LOST),
             _ if self.tally.unknown() > 0 => ExitCode::from(exit::UNKNOWN),
+            _ if self.tally.gated > 0 => ExitCode::from(exit::GATED),
             _ if self.tally.refused > 0 => ExitCode::from(exit::REFUSED),
             _ if self.closed => ExitCode::from(exit::FAILED),
             _ => ExitCode::SUCCESS,

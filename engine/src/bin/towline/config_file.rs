@@ -35,7 +35,9 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "N")]
     pub(crate) shards: Option<u32>,
 
-    /// Primary: names of the replicas that count, like r1,r2; others are refused [default: none]
+    /// Primary: names of the replicas that count, like r1,r2; others are refused. Of this and --commit,
+    /// --deadline, --retain-max, --slot-idle-max, --min-replicas and --min-replicas-age a new folder
+    /// makes its settings; later starts find them there, and `towline ctl` changes them [default: none]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub(crate) replicas: Option<Vec<String>>,
 
@@ -136,6 +138,15 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "off|lz4")]
     pub(crate) compress: Option<Compress>,
 
+    /// Primary: refuse appends while fewer replicas than this have acknowledged within
+    /// min-replicas-age [default: 0, never]
+    #[arg(long, value_name = "N")]
+    pub(crate) min_replicas: Option<u8>,
+
+    /// Primary: see min-replicas; 2s to 1h [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) min_replicas_age: Option<Time>,
+
     /// Bytes of recent batches that each shard keeps in memory for links and tails, at most 16GiB
     /// [default: 16MiB]
     #[arg(long, value_name = "SIZE")]
@@ -181,6 +192,8 @@ macro_rules! every_field {
             link_window,
             lag_target,
             compress,
+            min_replicas,
+            min_replicas_age,
             live_window,
             io_memory,
             insecure_no_auth
@@ -215,6 +228,8 @@ impl Settings {
                 ("link-window", self.link_window.is_some()),
                 ("lag-target", self.lag_target.is_some()),
                 ("compress", self.compress.is_some()),
+                ("min-replicas", self.min_replicas.is_some()),
+                ("min-replicas-age", self.min_replicas_age.is_some()),
             ],
             [
                 ("name", self.name.is_some()),

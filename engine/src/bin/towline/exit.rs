@@ -18,6 +18,7 @@ Exit status of every subcommand:
   6  verify, dump: the log is damaged
   7  serve: a shard has stopped after an error, so the node has ended
   8  verify: the logs are not what the history says
+  9  append: refused, as fewer replicas have acknowledged lately than min-replicas asks for
   101  a bug: an invariant did not hold
 
 `towline SUBCOMMAND --help` says more.";
@@ -38,6 +39,8 @@ pub(crate) const DAMAGED: u8 = 6;
 pub(crate) const SHARD_STOPPED: u8 = 7;
 /// A log is not what the history says.
 pub(crate) const VIOLATED: u8 = 8;
+/// The write gate `min-replicas` is shut.
+pub(crate) const GATED: u8 = 9;
 /// A panic, as the standard library has it.
 pub(crate) const PANICKED: u8 = 101;
 

@@ -5,6 +5,7 @@
 
 mod append;
 mod config_file;
+mod ctl;
 mod demo;
 mod dump;
 mod exit;
@@ -38,6 +39,7 @@ enum Command {
     Tail(tail::Args),
     Status(status::Args),
     Slot(slot::Args),
+    Ctl(ctl::Args),
     Verify(verify::Args),
     Dump(dump::Args),
 }
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Some(Command::Tail(args)) => told(tail::run(args)),
         Some(Command::Status(args)) => told(status::run(args)),
         Some(Command::Slot(args)) => told(slot::run(args)),
+        Some(Command::Ctl(args)) => told(ctl::run(args)),
         Some(Command::Verify(args)) => told(verify::run(args)),
         Some(Command::Dump(args)) => told(dump::run(args)),
     }

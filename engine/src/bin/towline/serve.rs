@@ -103,6 +103,8 @@ fn spelled(error: &OpenError) -> String {
             "catch_up_max" => "catch-up-max",
             "link_window_bytes" => "link-window",
             "lag_target" => "lag-target",
+            "min_replicas" => "min-replicas",
+            "min_replicas_age in s" => "min-replicas-age",
             _ => return String::new(),
         },
         _ => return String::new(),
@@ -320,6 +322,8 @@ fn plan(settings: Settings, promote: bool, above_term: Option<Term>) -> Result<R
             config.link_window_bytes = bytes(settings.link_window).unwrap_or(config.link_window_bytes);
             config.lag_target = settings.lag_target.map(|s| s.0);
             config.compress = settings.compress.map_or(config.compress, Into::into);
+            config.min_replicas = settings.min_replicas.unwrap_or(config.min_replicas);
+            config.min_replicas_age = settings.min_replicas_age.map_or(config.min_replicas_age, |t| t.0);
             config.insecure_no_auth = insecure_no_auth;
             config.promote = promote;
             config.promote_above = above_term.unwrap_or(config.promote_above);

@@ -151,12 +151,57 @@ fn items(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-fn show(status: &Value) -> String {
-    let node = &status["node"];
+/// The configured replicas.
+fn names(node: &Value) -> String {
     let names: Vec<String> =
         items(&node["replicas"]).iter().map(|r| r.as_str().map_or_else(|| r.to_string(), str::to_owned)).collect();
     let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-    let replicas: String = names.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    clean(&names)
+}
+
+/// What the write gate asks for, and whether it is shut somewhere.
+fn gate(status: &Value) -> String {
+    let settings = &status["node"]["settings"];
+    let wanted = settings["min_replicas"].as_u64().unwrap_or(0);
+    if wanted == 0 {
+        return String::new();
+    }
+    let shut: Vec<String> = items(&status["shards"])
+        .iter()
+        .filter(|s| s["too_few_fresh"].as_bool() == Some(true))
+        .map(|s| text(s, "shard"))
+        .collect();
+    let age = or_dash(settings["min_replicas_age_ms"].as_f64(), |ms| duration(ms / 1000.0));
+    let state =
+        if shut.is_empty() { "open".into() } else { format!("APPENDS ARE REFUSED on shards {}", shut.join(", ")) };
+    format!(", min-replicas {wanted} within {age}: {state}")
+}
+
+/// The settings of a primary, one in a line, named as `towline ctl` names them.
+pub(crate) fn settings(node: &Value) -> String {
+    let s = &node["settings"];
+    let cap = s["retain_max"].as_u64().map_or_else(|| text(s, "retain_max"), show_size);
+    let time = |key: &str| s[key].as_f64().map_or_else(|| "none".to_owned(), |ms| duration(ms / 1000.0));
+    let deadline =
+        or_dash(s["deadline_ms"].as_f64(), |ms| if ms < 1000.0 { format!("{ms} ms") } else { duration(ms / 1000.0) });
+    let mut out = String::new();
+    for (label, shown) in [
+        ("version", text(s, "version")),
+        ("replicas", names(node)),
+        ("commit", text(node, "policy")),
+        ("deadline", deadline),
+        ("retain-max", cap),
+        ("slot-idle-max", time("slot_idle_max_ms")),
+        ("min-replicas", text(s, "min_replicas")),
+        ("min-replicas-age", time("min_replicas_age_ms")),
+    ] {
+        out.push_str(&format!("{label:<17} {shown}\n"));
+    }
+    out
+}
+
+fn show(status: &Value) -> String {
+    let node = &status["node"];
     let mut out = String::new();
     for (label, shown) in [
         ("role", text(node, "role")),
@@ -165,9 +210,12 @@ fn show(status: &Value) -> String {
         ("version", text(node, "version")),
         ("up", or_dash(node["uptime_s"].as_f64(), duration)),
         ("policy", text(node, "policy")),
-        ("replicas", replicas),
+        ("replicas", names(node)),
     ] {
         out.push_str(&format!("{label:<9} {shown}\n"));
+    }
+    if node["settings"].is_object() {
+        out.push_str(&format!("{:<9} version {}{}\n", "settings", text(&node["settings"], "version"), gate(status)));
     }
 
     let mut shards = Table::new(

@@ -8,7 +8,7 @@ use std::time::Duration;
 use towline_wire::frame::{self, FrameKind};
 use towline_wire::handshake::{Refusal, Verdict};
 use towline_wire::message::{
-    AppendHead, CommitStatus, Committed, ErrorCode, Goodbye, SlotRequest, TailRequest, TailStart,
+    AppendHead, CommitStatus, Committed, ControlRequest, ErrorCode, Goodbye, SlotRequest, TailRequest, TailStart,
 };
 use towline_wire::{Lsn, Seq, Term, batch, message};
 
@@ -20,6 +20,7 @@ use crate::node::NodeShared;
 use crate::notify::Changed;
 use crate::outcome::{AppendError, Outcome};
 use crate::protocol::policy::CommitPolicy;
+use crate::protocol::settings::{SettingChange, SettingsError};
 use crate::rt;
 use crate::shard::append::Payload;
 use crate::shard::lanes::Lane;
@@ -54,6 +55,12 @@ pub(crate) async fn serve(shard: Rc<Shard>, conn: Rc<Conn>, node: Arc<NodeShared
     session.changed.notify();
     shard.moved.notify();
     conn.close();
+}
+
+/// Changes the node's settings.
+async fn control(node: &NodeShared, request: &ControlRequest) -> Result<(), SettingsError> {
+    let change = SettingChange::from_wire(request).ok_or_else(|| SettingsError::NotServing("no policy".into()))?;
+    node.change_settings(change, request.if_version).await.map(drop)
 }
 
 /// One client's connection.
@@ -103,12 +110,16 @@ impl Lane for Session {
             };
             self.window.set(self.window.get() - request.bytes);
             let (mut term, mut lsn, mut acks_then, mut durable) = (Term::ZERO, Lsn::ZERO, 0, false);
+            let mut wanted_then = request.wanted;
             let status = match *outcome {
                 Outcome::Committed { bookmark, acks } => {
                     (term, lsn, acks_then, durable) = (bookmark.term, bookmark.lsn, acks, true);
+                    // A share of the replicas that are configured now, if some left meanwhile.
+                    wanted_then = wanted_then.min(acks);
                     CommitStatus::Committed
                 }
-                Outcome::TimedOut { bookmark, durable_here, acks, .. } => {
+                Outcome::TimedOut { bookmark, durable_here, acks, wanted } => {
+                    wanted_then = wanted;
                     (term, lsn, acks_then, durable) = (bookmark.term, bookmark.lsn, acks, durable_here);
                     CommitStatus::TimedOut
                 }
@@ -123,7 +134,7 @@ impl Lane for Session {
                 record_count: request.records,
                 status,
                 acks: acks_then,
-                wanted: request.wanted,
+                wanted: wanted_then,
                 durable_here: durable,
             });
         }
@@ -211,6 +222,15 @@ impl Session {
                     let status = node.status().await;
                     frames::send(&self.conn, FrameKind::Status, 0, 0, status.as_bytes()).await?;
                 }
+                FrameKind::ControlRequest => {
+                    if let Err(e) = control(&node, &ControlRequest::check(payload)?).await {
+                        let version = node.settings().map_or(0, |s| s.version);
+                        frames::send_error(&self.conn, ErrorCode::ControlRefused, version, &e.to_string()).await;
+                        return Err(LinkError::Refused(e.to_string()));
+                    }
+                    let status = node.status().await;
+                    frames::send(&self.conn, FrameKind::Status, 0, 0, status.as_bytes()).await?;
+                }
                 FrameKind::Goodbye => return Ok(()),
                 other => return Err(LinkError::OutOfPlace(other)),
             }
@@ -229,7 +249,7 @@ impl Session {
         let arrived = rt::now_ns();
         let (head, records) = AppendHead::check(payload)?;
         let body = &payload[message::APPEND_HEAD..];
-        let refuse = |status, wanted| {
+        let refuse = |status, (acks, wanted)| {
             self.reply(&Committed {
                 request: head.request,
                 term: Term::ZERO,
@@ -237,7 +257,7 @@ impl Session {
                 first_seq: Seq(0),
                 record_count: head.record_count,
                 status,
-                acks: 0,
+                acks,
                 wanted,
                 durable_here: false,
             });
@@ -256,12 +276,12 @@ impl Session {
         let wish = match self.shard.wish(CommitPolicy::from_wire(head.policy), deadline) {
             Ok(wish) => wish,
             Err(_) => {
-                refuse(CommitStatus::PolicyImpossible, 0);
+                refuse(CommitStatus::PolicyImpossible, (0, 0));
                 return Ok(());
             }
         };
         if records.clone().any(|r| r.len() > self.shard.config.record_bytes_max) {
-            refuse(CommitStatus::RecordTooLarge, wish.need.replicas);
+            refuse(CommitStatus::RecordTooLarge, (0, wish.need.replicas));
             return Ok(());
         }
         // Back-pressure: while too much waits, nothing more is read from this client.
@@ -295,21 +315,25 @@ impl Session {
                     self.blocked_since.set(Some(since));
                     let left = wish.deadline.saturating_sub(Duration::from_nanos(now - since));
                     if left.is_zero() {
-                        refuse(CommitStatus::NoRoom, wish.need.replicas);
+                        refuse(CommitStatus::NoRoom, (0, wish.need.replicas));
                         return Ok(());
                     }
                     let _ = rt::timeout(left, self.shard.room.since(room)).await;
                 }
                 Err(AppendError::TooFewReplicas { .. }) => {
-                    refuse(CommitStatus::TooFewReplicas, wish.need.replicas);
+                    refuse(CommitStatus::TooFewReplicas, (0, wish.need.replicas));
+                    return Ok(());
+                }
+                Err(AppendError::MinReplicas { wanted, fresh, .. }) => {
+                    refuse(CommitStatus::MinReplicas, (fresh.min(255) as u8, wanted));
                     return Ok(());
                 }
                 Err(AppendError::Fenced) => {
-                    refuse(CommitStatus::Fenced, wish.need.replicas);
+                    refuse(CommitStatus::Fenced, (0, wish.need.replicas));
                     return Ok(());
                 }
                 Err(AppendError::Stopped(_)) => {
-                    refuse(CommitStatus::Stopped, wish.need.replicas);
+                    refuse(CommitStatus::Stopped, (0, wish.need.replicas));
                     return Ok(());
                 }
                 Err(e) => return Err(LinkError::Rejected(e.to_string())),

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use towline_wire::frame::{self, FLAG_ACK_APPLIED, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameKind};
-use towline_wire::handshake::Refusal;
+use towline_wire::handshake::{NodeName, Refusal};
 use towline_wire::message::{Ack, ErrorCode, Goodbye};
 use towline_wire::{Lsn, batch};
 
@@ -32,6 +32,7 @@ const TIMED_MAX: usize = 4096;
 pub(super) struct Link {
     shard: Rc<Shard>,
     conn: Rc<Conn>,
+    name: NodeName,
     slot: usize,
     number: u64,
     /// Batches sent from memory, for the ack's stages: end, when sent, received already.
@@ -48,10 +49,11 @@ pub(super) struct Link {
 
 impl Link {
     /// A link that serves a slot.
-    pub(super) fn new(shard: &Rc<Shard>, conn: &Rc<Conn>, slot: usize, number: u64) -> Rc<Self> {
+    pub(super) fn new(shard: &Rc<Shard>, conn: &Rc<Conn>, name: NodeName, (slot, number): (usize, u64)) -> Rc<Self> {
         Rc::new(Self {
             shard: shard.clone(),
             conn: conn.clone(),
+            name,
             slot,
             number,
             timed: RefCell::default(),
@@ -100,7 +102,13 @@ impl Link {
     async fn end_of_service(&self) -> LinkError {
         let cause = {
             let inner = &mut *self.shard.inner.borrow_mut();
-            inner.primary().slots().refusal(self.slot, 0, rt::now_ns()).filter(|c| *c != Refusal::SlotInUse)
+            // Its number may be another one's by now.
+            match inner.primary().slots().of(self.name) {
+                None => Some(Refusal::SlotRemoved),
+                Some(slot) => {
+                    inner.primary().slots().refusal(slot, 0, rt::now_ns()).filter(|c| *c != Refusal::SlotInUse)
+                }
+            }
         };
         let Some(cause) = cause else {
             let _ = frames::send(&self.conn, FrameKind::Goodbye, 0, Goodbye::Replaced as u64, &[]).await;

@@ -88,7 +88,9 @@ pub(crate) const fn refusal_text(cause: Refusal) -> &'static str {
         Refusal::Protocol => "the node speaks another protocol version: use the same release on both sides",
         Refusal::ForeignSystem => "the peer belongs to another system: its folder is another cluster's",
         Refusal::NoSuchShard => "there is no such shard",
-        Refusal::UnknownReplica => "the replica's name is not configured on the primary: add it to --replicas there",
+        Refusal::UnknownReplica => {
+            "the replica's name is not configured on the primary: see `towline ctl replica add` and `towline slot create`"
+        }
         Refusal::StalePrimary => "this primary was deposed by a newer one: connect to that one",
         Refusal::Future => {
             "the replica's log is ahead of this primary's in the same term: one of the folders is not what it was"
@@ -149,7 +151,7 @@ async fn run(shard: &Rc<Shard>, superblock: &LiveSuperblock, conn: &Rc<Conn>, he
     shard.after_attach();
     tracing::info!(shard = shard.id.0, replica = %hello.name, from = from.0, "link begins");
     let squeeze = Squeeze::new(shard.config.flow.compress, hello.features);
-    Link::new(shard, conn, slot, number).run(cursor, squeeze).await
+    Link::new(shard, conn, hello.name, (slot, number)).run(cursor, squeeze).await
 }
 
 /// Has a link serve its slot, if it still may: the log may have moved on, and the slot may be lost,

@@ -62,6 +62,7 @@ pub(crate) fn fresh(new: &NewSlice) -> OwnedSuperblock {
         name: new.name,
         history: Vec::new(),
         slots: Vec::new(),
+        settings: None,
     }
 }
 

@@ -27,6 +27,7 @@ fn superblock() -> OwnedSuperblock {
         name: NodeName::new("r1").unwrap(),
         history: vec![(Term(5), Lsn(0)), (Term(7), Lsn(8192))],
         slots: vec![slot("r1", 77824, None), slot("r2", 4096, Some(SlotLoss::Idle))],
+        settings: None,
     }
 }
 

@@ -63,6 +63,7 @@ pub(crate) fn copies(bytes: &[u8]) -> [Result<OwnedSuperblock, SuperblockError>;
         Superblock::check(copy_bytes(bytes, n)).map(|s| Superblock {
             history: s.history.iter().collect::<Vec<_>>(),
             slots: s.slots.iter().collect(),
+            settings: s.settings,
             generation: s.generation,
             system: s.system,
             shard: s.shard,

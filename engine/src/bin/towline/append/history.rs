@@ -117,7 +117,8 @@ impl Recorder {
             CommitStatus::TooFewReplicas
             | CommitStatus::PolicyImpossible
             | CommitStatus::RecordTooLarge
-            | CommitStatus::NoRoom => Status::Refused,
+            | CommitStatus::NoRoom
+            | CommitStatus::MinReplicas => Status::Refused,
         };
         let mut state = self.lock();
         let at_us = self.now();

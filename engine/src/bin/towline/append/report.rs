@@ -70,6 +70,7 @@ const fn name(status: CommitStatus) -> &'static str {
         CommitStatus::PolicyImpossible => "policy_impossible",
         CommitStatus::RecordTooLarge => "record_too_large",
         CommitStatus::NoRoom => "no_room",
+        CommitStatus::MinReplicas => "min_replicas",
     }
 }
 
@@ -110,6 +111,10 @@ impl fmt::Display for Run {
                 f,
                 "refused {records} records, nothing was written: too few replicas are connected ({acks} of {wanted})"
             ),
+            CommitStatus::MinReplicas => write!(
+                f,
+                "refused {records} records, nothing was written: {acks} replicas have acknowledged lately, min-replicas is {wanted}"
+            ),
             CommitStatus::PolicyImpossible => write!(
                 f,
                 "refused {records} records, nothing was written: the policy wants more replicas than are configured"
@@ -133,6 +138,8 @@ pub(super) struct Tally {
     /// Fenced or stopped: as unknown as those timed out.
     pub(super) undecided: u64,
     pub(super) refused: u64,
+    /// Of those: by the write gate `min-replicas`.
+    pub(super) gated: u64,
 }
 
 impl Tally {
@@ -142,6 +149,10 @@ impl Tally {
             CommitStatus::Committed => self.committed += records,
             CommitStatus::TimedOut => self.timed_out += records,
             CommitStatus::Fenced | CommitStatus::Stopped => self.undecided += records,
+            CommitStatus::MinReplicas => {
+                self.refused += records;
+                self.gated += records;
+            }
             _ => self.refused += records,
         }
     }
@@ -230,10 +241,11 @@ mod tests {
             (CommitStatus::Fenced, 4),
             (CommitStatus::Stopped, 8),
             (CommitStatus::TooFewReplicas, 16),
+            (CommitStatus::MinReplicas, 32),
         ] {
             tally.count(&outcome(status, 0, records));
         }
-        assert_eq!(tally, Tally { committed: 1, timed_out: 2, undecided: 12, refused: 16 });
-        assert_eq!((tally.answered(), tally.unknown()), (31, 14));
+        assert_eq!(tally, Tally { committed: 1, timed_out: 2, undecided: 12, refused: 48, gated: 32 });
+        assert_eq!((tally.answered(), tally.unknown()), (63, 14));
     }
 }
