@@ -54,11 +54,13 @@ pub enum Canary {
     RecycleAboveSlot,
     /// What a replica has goes on counting for commits after its slot is lost.
     LostSlotCounts,
+    /// A replica that is empty begins one batch too late.
+    BeginsTooLate,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::AckBeforeFlush,
         Self::OwnCopyInFlight,
         Self::ReceivedAsFlushed,
@@ -83,6 +85,7 @@ impl Canary {
         Self::OnlyCopyOverwritten,
         Self::RecycleAboveSlot,
         Self::LostSlotCounts,
+        Self::BeginsTooLate,
     ];
 }
 

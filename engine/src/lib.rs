@@ -67,7 +67,7 @@ pub use rt::world;
 
 pub use apply::{AppliedBatch, Apply, ApplyError, ApplyFn, Deliver, LogApply};
 pub use config::{ConfigError, NodeConfig, PrimaryConfig, ReplicaConfig, Retain, RetainMax, TooFewReplicas};
-pub use node::{Primary, Replica, ShardStatus, SlotKind, SlotState, SlotStatus};
+pub use node::{CatchUpStatus, Primary, Replica, ShardStatus, SlotKind, SlotState, SlotStatus};
 pub use outcome::{AppendError, Appended, Bookmark, Outcome};
 pub use protocol::policy::{CommitPolicy, PolicyError};
 pub use protocol::slots::SlotError;

@@ -338,6 +338,7 @@ fn superblock(u: &mut Unstructured<'_>) -> Result<()> {
         own_term: Term(number(u)?),
         segment_bytes: number(u)?,
         oldest_lsn: Lsn(number(u)?),
+        base: None,
         floor_lsn: Lsn(number(u)?),
         commit_lsn: Lsn(u.arbitrary()?),
         in_flight_bytes_max: u.arbitrary()?,

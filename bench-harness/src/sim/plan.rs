@@ -145,6 +145,8 @@ pub struct Plan {
     pub slot_idle_max: Option<Duration>,
     /// The operator makes lost slots anew at once, not only in the end.
     pub slots_anew: bool,
+    /// Replicas whose log is too old give it up and begin anew.
+    pub rebuild: bool,
     /// The policy of a commit that does not say.
     pub policy: CommitPolicy,
     /// The deadline of a commit that does not say.
@@ -203,8 +205,8 @@ impl Plan {
             faults.push(Fault::Promote);
         }
         if !matches!(retain, Retain::All) {
-            // Who loses its log there, or follows a node that has let go of more, needs a snapshot.
-            faults.retain(|f| !matches!(f, Fault::Promote | Fault::Replace | Fault::BitRot));
+            // Whoever follows a node that has let go of more may need to be made anew by hand.
+            faults.retain(|f| !matches!(f, Fault::Promote));
         }
         let policy_of = |r: &mut Rng, replicas: usize| -> CommitPolicy {
             let level = ["", ":flushed", ":received", ":applied", ":flushed"][r.below(5) as usize];
@@ -234,6 +236,7 @@ impl Plan {
         };
         let slot_idle_max = s.chance(0.2).then(|| Duration::from_secs(2 + s.below(3)));
         let slots_anew = s.chance(0.5);
+        let rebuild = s.chance(0.5);
         let clients = 1 + r.below(4) as usize;
         let appends = 20 + r.below(240);
         Self {
@@ -252,6 +255,7 @@ impl Plan {
             retain_max,
             slot_idle_max,
             slots_anew,
+            rebuild,
             policy,
             deadline: Duration::from_millis([30, 300, 2000][r.below(3) as usize]),
             too_few: if r.chance(0.2) { TooFewReplicas::Refuse } else { TooFewReplicas::Wait },

@@ -132,8 +132,13 @@ async fn start(
     };
     let superblock = LiveSuperblock::new(slice.superblock, slice.superblock_file, keeper.clone());
     let shard = Shard::new(id, config, role, log, segments, node.watermarks[id.0 as usize].clone());
-    let keep =
-        Keeper { shard: shard.clone(), superblock: superblock.clone(), filler: filler.clone(), spare: slice.spare };
+    let keep = Keeper {
+        shard: shard.clone(),
+        superblock: superblock.clone(),
+        filler: filler.clone(),
+        spare: slice.spare,
+        replaced: slice.replaced,
+    };
     rt::spawn(keep.run());
     match follow {
         None => {

@@ -9,7 +9,7 @@ use towline_wire::message::{
     Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Goodbye, Heartbeat, SlotAction,
     SlotRequest, TailRequest, TailStart, WirePolicy,
 };
-use towline_wire::superblock::{self, SlotEntry, SlotKind, SlotLoss, Superblock};
+use towline_wire::superblock::{self, Base, SlotEntry, SlotKind, SlotLoss, Superblock};
 use towline_wire::{BatchFields, Chain, Lsn, Seq, ShardId, SystemId, Term, batch, record};
 
 /// The records in every sample that carries records.
@@ -109,10 +109,11 @@ pub(crate) fn welcome(verdict: Verdict) -> Welcome {
 }
 
 /// Each verdict, by the name of its golden vector.
-pub(crate) const VERDICTS: [(&str, Verdict); 5] = [
+pub(crate) const VERDICTS: [(&str, Verdict); 6] = [
     ("frame-welcome-stream", Verdict::Stream { from: Lsn(16_384) }),
     ("frame-welcome-cut", Verdict::Cut { to: Lsn(12_288) }),
     ("frame-welcome-need-snapshot", Verdict::NeedSnapshot { oldest: Lsn(4_096) }),
+    ("frame-welcome-begin", Verdict::Begin { at: Lsn(4_096), base: Base { chain: CHAIN, seq: Seq(41) }, known: true }),
     ("frame-welcome-client", Verdict::Client),
     ("frame-welcome-refused", Verdict::Refused(Refusal::CutBelowCommit)),
 ];
@@ -212,6 +213,7 @@ pub(crate) fn owned(s: &Superblock<superblock::HistoryBytes<'_>, superblock::Slo
         own_term: s.own_term,
         segment_bytes: s.segment_bytes,
         oldest_lsn: s.oldest_lsn,
+        base: s.base,
         floor_lsn: s.floor_lsn,
         commit_lsn: s.commit_lsn,
         in_flight_bytes_max: s.in_flight_bytes_max,
@@ -235,6 +237,7 @@ pub(crate) fn superblock() -> Owned {
         own_term: Term(6),
         segment_bytes: 64 << 20,
         oldest_lsn: Lsn(4_096),
+        base: None,
         floor_lsn: Lsn(16_384),
         commit_lsn: Lsn(12_288),
         in_flight_bytes_max: 4 << 20,

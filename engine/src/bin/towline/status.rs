@@ -192,6 +192,7 @@ fn show(status: &Value) -> String {
     let mut held = Table::new(2, &["SHARD", "HELD BY", "KEPT", "CAP"]);
     let mut kept = Table::new(5, &["SHARD", "SLOT", "KIND", "LOST", "WITHOUT A LINK", "RESTART", "HOLDS"]);
     let mut links = Table::new(3, &["SHARD", "LAG", "LINK TO THE PRIMARY"]);
+    let mut behind = Table::new(2, &["SHARD", "BEHIND", "DONE", "OF", "SPEED", "TIME LEFT"]);
     let mut stages = Table::new(2, &["SHARD", "STAGE", "COUNT", "P50", "P90", "P99", "P99.9", "MAX"]);
     let mut counters = Table::new(2, &["SHARD", "COUNTER", "VALUE"]);
     for shard in items(&status["shards"]) {
@@ -210,6 +211,17 @@ fn show(status: &Value) -> String {
         ]);
         if shard["link"].as_str().is_some_and(|link| !link.is_empty()) {
             links.row(vec![number.clone(), size(shard, "lag_bytes"), text(shard, "link")]);
+        }
+        let catch_up = &shard["catch_up"];
+        if catch_up.is_object() {
+            behind.row(vec![
+                number.clone(),
+                text(catch_up, "state"),
+                size(catch_up, "done_bytes"),
+                size(catch_up, "total_bytes"),
+                or_dash(catch_up["bytes_per_s"].as_f64(), |b| format!("{:.1} MB/s", b / 1e6)),
+                or_dash(catch_up["eta_s"].as_f64(), duration),
+            ]);
         }
         if shard["held_by"].is_string() {
             let cap = match shard["retention_cap_bytes"].as_u64() {
@@ -249,7 +261,7 @@ fn show(status: &Value) -> String {
             counters.row(vec![number.clone(), clean(name), counter(name, value)]);
         }
     }
-    for table in [shards, held, slots, kept, links, stages, counters] {
+    for table in [shards, held, slots, kept, links, behind, stages, counters] {
         table.write(&mut out);
     }
     out
@@ -303,6 +315,15 @@ SHARD  COUNTER                    VALUE
             serde_json::json!({"shards": [{"shard": 0, "link": "following 10.0.0.1:7401", "lag_bytes": 8192}]});
         let shown = show(&status);
         let expected = "SHARD  LAG      LINK TO THE PRIMARY\n0      8.0 KiB  following 10.0.0.1:7401\n";
+        assert!(shown.contains(expected), "{shown}");
+    }
+
+    #[test]
+    fn a_replica_that_catches_up_says_how_far_it_is_and_how_long_it_takes() {
+        let status = serde_json::json!({"shards": [{"shard": 0, "catch_up": {"state": "bootstrap",
+            "done_bytes": 1 << 20, "total_bytes": 4 << 20, "bytes_per_s": 1_048_576, "eta_s": 3.0}}]});
+        let expected = "SHARD  BEHIND        DONE       OF     SPEED  TIME LEFT\n0      bootstrap  1.0 MiB  4.0 MiB  1.0 MB/s      3.0 s\n";
+        let shown = show(&status);
         assert!(shown.contains(expected), "{shown}");
     }
 

@@ -5,6 +5,7 @@
 //! reads it on its core afterwards; what would block a core (zero-filling, renames, superblocks) is
 //! done by [`crate::rt::worker`] threads.
 
+mod begin;
 pub(crate) mod cursor;
 pub(crate) mod direct;
 pub(crate) mod error;
@@ -13,6 +14,7 @@ pub(crate) mod keep;
 pub(crate) mod live;
 pub(crate) mod open;
 mod recycle;
+pub(crate) mod replaced;
 pub(crate) mod ring;
 pub(crate) mod source;
 pub(crate) mod superblock_file;
