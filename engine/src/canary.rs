@@ -56,11 +56,13 @@ pub enum Canary {
     LostSlotCounts,
     /// A replica that is empty begins one batch too late.
     BeginsTooLate,
+    /// A replica that began in the middle counts for what is in front of that, although somebody waits.
+    BegunCountsForAll,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::AckBeforeFlush,
         Self::OwnCopyInFlight,
         Self::ReceivedAsFlushed,
@@ -86,6 +88,7 @@ impl Canary {
         Self::RecycleAboveSlot,
         Self::LostSlotCounts,
         Self::BeginsTooLate,
+        Self::BegunCountsForAll,
     ];
 }
 

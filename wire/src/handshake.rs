@@ -283,7 +283,7 @@ refusals! {
     Future = 6;
     /// Both hold other bytes at the same term and LSN.
     Diverged = 7;
-    /// A limit on connections is reached.
+    /// A limit on connections is reached, or the node cannot answer just now: try again later.
     Busy = 8;
     /// The node is stopping, or the shard has stopped after an I/O error.
     Stopping = 9;

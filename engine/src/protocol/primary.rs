@@ -153,7 +153,7 @@ impl Primary {
             // It vouches for what it never held: nobody may be waiting for that.
             return match hello.end_lsn {
                 end if end > log.tail => refuse(Refusal::CutBelowCommit),
-                end if self.gate.waits_up_to(end) => refuse(Refusal::Busy),
+                end if self.gate.waits_up_to(end) && !canary!(BegunCountsForAll) => refuse(Refusal::Busy),
                 end if end == log.tail => {
                     HelloAnswer::Verdict(self.answer_with_chain(hello, log.oldest, Some(log.chain), now_ns))
                 }

@@ -5,6 +5,7 @@
 //! tasks of each kind of connection.
 
 pub(crate) mod accept;
+mod acker;
 pub(crate) mod ask;
 pub(crate) mod client;
 pub(crate) mod conn;

@@ -110,7 +110,9 @@ pub(crate) const fn refusal_text(cause: Refusal) -> &'static str {
             "the replica's log is ahead of this primary's in the same term: one of the folders is not what it was"
         }
         Refusal::Diverged => "both logs hold other bytes at the same term and LSN: rebuild the replica from scratch",
-        Refusal::Busy => "a limit on connections is reached: try again later",
+        Refusal::Busy => {
+            "a limit on connections is reached, or a commit is awaited in front of where the replica begins: try again later"
+        }
         Refusal::Stopping => "the node is stopping, or the shard has stopped after an error",
         Refusal::NotPrimary => "the node is a replica: connect to the primary",
         Refusal::CutBelowCommit => {

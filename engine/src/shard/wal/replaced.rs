@@ -106,3 +106,93 @@ pub(crate) fn remove(shard_folder: &Path) -> Result<(), OpenError> {
     disk::remove(&known).map_err(OpenError::io("removing", &known))?;
     disk::sync_folder(shard_folder).map_err(OpenError::io("flushing the folder", shard_folder))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::open::{NewSlice, open};
+    use super::super::superblock_file::SuperblockFile;
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::fs;
+    use towline_wire::handshake::NodeName;
+    use towline_wire::superblock::Base;
+    use towline_wire::{BLOCK, Chain, Seq, ShardId, SystemId};
+
+    const BYTES: u64 = 16 * BLOCK as u64;
+    const NEW: NewSlice = NewSlice {
+        system: SystemId([4; 16]),
+        shard: ShardId(0),
+        shard_count: 1,
+        segment_bytes: BYTES,
+        name: NodeName::NONE,
+    };
+
+    /// A shard with an empty log and four segments; its folder, and that of the node.
+    fn shard() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        drop(open(dir.path(), &NEW, 0).unwrap());
+        let shard = folder::shard_folder(dir.path(), ShardId(0));
+        for n in 0..4 {
+            let path = folder::segment_path(&folder::segments_folder(&shard), Lsn(n * BYTES));
+            fs::write(path, vec![0; BYTES as usize]).unwrap();
+        }
+        (dir, shard)
+    }
+
+    fn names(shard: &Path) -> BTreeSet<String> {
+        let wal = fs::read_dir(folder::segments_folder(shard)).unwrap();
+        let top = fs::read_dir(shard).unwrap().filter(|e| e.as_ref().unwrap().path().is_file());
+        wal.chain(top).map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    fn begin(shard: &Path) {
+        let mut s = superblock_file::read(shard).unwrap().unwrap();
+        let mut file = SuperblockFile::open(shard, &s).unwrap();
+        let at = Lsn(9 * BYTES + BLOCK as u64);
+        (s.oldest_lsn, s.floor_lsn, s.commit_lsn) = (at, at, at);
+        s.base = Some(Base { chain: Chain(7), seq: Seq(8) });
+        file.write(&mut s).unwrap();
+    }
+
+    #[test]
+    fn a_crash_before_the_superblock_is_written_gives_the_segments_their_names_back() {
+        for moved in 0..=3 {
+            let (dir, shard) = shard();
+            let before = names(&shard);
+            set_aside(&shard, Lsn(0), Lsn(3 * BYTES), BYTES, true).unwrap();
+            // As if the crash had come after fewer renames.
+            for n in 0..moved {
+                let path = folder::segment_path(&folder::segments_folder(&shard), Lsn(n * BYTES));
+                fs::rename(aside(&path), path).unwrap();
+            }
+            let slice = open(dir.path(), &NEW, 0).unwrap();
+            assert_eq!((slice.end.lsn, slice.replaced), (Lsn(0), false));
+            let mut after = names(&shard);
+            after.insert(format!("{:016x}.wal", 3 * BYTES));
+            assert_eq!(after, before, "what was ready ahead is made again when it is needed");
+        }
+    }
+
+    #[test]
+    fn after_the_superblock_is_written_the_new_log_is_opened_empty_and_the_old_one_is_kept() {
+        for known in [false, true] {
+            let (dir, shard) = shard();
+            set_aside(&shard, Lsn(0), Lsn(3 * BYTES), BYTES, known).unwrap();
+            assert!(!is_there(&shard));
+            begin(&shard);
+            // Twice: once it was settled nothing more is done.
+            for _ in 0..2 {
+                let slice = open(dir.path(), &NEW, 0).unwrap();
+                let at = Lsn(9 * BYTES + BLOCK as u64);
+                assert_eq!((slice.end.lsn, slice.end.chain, slice.end.next_seq), (at, Chain(7), Seq(8)));
+                assert_eq!((slice.segments, slice.replaced), ((Lsn(9 * BYTES), Lsn(9 * BYTES)), known));
+            }
+            assert!(is_there(&shard) && may_go(&shard) == known);
+            assert_eq!(names(&shard).iter().filter(|n| n.ends_with(".replaced")).count(), 3 + usize::from(!known));
+            if known {
+                remove(&shard).unwrap();
+                assert_eq!(names(&shard).into_iter().collect::<Vec<_>>(), ["superblock"]);
+            }
+        }
+    }
+}

@@ -17,8 +17,6 @@ pub(super) const DATA: &str = "data";
 const FORMAT: &str = "towline-backup";
 /// The version that this build writes and reads.
 const VERSION: u64 = 1;
-/// The largest manifest that is read: a million segments.
-const BYTES_MAX: u64 = 128 << 20;
 /// Bytes of a superblock's file.
 const SUPERBLOCK_BYTES: u64 = towline::wire::superblock::FILE as u64;
 const BLOCK: u64 = towline::wire::BLOCK as u64;
@@ -157,7 +155,9 @@ impl Manifest {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(ManifestError::Unfinished),
             Err(e) => return Err(e.into()),
             Ok(m) if !m.is_file() => return Err(ManifestError::Damaged("it is no file".into())),
-            Ok(m) if m.len() > BYTES_MAX => return Err(ManifestError::Damaged(format!("it has {} bytes", m.len()))),
+            Ok(m) if m.len() > towline::limits::MANIFEST_BYTES_MAX => {
+                return Err(ManifestError::Damaged(format!("it has {} bytes", m.len())));
+            }
             Ok(_) => {}
         }
         Self::check(&fs::read(&path)?)
@@ -261,7 +261,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused_although_its_crc_is_right() {
-        let cases: &[(&str, fn(&mut Manifest))] = &[
+        type Change = fn(&mut Manifest);
+        let cases: &[(&str, Change)] = &[
             ("a path that leads out", |m| m.shards[0].files[1].path = "../../etc/passwd".into()),
             ("an absolute path", |m| m.shards[0].files[0].path = "/superblock".into()),
             ("another segment's name", |m| m.shards[0].files[1].path = m.shards[0].files[2].path.clone()),
@@ -286,6 +287,17 @@ mod tests {
             let e = Manifest::check(m.text().as_bytes());
             assert!(matches!(e, Err(ManifestError::Wrong(_))), "{what}: {e:?}");
         }
+    }
+
+    #[test]
+    fn a_manifest_that_is_too_large_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = fs::File::create(dir.path().join(FILE)).unwrap();
+        let read = || Manifest::read(dir.path()).unwrap_err().to_string();
+        file.set_len(towline::limits::MANIFEST_BYTES_MAX + 1).unwrap();
+        assert!(read().ends_with("it has 134217729 bytes"), "{}", read());
+        file.set_len(2).unwrap();
+        assert!(read().ends_with("it has not two lines"), "{}", read());
     }
 
     #[test]

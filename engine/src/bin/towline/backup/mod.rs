@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use thiserror::Error;
 use towline::client::{self, SlotAction};
+use towline::limits::BACKUP_PATIENCE;
 use towline::offline;
 use towline::units::show_size;
 use towline::wire::handshake::NodeName;
@@ -28,8 +29,6 @@ use manifest::{DATA, Manifest};
 
 /// How often the progress of a backup is looked at.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long nothing may come from the primary before the backup gives up.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Save a node's log to a folder, with a manifest that names every file, its size and its CRC.
 ///
@@ -181,9 +180,9 @@ fn follow(addr: &str, name: &str, data: &Path, status: &str) -> Result<(), Failu
         progress.at(now.iter().map(|s| s.durable_lsn.since(s.oldest_lsn)).sum(), total);
         if at != last {
             (last, moved) = (at, Instant::now());
-        } else if moved.elapsed() > PATIENCE {
+        } else if moved.elapsed() > BACKUP_PATIENCE {
             let why = now.into_iter().find(|s| !has(s)).map(|s| s.link).unwrap_or_default();
-            break Err(Failure::Log(format!("nothing came for {} s: {why}", PATIENCE.as_secs())));
+            break Err(Failure::Log(format!("nothing came for {} s: {why}", BACKUP_PATIENCE.as_secs())));
         }
         thread::sleep(LOOK);
     };
