@@ -62,11 +62,15 @@ pub enum Canary {
     SetNotJudged,
     /// A replica that was heard once counts as heard lately for ever.
     HeardForEver,
+    /// A replica that is empty begins one batch too late.
+    BeginsTooLate,
+    /// A replica that began in the middle counts for what is in front of that, although somebody waits.
+    BegunCountsForAll,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::AckBeforeFlush,
         Self::OwnCopyInFlight,
         Self::ReceivedAsFlushed,
@@ -95,6 +99,8 @@ impl Canary {
         Self::SettingsNotDurable,
         Self::SetNotJudged,
         Self::HeardForEver,
+        Self::BeginsTooLate,
+        Self::BegunCountsForAll,
     ];
 }
 

@@ -365,6 +365,10 @@ pub struct ReplicaConfig {
     pub listen: Option<SocketAddr>,
     /// Longest pause before a shard connects again, 1 ms to 60 s. Default 2 s.
     pub reconnect_max: Duration,
+    /// Whether a shard whose log is too old to be continued gives it up, and begins anew at the oldest
+    /// batch that the primary keeps. Off by default: it is refused then. An empty log begins there
+    /// anyway. Never where the handler would miss records ([`Apply::takes_gaps`](crate::Apply::takes_gaps)).
+    pub rebuild: bool,
     /// Listen on an address that is not loopback although nothing authenticates a peer yet.
     pub insecure_no_auth: bool,
 }
@@ -379,6 +383,7 @@ impl ReplicaConfig {
             primary,
             listen: None,
             reconnect_max: limits::RECONNECT_MAX,
+            rebuild: false,
             insecure_no_auth: false,
         }
     }

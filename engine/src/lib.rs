@@ -69,7 +69,7 @@ pub use apply::{AppliedBatch, Apply, ApplyError, ApplyFn, Deliver, LogApply};
 pub use config::{
     Compress, ConfigError, NodeConfig, PrimaryConfig, ReplicaConfig, Retain, RetainMax, TooFewReplicas, ZeroCopy,
 };
-pub use node::{Primary, Replica, ShardStatus, SlotKind, SlotState, SlotStatus};
+pub use node::{CatchUpStatus, Primary, Replica, ShardStatus, SlotKind, SlotState, SlotStatus};
 pub use outcome::{AppendError, Appended, Bookmark, Outcome};
 pub use protocol::policy::{CommitPolicy, PolicyError};
 pub use protocol::progress::Shown as CatchUp;

@@ -39,6 +39,10 @@ pub const MIN_REPLICAS_AGE_MIN: Duration = Duration::from_secs(2);
 pub const MIN_REPLICAS_AGE_MAX: Duration = Duration::from_secs(3600);
 /// How long a temporary slot waits for its link.
 pub const TEMPORARY_SLOT_WAIT: Duration = Duration::from_secs(60);
+/// The largest manifest of a backup that is read: that of a million segments.
+pub const MANIFEST_BYTES_MAX: u64 = 128 << 20;
+/// How long a backup waits for the primary while nothing comes.
+pub const BACKUP_PATIENCE: Duration = Duration::from_secs(30);
 /// Segments of one shard whose files are kept open; others are opened when they are read.
 pub const SEGMENTS_OPEN_MAX: usize = 64;
 /// The newest segments, which are among them.

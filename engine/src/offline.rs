@@ -9,15 +9,17 @@ use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use towline_wire::handshake::NodeName;
 use towline_wire::superblock::SuperblockError;
 use towline_wire::{BatchView, Chain, Lsn, Seq, ShardId, SystemId, Term};
 
 use crate::limits;
+use crate::node::mark_made;
 use crate::protocol::recovery::{Facts, Recovered, RecoveryError, next_batch, read_on};
 use crate::shard::wal::error::OpenError;
 use crate::shard::wal::folder;
 use crate::shard::wal::source::SegmentSource;
-use crate::shard::wal::superblock_file::{self, OwnedSuperblock};
+use crate::shard::wal::superblock_file::{self, OwnedSuperblock, SuperblockFile};
 
 /// How often a shard is read anew because its node has changed the folder meanwhile.
 const ATTEMPTS: usize = 5;
@@ -89,6 +91,46 @@ pub struct ShardReport {
     pub damage: Option<Finding>,
 }
 
+/// Keeps a folder from being served for as long as it is held.
+#[derive(Debug)]
+pub struct Held(#[allow(dead_code, reason = "held for its drop")] folder::FolderLock);
+
+/// Holds the folder of a stopped node.
+///
+/// # Errors
+/// There is no node in it, or it runs.
+pub fn hold(data: impl AsRef<Path>) -> Result<Held, OpenError> {
+    let data = data.as_ref();
+    if folder::shards(data)?.is_empty() {
+        return Err(no_node(data));
+    }
+    folder::lock(data).map(Held)
+}
+
+fn no_node(data: &Path) -> OpenError {
+    let none = io::Error::new(io::ErrorKind::NotFound, "no shard is in it");
+    OpenError::io("looking for a node in", data)(none)
+}
+
+/// Makes a folder that was copied file by file a replica's, of this name: it serves nobody's slots, and is
+/// no primary's unless it is promoted.
+///
+/// # Errors
+/// What cannot be read or written.
+pub fn adopt(data: impl AsRef<Path>, name: NodeName) -> Result<(), OpenError> {
+    let data = data.as_ref();
+    for shard in folder::shards(data)? {
+        let shard_folder = folder::shard_folder(data, shard);
+        let Some(mut superblock) = superblock_file::read(&shard_folder)? else { return Err(no_node(&shard_folder)) };
+        let mut file = SuperblockFile::open(&shard_folder, &superblock)?;
+        superblock.name = name;
+        superblock.slots.clear();
+        // Into both copies: it is the first write of this file.
+        file.write(&mut superblock)?;
+    }
+    mark_made(data)
+}
+
 /// What was found in a node's folder.
 #[derive(Clone, Debug, Default)]
 pub struct VerifyReport {
@@ -132,8 +174,7 @@ pub fn verify_with(data: impl AsRef<Path>, mut progress: impl FnMut(Progress)) -
     let data = data.as_ref();
     let found = folder::shards(data)?;
     if found.is_empty() {
-        let none = io::Error::new(io::ErrorKind::NotFound, "no shard is in it");
-        return Err(OpenError::io("looking for a node in", data)(none));
+        return Err(no_node(data));
     }
     let mut report = VerifyReport::default();
     let mut known: Option<OwnedSuperblock> = None;
@@ -280,7 +321,7 @@ fn scan(
 ) -> Result<(), OpenError> {
     let segments_folder = folder::segments_folder(shard_folder);
     let (oldest, floor, segment_bytes) = (superblock.oldest_lsn, superblock.floor_lsn, superblock.segment_bytes);
-    let needed = floor.max(superblock.commit_lsn);
+    let needed = superblock.needed();
     let mut source = match SegmentSource::open(&segments_folder, segment_bytes, oldest, needed, false) {
         Ok(source) => source,
         Err(OpenError::MissingSegment { path, lsn }) => {

@@ -132,6 +132,7 @@ fn superblocks(to: &Corpora) -> io::Result<()> {
         own_term: Term(6),
         segment_bytes: 64 << 20,
         oldest_lsn: Lsn(4096),
+        base: None,
         floor_lsn: Lsn(16384),
         commit_lsn: Lsn(12288),
         in_flight_bytes_max: 4 << 20,

@@ -12,7 +12,7 @@ use towline_wire::message::{
     Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Heartbeat, TailRequest, TailStart,
     WirePolicy,
 };
-use towline_wire::superblock::{COPY, SettingsEntry, SlotEntry, SlotKind, SlotLoss, Superblock};
+use towline_wire::superblock::{Base, COPY, SettingsEntry, SlotEntry, SlotKind, SlotLoss, Superblock};
 use towline_wire::{BODY_BYTES_MAX, BatchFields, BatchView, Chain, Lsn, Seq, ShardId, SystemId, Term, record};
 
 use crate::superblock::owned;
@@ -125,11 +125,13 @@ fn hello(u: &mut Unstructured<'_>) -> Result<()> {
 
 fn welcome(u: &mut Unstructured<'_>) -> Result<()> {
     let at = Lsn(number(u)?);
-    let verdict = match u.int_in_range(0..=4_u8)? {
+    let base = Base { chain: Chain(u.arbitrary()?), seq: Seq(u.arbitrary()?) };
+    let verdict = match u.int_in_range(0..=5_u8)? {
         0 => Verdict::Stream { from: at },
         1 => Verdict::Cut { to: at },
         2 => Verdict::NeedSnapshot { oldest: at },
         3 => Verdict::Client,
+        4 => Verdict::Begin { at, base, known: u.arbitrary()? },
         _ => Verdict::Refused(*u.choose(Refusal::ALL)?),
     };
     let w = Welcome {
@@ -148,6 +150,7 @@ fn welcome(u: &mut Unstructured<'_>) -> Result<()> {
     };
     let placed = match verdict {
         Verdict::Stream { from: at } | Verdict::Cut { to: at } | Verdict::NeedSnapshot { oldest: at } => aligned(at),
+        Verdict::Begin { at, .. } => aligned(at) && at > Lsn::ZERO,
         Verdict::Client | Verdict::Refused(_) => true,
     };
     let good = placed && w.shard_count > 0 && w.segment_bytes > 0 && w.segment_bytes % 4096 == 0;
@@ -353,6 +356,7 @@ fn superblock(u: &mut Unstructured<'_>) -> Result<()> {
         own_term: Term(number(u)?),
         segment_bytes: number(u)?,
         oldest_lsn: Lsn(number(u)?),
+        base: u.arbitrary::<Option<(u64, u64)>>()?.map(|(chain, seq)| Base { chain: Chain(chain), seq: Seq(seq) }),
         floor_lsn: Lsn(number(u)?),
         commit_lsn: Lsn(u.arbitrary()?),
         in_flight_bytes_max: u.arbitrary()?,
@@ -376,6 +380,7 @@ fn superblock(u: &mut Unstructured<'_>) -> Result<()> {
         && aligned(s.oldest_lsn)
         && aligned(s.floor_lsn)
         && s.oldest_lsn <= s.floor_lsn
+        && (s.base.is_none() || s.oldest_lsn > Lsn::ZERO)
         && ascends
         && slots_are_good
         && s.history.iter().all(|(term, first)| *term <= s.term && aligned(*first));

@@ -14,6 +14,7 @@ use towline::{AckLevel, Lsn, Seq, ShardId, SystemId, Term};
 use towline_wire::frame::{FrameHead, FrameKind};
 use towline_wire::handshake::{Hello, NodeName, Refusal, Role, Verdict, Welcome};
 use towline_wire::message::{Ack, ErrorHead, Heartbeat};
+use towline_wire::superblock::Base;
 use towline_wire::{BatchFields, BatchView, Chain, PROTOCOL_VERSION};
 
 /// The system of both.
@@ -192,6 +193,11 @@ impl PrimaryNode {
                 self.heard = self.heard.max(hello.term);
                 Verdict::Refused(Refusal::StalePrimary)
             }
+            HelloAnswer::NeedBase(at) => {
+                let batch = self.log.iter().position(|b| b.lsn == at && b.lsn >= self.oldest);
+                let base = batch.map(|n| Base { chain: self.log[n].before, seq: end_of(&self.log[..n]).next_seq });
+                self.primary.answer_begin(hello, self.oldest, at, base)
+            }
             HelloAnswer::NeedChain(lsn) => {
                 let chain = self.log.iter().find(|b| b.lsn == lsn && b.lsn >= self.oldest).map(|b| b.before);
                 self.primary.answer_with_chain(hello, self.oldest, chain, 0)
@@ -280,6 +286,7 @@ impl ReplicaNode {
                 self.cuts += 1;
                 Err(Ends::Decided)
             }
+            Plan::Begin(_) => unreachable!("it has not asked"),
             Plan::NeedSnapshot { .. } | Plan::Refused(_) => Err(Ends::Decided),
         }
     }

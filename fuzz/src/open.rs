@@ -71,6 +71,7 @@ fn superblock(u: &mut Unstructured<'_>, ends: &[Lsn]) -> Result<Owned> {
         own_term: Term(u64::from(terms / 8 % 8)),
         segment_bytes: (1 + u64::from(byte / 4)) * BLOCK as u64,
         oldest_lsn,
+        base: None,
         floor_lsn,
         commit_lsn,
         in_flight_bytes_max: if window == 255 { u64::MAX } else { u64::from(window % 16) * BLOCK as u64 },

@@ -93,6 +93,7 @@ pub fn run(input: &[u8]) {
         term: Term(4),
         own_term: Term(u64::from(batches >> 7) * 2),
         oldest: Lsn(0),
+        base: None,
         floor: Lsn(0),
         commit: Lsn(0),
         reached: (Term(0), Lsn(0)),

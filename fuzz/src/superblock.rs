@@ -47,6 +47,7 @@ pub fn owned(copy: &[u8]) -> Option<Owned> {
         own_term: s.own_term,
         segment_bytes: s.segment_bytes,
         oldest_lsn: s.oldest_lsn,
+        base: s.base,
         floor_lsn: s.floor_lsn,
         commit_lsn: s.commit_lsn,
         in_flight_bytes_max: s.in_flight_bytes_max,

@@ -4,7 +4,8 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::frame::{FrameError, FrameKind};
-use crate::{Chain, Lsn, PROTOCOL_VERSION, ShardId, SystemId, Term};
+use crate::superblock::Base;
+use crate::{Chain, Lsn, PROTOCOL_VERSION, Seq, ShardId, SystemId, Term};
 
 /// Bytes of a hello.
 pub const HELLO: usize = 144;
@@ -15,6 +16,9 @@ pub const NAME_BYTES_MAX: usize = 63;
 
 /// Feature bit: a replica takes batches that are compressed with LZ4; a primary sends them.
 pub const FEATURE_LZ4: u64 = 1;
+/// Feature bit of a replica's hello: where its log ends before the oldest batch that is kept, it would
+/// begin there, and wants to be told what came before ([`Verdict::Begin`]).
+pub const FEATURE_BEGIN: u64 = 2;
 /// No feature. Unknown bits are ignored by both sides.
 pub const FEATURES: u64 = 0;
 
@@ -132,7 +136,7 @@ impl Hello {
             protocol: PROTOCOL_VERSION,
             role: Role::Client,
             shard,
-            features: FEATURES,
+            features: FEATURES & !FEATURE_BEGIN,
             system: SystemId::NONE,
             term: Term::ZERO,
             last_term: Term::ZERO,
@@ -229,6 +233,16 @@ pub enum Verdict {
         /// The oldest position kept.
         oldest: Lsn,
     },
+    /// As [`Verdict::NeedSnapshot`], to a replica that would begin its log at the oldest batch: the log
+    /// from there on is held for it. It sets its slice up and says hello again.
+    Begin {
+        /// The oldest position kept.
+        at: Lsn,
+        /// What came before.
+        base: Base,
+        /// The replica's log is a part of this one, as far as this one remembers.
+        known: bool,
+    },
     /// A client is welcome.
     Client,
     /// The connection is refused; an error frame with the text follows.
@@ -271,7 +285,7 @@ refusals! {
     Future = 6;
     /// Both hold other bytes at the same term and LSN.
     Diverged = 7;
-    /// A limit on connections is reached.
+    /// A limit on connections is reached, or the node cannot answer just now: try again later.
     Busy = 8;
     /// The node is stopping, or the shard has stopped after an I/O error.
     Stopping = 9;
@@ -299,7 +313,8 @@ pub struct WelcomeBytes {
     verdict: u8,
     reserved: [u8; 1],
     cause: U16,
-    reserved2: [u8; 2],
+    known: u8,
+    reserved2: [u8; 1],
     shard_count: U32,
     heartbeat_ms: U32,
     system: [u8; 16],
@@ -311,7 +326,8 @@ pub struct WelcomeBytes {
     segment_bytes: U64,
     time_us: U64,
     record_bytes_max: U64,
-    reserved3: [u8; 16],
+    base_chain: U64,
+    base_seq: U64,
 }
 
 const _: () = assert!(size_of::<WelcomeBytes>() == WELCOME);
@@ -355,13 +371,19 @@ impl Welcome {
             Verdict::NeedSnapshot { oldest } => (3, 0, oldest.0),
             Verdict::Client => (4, 0, 0),
             Verdict::Refused(cause) => (5, cause as u16, 0),
+            Verdict::Begin { at, .. } => (6, 0, at.0),
+        };
+        let (base, known) = match self.verdict {
+            Verdict::Begin { base, known, .. } => (base, known),
+            _ => (Base { chain: Chain(0), seq: Seq(0) }, false),
         };
         zerocopy::transmute!(WelcomeBytes {
             protocol: U16::new(self.protocol),
             verdict,
             reserved: [0],
             cause: U16::new(cause),
-            reserved2: [0; 2],
+            known: known.into(),
+            reserved2: [0],
             shard_count: U32::new(self.shard_count),
             heartbeat_ms: U32::new(self.heartbeat_ms),
             system: self.system.0,
@@ -373,7 +395,8 @@ impl Welcome {
             segment_bytes: U64::new(self.segment_bytes),
             time_us: U64::new(self.time_us),
             record_bytes_max: U64::new(self.record_bytes_max),
-            reserved3: [0; 16],
+            base_chain: U64::new(base.chain.0),
+            base_seq: U64::new(base.seq.0),
         })
     }
 
@@ -387,7 +410,9 @@ impl Welcome {
             return Err(FrameError::Size { kind, len: payload.len() });
         };
         let bad = |field| Err(FrameError::Field { kind, field });
-        if b.reserved != [0] || b.reserved2 != [0; 2] || b.reserved3 != [0; 16] {
+        let base = Base { chain: Chain(b.base_chain.get()), seq: Seq(b.base_seq.get()) };
+        let has_base = base != (Base { chain: Chain(0), seq: Seq(0) }) || b.known != 0;
+        if b.reserved != [0] || b.reserved2 != [0] {
             return bad("reserved");
         }
         let at = Lsn(b.at.get());
@@ -403,8 +428,12 @@ impl Welcome {
                 Some(cause) => Verdict::Refused(cause),
                 None => return bad("cause"),
             },
+            (6, 0) if at > Lsn::ZERO && b.known < 2 => Verdict::Begin { at, base, known: b.known == 1 },
             _ => return bad("verdict"),
         };
+        if has_base && !matches!(verdict, Verdict::Begin { .. }) {
+            return bad("reserved");
+        }
         if b.shard_count.get() == 0 {
             return bad("shard_count");
         }

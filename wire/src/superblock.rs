@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 
 use crate::handshake::NodeName;
 use crate::message::WirePolicy;
-use crate::{BLOCK, Lsn, ShardId, SystemId, Term};
+use crate::{BLOCK, Chain, Lsn, Seq, ShardId, SystemId, Term};
 
 /// The version of the superblock's format; batches have their own.
 pub const VERSION: u16 = 3;
@@ -58,7 +58,10 @@ struct HeadBytes {
     name: NodeName,
     slots_len: U32,
     settings: SettingsBytes,
-    reserved2: [u8; 39],
+    begun: u8,
+    base_chain: U64,
+    base_seq: U64,
+    reserved2: [u8; 22],
 }
 const _: () = assert!(size_of::<HeadBytes>() == HEAD);
 
@@ -137,6 +140,15 @@ struct SlotBytes {
 }
 const _: () = assert!(size_of::<SlotBytes>() == SLOT);
 
+/// What came before a log that did not begin at LSN 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// The chain up to there.
+    pub chain: Chain,
+    /// The number of the first record.
+    pub seq: Seq,
+}
+
 /// Why there is a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -209,6 +221,9 @@ pub struct Superblock<H, S> {
     pub segment_bytes: u64,
     /// Where the log that is kept begins: a batch boundary.
     pub oldest_lsn: Lsn,
+    /// Set if the log was begun there, as others begin at LSN 0, so that it may be empty. Not set where
+    /// a longer log was let go of up to there.
+    pub base: Option<Base>,
     /// Everything below was on the device when this was written: a bad batch below it is damage.
     pub floor_lsn: Lsn,
     /// What was known to be committed when this was written: a lower bound.
@@ -302,6 +317,16 @@ fn slot(bytes: &[u8]) -> Result<SlotEntry, &'static str> {
     Ok(SlotEntry { name: b.name, restart_lsn, kind, lost })
 }
 
+impl<H, S> Superblock<H, S> {
+    /// Up to where there must be segments. Where a log was begun, and nothing of it was known to be on the
+    /// device, there may be none.
+    #[must_use]
+    pub fn needed(&self) -> Lsn {
+        let needed = self.floor_lsn.max(self.commit_lsn);
+        if self.base.is_some() && needed == self.oldest_lsn { Lsn::ZERO } else { needed }
+    }
+}
+
 impl<H, S> Superblock<H, S>
 where
     H: AsRef<[(Term, Lsn)]>,
@@ -336,7 +361,10 @@ where
             name: self.name,
             slots_len: U32::new(slots.len() as u32),
             settings: self.settings.map_or(SettingsBytes::new_zeroed(), SettingsEntry::to_bytes),
-            reserved2: [0; 39],
+            begun: self.base.is_some().into(),
+            base_chain: U64::new(self.base.map_or(0, |b| b.chain.0)),
+            base_seq: U64::new(self.base.map_or(0, |b| b.seq.0)),
+            reserved2: [0; 22],
         };
         out[..HEAD].copy_from_slice(head.as_bytes());
         for (entry, (term, lsn)) in out[HEAD..].chunks_exact_mut(ENTRY).zip(history) {
@@ -394,7 +422,7 @@ impl<'a> Superblock<HistoryBytes<'a>, SlotsBytes<'a>> {
         let is_zero = |bytes: &[u8]| bytes.iter().fold(0, |all, byte| all | byte) == 0;
         let (history, unused) = bytes[HEAD..SLOTS_AT].split_at(history_len * ENTRY);
         let (slots, unused2) = bytes[SLOTS_AT..CRC_AT].split_at(slots_len * SLOT);
-        if b.reserved != [0; 2] || b.reserved2 != [0; 39] || !is_zero(unused) || !is_zero(unused2) {
+        if b.reserved != [0; 2] || b.reserved2 != [0; 22] || !is_zero(unused) || !is_zero(unused2) {
             return bad("reserved");
         }
         let history = HistoryBytes(history);
@@ -406,6 +434,12 @@ impl<'a> Superblock<HistoryBytes<'a>, SlotsBytes<'a>> {
         if !oldest_lsn.is_block_aligned() || !floor_lsn.is_block_aligned() || oldest_lsn > floor_lsn {
             return bad("oldest_lsn or floor_lsn");
         }
+        let base = Base { chain: Chain(b.base_chain.get()), seq: Seq(b.base_seq.get()) };
+        let base = match b.begun {
+            0 if base == (Base { chain: Chain(0), seq: Seq(0) }) => None,
+            1 if oldest_lsn > Lsn::ZERO => Some(base),
+            _ => return bad("begun"),
+        };
         let segment_bytes = b.segment_bytes.get();
         if segment_bytes == 0 || !segment_bytes.is_multiple_of(BLOCK as u64) {
             return bad("segment_bytes");
@@ -442,6 +476,7 @@ impl<'a> Superblock<HistoryBytes<'a>, SlotsBytes<'a>> {
             own_term: Term(b.own_term.get()),
             segment_bytes,
             oldest_lsn,
+            base,
             floor_lsn,
             commit_lsn: Lsn(b.commit_lsn.get()),
             in_flight_bytes_max: b.in_flight_bytes_max.get(),

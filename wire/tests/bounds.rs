@@ -169,18 +169,20 @@ fn a_welcome_outside_its_bounds_is_refused_by_name() {
     for (_, verdict) in VERDICTS {
         let cases: &[(usize, &[u8], _)] = &[
             (2, &[0], "verdict"),
-            (2, &[6], "verdict"),
+            (2, &[7], "verdict"),
             (3, &[1], "reserved"),
-            (6, &[1], "reserved"),
             (7, &[1], "reserved"),
             (8, &[0; 4], "shard_count"),
             (48, &1u64.to_le_bytes(), "at"),
             (72, &[0; 8], "segment_bytes"),
             (72, &4_097u64.to_le_bytes(), "segment_bytes"),
-            (96, &[1], "reserved"),
-            (111, &[1], "reserved"),
         ];
         let welcome = samples::welcome(verdict).to_bytes();
+        refused(FrameKind::Welcome, &welcome, Welcome::check, cases);
+        let cases: &[(usize, &[u8], _)] = match verdict {
+            Verdict::Begin { .. } => &[(6, &[2], "verdict"), (48, &[0; 8], "verdict")],
+            _ => &[(6, &[1], "reserved"), (96, &[1], "reserved"), (111, &[1], "reserved")],
+        };
         refused(FrameKind::Welcome, &welcome, Welcome::check, cases);
         let unused: (_, &[u8], _) = match verdict {
             Verdict::Refused(_) => (4, &[17, 0], "cause"),
@@ -365,7 +367,10 @@ fn a_superblock_outside_its_bounds_is_refused_by_name() {
         (172, &[0; 4], "settings policy"),
         (172, &[9], "settings policy"),
         (176, &[0; 8], "settings version"),
-        (217, &[1], "reserved"),
+        (217, &[2], "begun"),
+        (218, &[1], "begun"),
+        (226, &[1], "begun"),
+        (234, &[1], "reserved"),
         (255, &[1], "reserved"),
         (256 + 3 * 16, &[1], "reserved"),
         (superblock::COPY - 5, &[1], "reserved"),

@@ -13,7 +13,7 @@ use towline_wire::message::{
     Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Heartbeat, TailRequest, TailStart,
     WirePolicy,
 };
-use towline_wire::superblock::{SettingsEntry, SlotKind, SlotLoss, Superblock};
+use towline_wire::superblock::{Base, SettingsEntry, SlotKind, SlotLoss, Superblock};
 use towline_wire::{BatchFields, BatchView, Chain, Lsn, Seq, ShardId, SystemId, Term};
 
 fn term_pair() -> impl Strategy<Value = (Term, Term)> {
@@ -48,6 +48,10 @@ fn verdict() -> impl Strategy<Value = Verdict> {
         block_lsn().prop_map(|from| Verdict::Stream { from }),
         block_lsn().prop_map(|to| Verdict::Cut { to }),
         block_lsn().prop_map(|oldest| Verdict::NeedSnapshot { oldest }),
+        (block_lsn(), any::<(u64, u64, bool)>()).prop_map(|(at, (chain, seq, known))| {
+            let base = Base { chain: Chain(chain), seq: Seq(seq) };
+            Verdict::Begin { at: Lsn(at.0.max(4_096)), base, known }
+        }),
         Just(Verdict::Client),
         select(Refusal::ALL).prop_map(Verdict::Refused),
     ]
@@ -199,7 +203,7 @@ proptest! {
         (generation, commit, in_flight_bytes_max) in any::<(u64, u64, u64)>(), system in uniform16(any::<u8>()),
         (shard, more) in (0..1u32 << 31, 1..1u32 << 31), segment_blocks in 1..1u64 << 52, name in name(),
         steps in vec((1..1u64 << 20, 1..1u64 << 20), 0..40), (kept, durable) in (0..1u64 << 40, 0..1u64 << 40),
-        slots in vec((0..1u64 << 40, 0..5usize, any::<bool>()), 0..9),
+        slots in vec((0..1u64 << 40, 0..5usize, any::<bool>()), 0..9), begun in any::<Option<(u64, u64)>>(),
         settings in proptest::option::of((1..u64::MAX, any::<u64>(), any::<u64>())),
     ) {
         let mut last = (Term::ZERO, Lsn::ZERO);
@@ -210,6 +214,7 @@ proptest! {
         let value = Superblock {
             generation, system: SystemId(system), shard: ShardId(shard), shard_count: shard + more, term: last.0,
             own_term: Term(last.0.0 / 2), segment_bytes: segment_blocks * 4_096, oldest_lsn: Lsn(kept * 4_096),
+            base: begun.filter(|_| kept > 0).map(|(chain, seq)| Base { chain: Chain(chain), seq: Seq(seq) }),
             floor_lsn: Lsn((kept + durable) * 4_096), commit_lsn: Lsn(commit), in_flight_bytes_max, name,
             history,
             slots: slots.iter().enumerate().map(|(n, (behind, lost, made))| {

@@ -213,6 +213,7 @@ fn recovery(mib: u64, log_mib: usize) {
         term: Term(1),
         own_term: Term(1),
         oldest: Lsn::ZERO,
+        base: None,
         floor: Lsn::ZERO,
         commit: Lsn::ZERO,
         reached: (Term::ZERO, Lsn::ZERO),

@@ -47,6 +47,9 @@ impl Seen {
                 if let Some(e) = before.and_then(|b| accepted(b, &view, self.looked_ns)) {
                     cluster.fail(format!("node {n} shard {}: {e}: {view:?}", view.shard));
                 }
+                if before.is_some_and(|b| b.begun < view.begun) {
+                    cluster.world.hit("log begun anew");
+                }
                 if view.is_primary {
                     let told = lock(&cluster.oracle).told(n);
                     let names = view.slots.iter().filter(|s| s.counts).map(|s| s.name.clone());
@@ -161,7 +164,7 @@ fn count_copies(cluster: &Cluster, last: &BTreeMap<(usize, u64, ShardId), ShardV
             let holds = |v: &ShardView| {
                 let replica_memory = p.need.level == AckLevel::Received && n != p.by;
                 let at = if replica_memory { v.appended } else { v.durable };
-                at >= p.bookmark.lsn && v.term >= p.bookmark.term
+                at >= p.bookmark.lsn && v.term >= p.bookmark.term && v.begun < p.bookmark.lsn
             };
             // Any process of it so far: what it held may have been lost with its memory, or cut since.
             let all = last.range((n, 0, append.shard)..=(n, u64::MAX, append.shard));

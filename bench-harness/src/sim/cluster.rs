@@ -309,10 +309,12 @@ impl Cluster {
                 let mut config = ReplicaConfig::new(DATA, Self::name(n), address);
                 config.node = node_config;
                 config.insecure_no_auth = true;
+                config.rebuild = self.plan.rebuild;
                 let handler = {
                     let (kept, oracle, wrong) = (self.kept.clone(), self.oracle.clone(), self.wrong.clone());
                     let flushed = self.plan.deliver_flushed;
                     let gaps = !matches!(self.plan.retain, towline::Retain::All);
+                    let forgets = gaps && self.plan.rebuild;
                     move |shard: ShardId| Handler {
                         node: n,
                         kept: kept.clone(),
@@ -320,6 +322,7 @@ impl Cluster {
                         wrong: wrong.clone(),
                         flushed,
                         gaps,
+                        forgets,
                         shard,
                     }
                 };
@@ -381,20 +384,10 @@ impl Cluster {
         oracle.tainted.retain(|t| *t != n);
     }
 
-    /// A replica is made anew from a copy of the primary's folder, which stands still meanwhile.
-    pub fn from_copy(&mut self, n: usize) {
-        let primary = self.primary;
-        self.note(|| format!("node {n} is made anew from a copy of node {primary}"));
-        self.crash(primary, false, 2_000_000);
-        self.replace(n, 1_000_000);
-        self.world.copy_disk(self.nodes[primary].id, self.nodes[n].id);
-        self.nodes[n].lost_slot = false;
-    }
-
-    /// Whether a replica may lose its folder: the primary still has everything, and no disk is bad.
+    /// Whether a replica may lose its folder: no disk is bad.
     #[must_use]
     pub fn may_replace(&self) -> bool {
-        matches!(self.plan.retain, towline::Retain::All) && self.nodes.iter().all(|n| !n.tainted)
+        self.nodes.iter().all(|n| !n.tainted)
     }
 
     /// A node's disk has changed what it had promised to keep: its copies count no more.

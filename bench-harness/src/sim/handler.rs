@@ -25,6 +25,8 @@ pub struct Handler {
     pub flushed: bool,
     /// Whether it may begin anywhere when it keeps nothing: where the log lets go of its beginning.
     pub gaps: bool,
+    /// Whether it may begin anywhere at any time: it forgets what it has then.
+    pub forgets: bool,
     /// Its shard.
     pub shard: ShardId,
 }
@@ -36,11 +38,14 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Apply for Handler {
     fn resume_at(&mut self, shard: ShardId) -> Lsn {
+        if self.forgets {
+            lock(&self.kept).remove(&(self.node, shard));
+        }
         lock(&self.kept).get(&(self.node, shard)).and_then(|k| k.last()).map_or(Lsn::ZERO, |last| last.1)
     }
 
     fn takes_gaps(&self) -> bool {
-        self.gaps && lock(&self.kept).get(&(self.node, self.shard)).is_none_or(Vec::is_empty)
+        self.forgets || self.gaps && lock(&self.kept).get(&(self.node, self.shard)).is_none_or(Vec::is_empty)
     }
 
     fn deliver(&self) -> Deliver {
@@ -52,6 +57,9 @@ impl Apply for Handler {
         let mut kept = lock(&self.kept);
         let batches = kept.entry((self.node, batch.shard())).or_default();
         let end = batches.last().map_or(Lsn::ZERO, |last| last.1);
+        if self.forgets && batch.lsn() > end {
+            batches.clear();
+        }
         if batch.lsn() != end && !(self.gaps && batches.is_empty()) {
             let text =
                 format!("node {} shard {} was given {} to apply after {end}", self.node, batch.shard(), batch.lsn());

@@ -46,12 +46,20 @@ fn mend_slots(c: &mut Cluster) {
         if c.nodes[n].role != (Role::Replica { of: primary }) || !c.is_up(n) {
             continue;
         }
-        let too_old = |v: &ShardView| v.unlinked.contains("the oldest that the primary keeps");
-        if !c.world.views(c.nodes[n].id).iter().any(too_old) {
+        let says = |text| c.world.views(c.nodes[n].id).iter().any(|v: &ShardView| v.unlinked.contains(text));
+        // Two logs in a row that the primary cannot vouch for: the operator looks, and takes both away.
+        let two = says("another one is set aside already");
+        if !two && !says("the oldest that the primary keeps") {
             continue;
         }
         if c.nodes[n].lost_slot {
-            c.from_copy(n);
+            if c.plan.rebuild && !two {
+                c.fail(format!("node {n} does not begin anew by itself"));
+                return;
+            }
+            c.world.hit("made anew from nothing");
+            c.replace(n, 1_000_000);
+            c.nodes[n].lost_slot = false;
             return;
         }
         if !matches!(c.plan.retain, towline::Retain::All) {

@@ -167,6 +167,8 @@ pub struct Plan {
     pub min_replicas: (u8, Duration),
     /// The operator makes lost slots anew at once, not only in the end.
     pub slots_anew: bool,
+    /// Replicas whose log is too old give it up and begin anew.
+    pub rebuild: bool,
     /// The policy of a commit that does not say.
     pub policy: CommitPolicy,
     /// The deadline of a commit that does not say.
@@ -227,8 +229,8 @@ impl Plan {
             faults.push(Fault::Promote);
         }
         if !matches!(retain, Retain::All) {
-            // Who loses its log there, or follows a node that has let go of more, needs a snapshot.
-            faults.retain(|f| !matches!(f, Fault::Promote | Fault::Replace | Fault::BitRot));
+            // Whoever follows a node that has let go of more may need to be made anew by hand.
+            faults.retain(|f| !matches!(f, Fault::Promote));
         }
         let policy_of = |r: &mut Rng, replicas: usize| -> CommitPolicy {
             let level = ["", ":flushed", ":received", ":applied", ":flushed"][r.below(5) as usize];
@@ -275,6 +277,7 @@ impl Plan {
         }
         let gated = if s.chance(0.15) { (1 + s.below(2) as usize).min(replicas) } else { 0 };
         let min_replicas = (gated as u8, Duration::from_millis(2000 + s.below(1500)));
+        let rebuild = s.chance(0.5);
         let clients = 1 + r.below(4) as usize;
         let appends = 20 + r.below(240);
         Self {
@@ -299,6 +302,7 @@ impl Plan {
             lag_target,
             compress,
             min_replicas,
+            rebuild,
             policy,
             deadline: Duration::from_millis([30, 300, 2000][r.below(3) as usize]),
             too_few: if r.chance(0.2) { TooFewReplicas::Refuse } else { TooFewReplicas::Wait },

@@ -149,8 +149,13 @@ async fn start(
     let settings = node.settings();
     let shard =
         Shard::new(id, (config, settings.as_deref()), role, log, segments, node.watermarks[id.0 as usize].clone());
-    let keep =
-        Keeper { shard: shard.clone(), superblock: superblock.clone(), filler: filler.clone(), spare: slice.spare };
+    let keep = Keeper {
+        shard: shard.clone(),
+        superblock: superblock.clone(),
+        filler: filler.clone(),
+        spare: slice.spare,
+        replaced: slice.replaced,
+    };
     rt::spawn(keep.run());
     match follow {
         None => {

@@ -40,9 +40,10 @@ use crate::shard::slots::SlotChange;
 use crate::shard::wal::error::OpenError;
 use crate::shard::wal::folder::FolderLock;
 use crate::sys;
+pub(crate) use prepare::mark_made;
 pub use primary::Primary;
 pub use replica::Replica;
-pub use status::{ShardStatus, SlotState, SlotStatus};
+pub use status::{CatchUpStatus, ShardStatus, SlotState, SlotStatus};
 
 /// What a core is told.
 pub(crate) enum Command {

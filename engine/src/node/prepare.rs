@@ -112,14 +112,20 @@ pub(crate) fn open_shards(
         }
     }
     if !is_made {
-        let how = OpenHow { write: true, create: true, ..OpenHow::default() };
-        let file = File::open(&made, how).map_err(OpenError::io("creating", &made))?;
-        let text = b"every shard of this node was made\n";
-        file.write_all_at(text, 0).map_err(OpenError::io("writing", &made))?;
-        file.sync_all().map_err(OpenError::io("flushing", &made))?;
-        disk::sync_folder(data).map_err(OpenError::io("flushing the folder", data))?;
+        mark_made(data)?;
     }
     Ok(opened)
+}
+
+/// Writes down that every shard was made.
+pub(crate) fn mark_made(data: &Path) -> Result<(), OpenError> {
+    let made = data.join(MADE);
+    let how = OpenHow { write: true, create: true, ..OpenHow::default() };
+    let file = File::open(&made, how).map_err(OpenError::io("creating", &made))?;
+    let text = b"every shard of this node was made\n";
+    file.write_all_at(text, 0).map_err(OpenError::io("writing", &made))?;
+    file.sync_all().map_err(OpenError::io("flushing", &made))?;
+    disk::sync_folder(data).map_err(OpenError::io("flushing the folder", data))
 }
 
 #[cfg(test)]

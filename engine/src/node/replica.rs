@@ -111,6 +111,7 @@ impl Replica {
             let role = ReplicaState::new(identity, term, history, slice.end, slice.commit);
             let mut config_of_shard = ShardConfig::new(&config.node, shards, segment_bytes);
             config_of_shard.reconnect_max = config.reconnect_max;
+            config_of_shard.rebuild = config.rebuild;
             let follow = Some(((name, process), config.primary, make.clone()));
             ShardSetup { id, config: config_of_shard, role: Role::Replica(role), slice, follow }
         });

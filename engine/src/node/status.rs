@@ -9,6 +9,7 @@ use towline_wire::superblock::SlotLoss;
 use super::{NodeShared, SlotKind};
 use crate::config::RetainMax;
 use crate::protocol::progress::Shown;
+use crate::protocol::replica::Replica;
 use crate::protocol::retention::Holder;
 use crate::protocol::settings::Settings;
 use crate::shard::{Role, Shard};
@@ -82,6 +83,30 @@ pub struct SlotStatus {
     pub ack_flushed: Percentiles,
 }
 
+/// How far a replica is that has not yet what its primary had when the link began.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CatchUpStatus {
+    /// It takes its log for the first time, not only what it missed.
+    pub bootstrap: bool,
+    /// Bytes of log taken on this link.
+    pub done_bytes: u64,
+    /// From where it began to the primary's end, as heard last.
+    pub total_bytes: u64,
+    /// Bytes in a second, over this link so far.
+    pub bytes_per_s: f64,
+    /// Seconds left at that speed; `None` before anything came.
+    pub eta_s: Option<f64>,
+}
+
+fn catch_up(r: &Replica, since_ns: u64) -> Option<CatchUpStatus> {
+    let c = r.catch_up()?;
+    let done_bytes = c.at.since(c.from);
+    let seconds = crate::rt::now_ns().saturating_sub(since_ns) as f64 / 1e9;
+    let bytes_per_s = if seconds > 0.0 { done_bytes as f64 / seconds } else { 0.0 };
+    let eta_s = (bytes_per_s > 0.0).then(|| c.tail.since(c.at) as f64 / bytes_per_s);
+    Some(CatchUpStatus { bootstrap: c.bootstrap, done_bytes, total_bytes: c.tail.since(c.from), bytes_per_s, eta_s })
+}
+
 /// One shard of this node.
 #[derive(Clone, Debug)]
 pub struct ShardStatus {
@@ -115,6 +140,8 @@ pub struct ShardStatus {
     /// On a replica: from what it has on its device to the primary's end, as it heard of that last, in
     /// bytes. 0 on a primary, and before a primary was heard.
     pub lag_bytes: u64,
+    /// On a replica that catches up: how far it is.
+    pub catch_up: Option<CatchUpStatus>,
     /// Bytes of log that are kept.
     pub retained_bytes: u64,
     /// The most that may be kept for slots and not committed; 0 if there is no cap.
@@ -211,6 +238,7 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
         memory_bytes: inner.ring.bytes(),
         link: shard.link.borrow().clone(),
         lag_bytes,
+        catch_up: inner.replica_if_any().and_then(|r| catch_up(r, shard.linked_ns.get())),
         retained_bytes: tail.since(inner.oldest),
         quorum_lag_bytes: match &inner.role {
             Role::Primary(p) => p.gate.quorum_lag(tail),
@@ -292,7 +320,7 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         out,
         "{{\"shard\":{},\"state\":\"{state}\",\"term\":{},\"oldest_lsn\":{},\"appended_lsn\":{},\"written_lsn\":{},\
          \"durable_lsn\":{},\"commit_lsn\":{},\"applied_lsn\":{},\"tail_seq\":{},\"chain\":\"{}\",\"memory_bytes\":{},\
-         \"link\":\"{}\",\"lag_bytes\":{},\"retained_bytes\":{},\"retention_cap_bytes\":{},\"quorum_lag_bytes\":{},\
+         \"link\":\"{}\",\"lag_bytes\":{},\"catch_up\":{},\"retained_bytes\":{},\"retention_cap_bytes\":{},\"quorum_lag_bytes\":{},\
          \"lag_target_bytes\":{},\"throttle_us\":{},\"packed_ratio\":{:.3},\"core_tasks\":{},\"held_by\":\"{}\",\"settings_version\":{},\
          \"too_few_fresh\":{},\"slots\":[",
         s.shard,
@@ -308,6 +336,7 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         s.memory_bytes,
         escape(&s.link),
         s.lag_bytes,
+        s.catch_up.as_ref().map_or_else(|| "null".into(), own_catch_up_json),
         s.retained_bytes,
         s.retention_cap_bytes,
         s.quorum_lag_bytes,
@@ -364,6 +393,17 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
 fn catch_up_json(c: &Shown) -> String {
     let left = c.left_ms.map_or_else(|| "null".into(), |ms| ms.to_string());
     format!("{{\"bytes_per_s\":{},\"percent\":{:.2},\"left_ms\":{left}}}", c.bytes_per_s, c.percent)
+}
+
+fn own_catch_up_json(c: &CatchUpStatus) -> String {
+    let eta = c.eta_s.map_or_else(|| "null".into(), |s| format!("{s:.1}"));
+    format!(
+        "{{\"state\":\"{}\",\"done_bytes\":{},\"total_bytes\":{},\"bytes_per_s\":{:.0},\"eta_s\":{eta}}}",
+        if c.bootstrap { "bootstrap" } else { "catch-up" },
+        c.done_bytes,
+        c.total_bytes,
+        c.bytes_per_s,
+    )
 }
 
 fn percentiles_json(p: &Percentiles) -> String {

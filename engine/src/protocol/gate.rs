@@ -173,6 +173,12 @@ impl CommitGate {
         self.queues.iter().map(|q| q.waiters.len()).sum()
     }
 
+    /// Whether somebody waits for a commit that ends at or below `lsn`.
+    #[must_use]
+    pub fn waits_up_to(&self, lsn: Lsn) -> bool {
+        self.queues.iter().any(|q| q.waiters.front().is_some_and(|w| w.end <= lsn))
+    }
+
     /// Whether somebody waits for the `applied` level: replicas are asked to be prompt.
     #[must_use]
     pub fn wants_applied(&self) -> bool {

@@ -110,6 +110,15 @@ impl Pipeline {
         (self.durable > before).then_some(self.durable)
     }
 
+    /// The log begins anew further on, at `at`, while nothing was in flight.
+    ///
+    /// # Panics
+    /// If something is in flight, or `at` lies behind.
+    pub fn begin(&mut self, at: Lsn) {
+        assert!(self.in_flight.is_empty() && at > self.durable);
+        (self.appended, self.written, self.durable, self.last_durable) = (at, at, at, at);
+    }
+
     /// The log was cut back to `end`, its last batch now at `last_batch`, while nothing was in flight.
     ///
     /// # Panics

@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use thiserror::Error;
-use towline_wire::handshake::{Hello, NodeName, Refusal, Role, Verdict};
+use towline_wire::handshake::{FEATURE_BEGIN, Hello, NodeName, Refusal, Role, Verdict};
 use towline_wire::message::Ack;
-use towline_wire::superblock::SlotLoss;
+use towline_wire::superblock::{Base, SlotLoss};
 use towline_wire::{Chain, Lsn, PROTOCOL_VERSION, ShardId, SystemId, Term};
 
 use super::gate::{CommitGate, SlotPositions};
@@ -34,6 +34,9 @@ pub enum HelloAnswer {
     /// It depends on the chain at this LSN, inside the log: read the batch header there, then call
     /// [`Primary::answer_with_chain`].
     NeedChain(Lsn),
+    /// It may begin its log at this LSN, the oldest that is kept, which its slot holds from now on:
+    /// read what came before it, then call [`Primary::answer_begin`].
+    NeedBase(Lsn),
     /// The replica follows a newer term: refuse it, and stop to acknowledge anything.
     Deposed,
 }
@@ -148,9 +151,24 @@ impl Primary {
         if let Some(cause) = self.slots.refusal(slot, hello.process, now_ns) {
             return refuse(cause);
         }
+        if hello.end_lsn < log.oldest && hello.features & FEATURE_BEGIN != 0 {
+            self.slots.hold(slot, log.oldest);
+            return HelloAnswer::NeedBase(log.oldest);
+        }
         let too_old = HelloAnswer::Verdict(Verdict::NeedSnapshot { oldest: log.oldest });
         if hello.end_lsn < log.oldest {
             return too_old;
+        }
+        if has_begun_empty(hello) {
+            // It vouches for what it never held: nobody may be waiting for that.
+            return match hello.end_lsn {
+                end if end > log.tail => refuse(Refusal::CutBelowCommit),
+                end if self.gate.waits_up_to(end) && !canary!(BegunCountsForAll) => refuse(Refusal::Busy),
+                end if end == log.tail => {
+                    HelloAnswer::Verdict(self.answer_with_chain(hello, log.oldest, Some(log.chain), now_ns))
+                }
+                end => HelloAnswer::NeedChain(end),
+            };
         }
         if canary!(ChainNotCompared) && hello.end_lsn <= log.tail {
             return HelloAnswer::Verdict(Verdict::Stream { from: hello.end_lsn });
@@ -182,6 +200,10 @@ impl Primary {
         if chain == Some(hello.chain) {
             return Verdict::Stream { from: hello.end_lsn };
         }
+        if has_begun_empty(hello) {
+            // What is before its beginning was committed once.
+            return Verdict::Refused(Refusal::CutBelowCommit);
+        }
         if self.history.may_have_forgotten(hello.last_term) {
             // Where that term ended here is not known, so what both share is not either. Cutting all
             // of it could take what was acknowledged.
@@ -199,6 +221,19 @@ impl Primary {
                 Verdict::Refused(Refusal::Diverged)
             }
         }
+    }
+
+    /// The end of [`Primary::answer`] for a replica that begins its log at `at`: `base` is what came before
+    /// there, or `None` if that cannot be told now.
+    #[must_use]
+    pub fn answer_begin(&self, hello: &Hello, oldest: Lsn, at: Lsn, base: Option<Base>) -> Verdict {
+        if at < oldest {
+            return Verdict::NeedSnapshot { oldest };
+        }
+        let Some(base) = base else { return Verdict::Refused(Refusal::Busy) };
+        // One node wrote that term, and went on to where it ended here: so both hold the same up to there.
+        let ended = self.history.end_of(hello.last_term, Lsn(u64::MAX));
+        Verdict::Begin { at, base, known: ended.is_some_and(|end| hello.end_lsn <= end) }
     }
 
     fn is_served(&self, slot: usize) -> bool {
@@ -371,6 +406,11 @@ impl Primary {
         self.tell_gate(slot);
         Ok(())
     }
+}
+
+/// Whether a replica's log was begun in the middle of the primary's, and has nothing in it yet.
+fn has_begun_empty(hello: &Hello) -> bool {
+    hello.last_term == Term::ZERO && hello.end_lsn > Lsn::ZERO
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! Hellos and their answers, acks that can and cannot be true, lost slots, a newer term.
 
 use super::*;
+use crate::protocol::gate::Waiter;
 use crate::protocol::policy::Requirement;
-use towline_wire::handshake::FEATURES;
+use towline_wire::Seq;
 use towline_wire::message::AckLevel;
 
 const SYSTEM: SystemId = SystemId([5; 16]);
@@ -27,7 +28,7 @@ fn hello(last_term: u64, end: u64, chain: u64) -> Hello {
         protocol: PROTOCOL_VERSION,
         role: Role::Replica,
         shard: ShardId(0),
-        features: FEATURES,
+        features: 0,
         system: SYSTEM,
         term: Term(last_term),
         last_term: Term(last_term),
@@ -252,4 +253,80 @@ fn a_replica_catches_up_from_the_first_read_to_the_first_batch_from_memory_or_th
     p.on_catch_up(0, Some(5), Lsn(40960), 30);
     p.detach(0, 1, 40);
     assert!(progress(&p).is_none());
+}
+
+fn waiter(end: u64) -> Waiter {
+    Waiter { end: Lsn(end), lane: 0, first: 0, count: 1, since_ns: 0, deadline_ns: u64::MAX }
+}
+
+fn begins(end: u64, last_term: u64) -> Hello {
+    Hello { features: FEATURE_BEGIN, ..hello(last_term, end, 5) }
+}
+
+const BASE: Base = Base { chain: Chain(9), seq: Seq(3) };
+
+#[test]
+fn a_replica_that_would_begin_further_on_is_told_where_and_its_slot_holds_the_log_from_there() {
+    let mut p = primary();
+    // What the slot held before is of a log that is gone.
+    p.slots.get_mut(0).unwrap().restart = Lsn(20480);
+    let empty = begins(0, 0);
+    assert_eq!(p.answer(&empty, log(), 0), HelloAnswer::NeedBase(Lsn(4096)));
+    assert_eq!(p.slots().get(0).unwrap().restart, Lsn(4096), "from this moment on");
+    let told = p.answer_begin(&empty, Lsn(4096), Lsn(4096), Some(BASE));
+    assert_eq!(told, Verdict::Begin { at: Lsn(4096), base: BASE, known: false });
+    // Whoever does not ask is refused as ever, and holds nothing.
+    p.slots.get_mut(0).unwrap().restart = Lsn(20480);
+    let plain = Hello { features: 0, ..empty };
+    assert_eq!(p.answer(&plain, log(), 0), HelloAnswer::Verdict(Verdict::NeedSnapshot { oldest: Lsn(4096) }));
+    assert_eq!(p.slots().get(0).unwrap().restart, Lsn(20480));
+    // The log has moved on meanwhile, or cannot be read just now.
+    let oldest = Lsn(8192);
+    assert_eq!(p.answer_begin(&empty, oldest, Lsn(4096), Some(BASE)), Verdict::NeedSnapshot { oldest });
+    assert_eq!(p.answer_begin(&empty, oldest, oldest, None), Verdict::Refused(Refusal::Busy));
+    // Who can go on does not begin anew.
+    assert_eq!(p.answer(&begins(8192, 1), log(), 0), HelloAnswer::NeedChain(Lsn(8192)));
+}
+
+#[test]
+fn a_log_that_is_given_up_is_known_only_if_its_last_term_is_remembered_and_went_further() {
+    let p = primary();
+    let known = |end, term| match p.answer_begin(&begins(end, term), Lsn(12288), Lsn(12288), Some(BASE)) {
+        Verdict::Begin { known, .. } => known,
+        other => panic!("{other:?}"),
+    };
+    assert!(known(4096, 1) && known(8192, 1) && known(12288, 3));
+    assert!(!known(12288, 1), "term 1 ended before that");
+    assert!(!known(4096, 2), "of term 2 nothing is known");
+}
+
+#[test]
+fn a_log_that_was_begun_and_is_empty_goes_on_by_its_chain_and_is_never_cut() {
+    let mut p = primary();
+    let begun = Hello { last_term: Term::ZERO, ..begins(8192, 4) };
+    assert_eq!(p.answer(&begun, log(), 0), HelloAnswer::NeedChain(Lsn(8192)));
+    let stream = Verdict::Stream { from: Lsn(8192) };
+    assert_eq!(p.answer_with_chain(&begun, Lsn(4096), Some(Chain(5)), 0), stream);
+    for other in [Some(Chain(6)), None] {
+        let refused = Verdict::Refused(Refusal::CutBelowCommit);
+        assert_eq!(p.answer_with_chain(&begun, Lsn(4096), other, 0), refused);
+    }
+    let ahead = Hello { end_lsn: Lsn(45056), ..begun };
+    assert_eq!(p.answer(&ahead, log(), 0), refused(Refusal::CutBelowCommit));
+    let at_tail = Hello { end_lsn: Lsn(40960), chain: Chain(77), ..begun };
+    let stream = Verdict::Stream { from: Lsn(40960) };
+    assert_eq!(p.answer(&at_tail, log(), 0), HelloAnswer::Verdict(stream));
+}
+
+#[test]
+fn a_replica_that_never_held_a_record_does_not_count_for_it() {
+    let mut p = primary();
+    // Somebody wants more than the shard's policy, for a record in front of where the replica begins.
+    let need = Requirement::number(2, AckLevel::Flushed);
+    p.gate.wait(need, waiter(8192));
+    let begun = Hello { last_term: Term::ZERO, ..begins(8192, 4) };
+    assert_eq!(p.answer(&begun, log(), 0), refused(Refusal::Busy));
+    p.gate.drain(|_| {});
+    p.gate.wait(need, waiter(12288));
+    assert_eq!(p.answer(&begun, log(), 0), HelloAnswer::NeedChain(Lsn(8192)));
 }

@@ -20,7 +20,7 @@ use std::io;
 use std::ops::ControlFlow;
 
 use thiserror::Error;
-use towline_wire::superblock::Superblock;
+use towline_wire::superblock::{Base, Superblock};
 use towline_wire::{
     BLOCK, BODY_BYTES_MAX, BatchError, BatchHeader, BatchView, Lsn, ShardId, SystemId, Term, batch, round_up_to_block,
 };
@@ -52,6 +52,8 @@ pub struct Facts {
     pub own_term: Term,
     /// Where the log that is kept begins.
     pub oldest: Lsn,
+    /// What came before, if the log was begun there: then it may be empty.
+    pub base: Option<Base>,
     /// Where to begin to read: a batch that was durable starts here, or the log was empty.
     pub floor: Lsn,
     /// What was known to be committed and durable here.
@@ -75,6 +77,7 @@ impl Facts {
             term: s.term,
             own_term: s.own_term,
             oldest: s.oldest_lsn,
+            base: s.base,
             floor: s.floor_lsn,
             commit: s.commit_lsn,
             in_flight_bytes_max: s.in_flight_bytes_max,
@@ -176,6 +179,10 @@ pub fn read_on(
 ) -> Result<ControlFlow<()>, RecoveryError> {
     // In the middle of a log the first header itself says what came before it.
     let mut known = out.end.lsn == Lsn::ZERO || out.batches > 0;
+    if let Some(base) = facts.base.filter(|_| out.batches == 0 && out.end.lsn == facts.oldest) {
+        (out.end.chain, out.end.next_seq) = (base.chain, base.seq);
+        known = true;
+    }
     let reason = loop {
         let at = out.end.lsn;
         let view = match next_batch(source, at)? {
@@ -271,7 +278,7 @@ fn judge(
     if at < facts.commit {
         return damage(reason, format!("everything below {} is known to be committed", facts.commit));
     }
-    if at == facts.oldest && at > Lsn::ZERO {
+    if at == facts.oldest && at > Lsn::ZERO && facts.base.is_none() {
         return damage(reason, "the log that is kept begins there".into());
     }
     let mut until = at;

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::protocol::builder::BatchBuilder;
-use towline_wire::{BatchFields, Seq};
+use towline_wire::superblock::Base;
+use towline_wire::{BatchFields, Chain, Seq};
 
 struct Memory(Vec<u8>);
 
@@ -26,6 +27,7 @@ fn facts() -> Facts {
         term: Term(3),
         own_term: Term(3),
         oldest: Lsn(0),
+        base: None,
         floor: Lsn(0),
         commit: Lsn(0),
         reached: (Term(0), Lsn(0)),
@@ -192,6 +194,7 @@ fn the_superblock_says_which_term_the_log_had_reached_at_its_floor() {
         own_term: Term(0),
         segment_bytes: 1 << 16,
         oldest_lsn: Lsn(0),
+        base: None,
         floor_lsn: Lsn(8192),
         slots: (),
         settings: None,
@@ -244,3 +247,24 @@ mod crash;
 
 #[path = "recovery_damage_tests.rs"]
 mod damage;
+
+#[test]
+fn a_log_that_was_begun_in_the_middle_may_be_empty_there_and_one_that_was_trimmed_may_not() {
+    let (m, ends) = log(&[(100, 0), (100, 0), (100, 0)]);
+    let at = ends[1].end;
+    let base = Some(Base { chain: at.chain, seq: at.next_seq });
+    let begun = Facts { oldest: at.lsn, floor: at.lsn, commit: at.lsn, base, ..facts() };
+    let mut m = m;
+    assert_eq!(run(&mut m, &begun).unwrap().end, ends[3].end);
+    // What is there does not follow what came before: it is none of this log's.
+    let other = Some(Base { chain: Chain(1), seq: at.next_seq });
+    assert_eq!(run(&mut m, &Facts { base: other, in_flight_bytes_max: 1 << 20, ..begun }).unwrap().end.lsn, at.lsn);
+    m.0[at.lsn.0 as usize..].fill(0);
+    let empty = run(&mut m, &begun).unwrap();
+    assert_eq!((empty.end.lsn, empty.end.chain, empty.end.next_seq), (at.lsn, at.chain, at.next_seq));
+    assert_eq!((empty.end.last_term, empty.last_batch, empty.batches), (Term::ZERO, at.lsn, 0));
+    assert!(run(&mut m, &Facts { base: None, ..begun }).is_err(), "something was there");
+    // Once something is known to be committed there, it is damage.
+    let known = Facts { commit: Lsn(at.lsn.0 + 1), ..begun };
+    assert!(run(&mut m, &known).is_err());
+}

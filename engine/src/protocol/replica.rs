@@ -3,8 +3,9 @@
 
 use thiserror::Error;
 use towline_wire::batch::BatchHeader;
-use towline_wire::handshake::{Hello, NodeName, Refusal, Role, Verdict, Welcome};
+use towline_wire::handshake::{FEATURE_BEGIN, Hello, NodeName, Refusal, Role, Verdict, Welcome};
 use towline_wire::message::{Ack, Heartbeat};
+use towline_wire::superblock::Base;
 use towline_wire::{Chain, Lsn, PROTOCOL_VERSION, Seq, ShardId, SystemId, Term};
 
 use super::history::History;
@@ -23,6 +24,8 @@ pub enum Plan {
         /// The new end: a batch boundary at or below it.
         to: Lsn,
     },
+    /// The log begins anew, further on than it ends now: set it up, durably, and say hello again.
+    Begin(Beginning),
     /// The log here is too old to be continued.
     NeedSnapshot {
         /// The oldest position that the primary keeps.
@@ -30,6 +33,19 @@ pub enum Plan {
     },
     /// The primary refused.
     Refused(Refusal),
+}
+
+/// Where a log begins that does not begin at LSN 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beginning {
+    /// Where.
+    pub at: Lsn,
+    /// What came before.
+    pub base: Base,
+    /// The term to promise.
+    pub term: Term,
+    /// What is given up is a part of the primary's log, as far as that remembers.
+    pub known: bool,
 }
 
 /// Why a replica does not follow a primary, or closes its link.
@@ -77,6 +93,14 @@ pub enum Violation {
         to: Lsn,
         /// What is committed.
         commit: Lsn,
+    },
+    /// It would have a log begin anew where it knows less to be committed than this node.
+    #[error("the primary knows {theirs} to be committed, this node {ours}: the log here is not given up for that one")]
+    KnowsLess {
+        /// What the primary knows.
+        theirs: Lsn,
+        /// What this node knows.
+        ours: Lsn,
     },
     /// A stream that does not begin at this log's end.
     #[error("the primary streams from {from}, this log ends at {end}")]
@@ -127,6 +151,28 @@ pub struct Replica {
     commit: Lsn,
     /// The primary's end, as heard last.
     primary_tail: Lsn,
+    /// Whether the log may begin anew where it is too old.
+    may_begin: bool,
+    /// While it catches up: where this log ended when the link began, and the primary's.
+    catching_up: Option<(Lsn, Lsn)>,
+    /// It has never caught up since it began anew.
+    bootstraps: bool,
+    has_caught_up: bool,
+    /// Where it began anew, in this process.
+    begun: Lsn,
+}
+
+/// How far a replica is that is behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CatchUp {
+    /// It takes its log for the first time, not only what it missed.
+    pub bootstrap: bool,
+    /// Where it began.
+    pub from: Lsn,
+    /// Where it is.
+    pub at: Lsn,
+    /// The primary's end, as heard last.
+    pub tail: Lsn,
 }
 
 /// The end of a recovered log.
@@ -168,7 +214,24 @@ impl Replica {
             applied_seq: Seq(0),
             commit,
             primary_tail: end.lsn,
+            may_begin: false,
+            catching_up: None,
+            bootstraps: false,
+            has_caught_up: false,
+            begun: Lsn::ZERO,
         }
+    }
+
+    /// Whether the log holds no batch.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.last_term == Term::ZERO
+    }
+
+    /// Says, before a hello, whether the log may begin anew where it is too old: `gaps` is whether the
+    /// handler can do without what is left out, `rebuild` whether a log that is not empty may be given up.
+    pub fn allow_begin(&mut self, gaps: bool, rebuild: bool) {
+        self.may_begin = gaps && (rebuild || self.is_empty());
     }
 
     /// The hello for the next connection.
@@ -178,7 +241,7 @@ impl Replica {
             protocol: PROTOCOL_VERSION,
             role: Role::Replica,
             shard: self.shard,
-            features: squeeze::features(),
+            features: squeeze::features() | if self.may_begin { FEATURE_BEGIN } else { 0 },
             system: self.system,
             term: self.term,
             last_term: self.last_term,
@@ -231,6 +294,14 @@ impl Replica {
                 }
             }
             Verdict::NeedSnapshot { oldest } => Ok(Plan::NeedSnapshot { oldest }),
+            Verdict::Begin { at, .. } if !self.may_begin || at <= self.flushed => {
+                Err(Violation::WrongStart { from: at, end: self.flushed })
+            }
+            // No primary lets go of what is not committed; one that has lost what it knew is not followed.
+            Verdict::Begin { at, .. } if w.commit_lsn < at => {
+                Err(Violation::KnowsLess { theirs: w.commit_lsn, ours: self.committed() })
+            }
+            Verdict::Begin { at, base, known } => Ok(Plan::Begin(Beginning { at, base, term: w.term, known })),
             Verdict::Client | Verdict::Refused(_) => Err(Violation::NotForReplica),
         }
     }
@@ -245,6 +316,9 @@ impl Replica {
         }
         self.term = w.term;
         self.primary_tail = w.tail.max(self.received);
+        self.bootstraps |= self.is_empty();
+        self.catching_up = Some((self.flushed, w.tail));
+        self.on_flushed(self.flushed);
         // What another primary said of bytes that are not here says nothing about this one's.
         self.commit = self.committed().max(w.commit_lsn);
     }
@@ -269,6 +343,18 @@ impl Replica {
         (self.next_seq, self.last_term) = (end.next_seq, end.last_term);
         self.applied = self.applied.min(end.lsn);
         self.applied_seq = self.applied_seq.min(end.next_seq);
+    }
+
+    /// The log has begun anew, durably, as [`Plan::Begin`] said.
+    pub fn on_begin(&mut self, b: &Beginning) {
+        assert!(self.flushed == self.received && b.at > self.flushed && b.term >= self.term);
+        self.history = History::default();
+        (self.received, self.flushed, self.chain) = (b.at, b.at, b.base.chain);
+        (self.next_seq, self.last_term, self.term) = (b.base.seq, Term::ZERO, b.term);
+        // Nobody lets go of what is not committed.
+        self.commit = b.at;
+        self.begun = b.at;
+        self.has_caught_up = false;
     }
 
     /// A batch whose header and body passed their CRCs. If it may follow, it counts as received.
@@ -323,12 +409,29 @@ impl Replica {
     /// The link is gone, and with it whatever was received but could not be written.
     pub fn on_link_lost(&mut self) {
         assert!(self.flushed <= self.received);
+        self.catching_up = None;
     }
 
     /// This node's device holds everything below `flushed`.
     pub fn on_flushed(&mut self, flushed: Lsn) {
         assert!(flushed >= self.flushed && flushed <= self.received);
         self.flushed = flushed;
+        if self.catching_up.is_some_and(|(_, tail)| flushed >= tail) {
+            (self.catching_up, self.bootstraps, self.has_caught_up) = (None, false, true);
+        }
+    }
+
+    /// How far it is, while it follows a primary and has not what that had when the link began.
+    #[must_use]
+    pub fn catch_up(&self) -> Option<CatchUp> {
+        let (from, _) = self.catching_up?;
+        Some(CatchUp { bootstrap: self.bootstraps, from, at: self.flushed, tail: self.primary_tail })
+    }
+
+    /// Whether it has had what its primary had when a link began, since it was opened or has begun anew.
+    #[must_use]
+    pub const fn is_caught_up(&self) -> bool {
+        self.has_caught_up
     }
 
     /// The handler has returned for everything below `applied`.
@@ -360,6 +463,12 @@ impl Replica {
     #[must_use]
     pub fn committed(&self) -> Lsn {
         self.commit.min(self.flushed)
+    }
+
+    /// Where this log has begun anew, since it was opened: it holds nothing before that.
+    #[must_use]
+    pub const fn begun(&self) -> Lsn {
+        self.begun
     }
 
     /// Where this log ends in memory.

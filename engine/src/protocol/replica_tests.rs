@@ -306,3 +306,68 @@ proptest! {
         }
     }
 }
+
+fn begin(at: u64, commit: u64) -> Welcome {
+    let base = Base { chain: Chain(9), seq: Seq(30) };
+    let verdict = Verdict::Begin { at: Lsn(at), base, known: true };
+    Welcome { commit_lsn: Lsn(commit), ..welcome(4, verdict) }
+}
+
+#[test]
+fn a_log_begins_anew_only_where_that_was_allowed_and_only_further_on() {
+    let told = |r: &Replica, at, commit| r.on_welcome(&begin(at, commit));
+    let mut r = replica(0, 0);
+    assert!(told(&r, 5 * BLOCK, 5 * BLOCK).is_err(), "it has not asked");
+    assert_eq!(r.hello(NodeName::new("r1").unwrap(), 1).features & FEATURE_BEGIN, 0);
+    r.allow_begin(true, false);
+    assert_eq!(r.hello(NodeName::new("r1").unwrap(), 1).features & FEATURE_BEGIN, FEATURE_BEGIN);
+    assert!(
+        matches!(told(&r, 5 * BLOCK, 5 * BLOCK), Ok(Plan::Begin(b)) if b.at == Lsn(5 * BLOCK) && b.term == Term(4))
+    );
+    r.allow_begin(false, true);
+    assert!(told(&r, 5 * BLOCK, 5 * BLOCK).is_err(), "its handler would miss records");
+    // A log with something in it is not given up unless that is wanted.
+    let mut r = replica(4, 4 * BLOCK);
+    r.allow_begin(true, false);
+    assert!(told(&r, 5 * BLOCK, 5 * BLOCK).is_err());
+    r.allow_begin(true, true);
+    assert!(told(&r, 5 * BLOCK, 5 * BLOCK).is_ok());
+    assert!(matches!(told(&r, 4 * BLOCK, 5 * BLOCK), Err(Violation::WrongStart { .. })), "it could go on there");
+    assert!(matches!(told(&r, 3 * BLOCK, 5 * BLOCK), Err(Violation::WrongStart { .. })));
+}
+
+#[test]
+fn a_log_is_not_given_up_for_a_primary_that_has_lost_what_was_committed_or_reigned_before() {
+    let mut r = replica(4, 4 * BLOCK);
+    r.allow_begin(true, true);
+    let less = r.on_welcome(&begin(5 * BLOCK, 3 * BLOCK));
+    assert!(matches!(less, Err(Violation::KnowsLess { .. })), "{less:?}");
+    let older = Welcome { term: Term(2), ..begin(5 * BLOCK, 5 * BLOCK) };
+    assert!(matches!(r.on_welcome(&older), Err(Violation::StalePrimary { .. })));
+    let other = Welcome { system: OTHER, ..begin(5 * BLOCK, 5 * BLOCK) };
+    assert!(matches!(r.on_welcome(&other), Err(Violation::ForeignSystem { .. })));
+}
+
+#[test]
+fn a_log_that_has_begun_takes_the_first_batch_there_and_nothing_else() {
+    let mut r = replica(4, 4 * BLOCK);
+    r.allow_begin(true, true);
+    let Ok(Plan::Begin(b)) = r.on_welcome(&begin(6 * BLOCK, 8 * BLOCK)) else { panic!("it may") };
+    r.on_begin(&b);
+    assert_eq!((r.flushed(), r.committed(), r.next_seq(), r.is_empty()), (b.at, b.at, Seq(30), true));
+    let hello = r.hello(NodeName::new("r1").unwrap(), 1);
+    assert_eq!((hello.end_lsn, hello.chain, hello.last_term, hello.term), (b.at, Chain(9), Term::ZERO, Term(4)));
+    let follow = Welcome { commit_lsn: Lsn(8 * BLOCK), ..stream(4, 6 * BLOCK) };
+    assert_eq!(r.on_welcome(&follow), Ok(Plan::Follow { term: Term(4) }));
+    r.follow(&follow);
+    assert_eq!(r.catch_up().map(|c| (c.bootstrap, c.from, c.tail)), Some((true, b.at, Lsn(10 * BLOCK))));
+    assert!(!r.is_caught_up());
+    let late = batch(BatchFields { lsn: Lsn(7 * BLOCK), ..fields(&r, 4) });
+    assert!(matches!(r.on_batch(&late, Lsn(0)), Err(Violation::DoesNotFollow { field: "LSN", .. })));
+    for _ in 0..4 {
+        receive(&mut r, 3, 0);
+        r.on_flushed(r.received());
+    }
+    assert!(r.is_caught_up() && r.catch_up().is_none());
+    assert_eq!(r.history.entries(), [(Term(3), b.at)]);
+}

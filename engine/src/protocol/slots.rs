@@ -290,6 +290,13 @@ impl Slots {
         true
     }
 
+    /// A replica is going to need the log from `from` on.
+    pub(super) fn hold(&mut self, slot: usize, from: Lsn) {
+        if let Some(s) = self.get_mut(slot).filter(|s| s.is_valid()) {
+            s.restart = s.restart.min(from);
+        }
+    }
+
     /// What the link's replica says now, checked by the caller.
     ///
     /// What the primary's own device does not hold yet may be gone after a crash of the primary: the

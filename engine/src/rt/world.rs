@@ -159,6 +159,8 @@ pub struct ShardView {
     pub term: Term,
     /// Where what is kept begins.
     pub oldest: Lsn,
+    /// Where a replica's log has begun anew in this process: it holds nothing before that.
+    pub begun: Lsn,
     /// Committed, as far as it knows.
     pub commit: Lsn,
     /// On this node's device.

@@ -54,6 +54,14 @@ async fn apply_all(shard: &Rc<Shard>, handler: &mut dyn Apply) -> Result<(), App
         if shard.is_stopped() {
             return Ok(());
         }
+        if let Some((at, seq)) = shard.begun.take() {
+            cursor = Cursor::new(shard, at);
+            shard.inner.borrow_mut().replica().on_applied(at, seq);
+            shard.moved.notify();
+        }
+        if !shard.cutting.get() && shard.takes_gaps.replace(Some(handler.takes_gaps())).is_none() {
+            shard.moved.notify();
+        }
         let limit = match deliver {
             Deliver::Committed if canary!(ApplyUncommitted) => shard.durable(),
             Deliver::Committed => shard.committed(),

@@ -30,7 +30,7 @@ use crate::notify::Changed;
 use crate::outcome::AppendError;
 use crate::protocol::pipeline::Pipeline;
 use crate::protocol::primary::Primary;
-use crate::protocol::replica::Replica;
+use crate::protocol::replica::{Beginning, Replica};
 use crate::protocol::settings::Settings;
 use crate::rt;
 use crate::telemetry::{self, SlotHistogram, Telemetry};
@@ -63,6 +63,8 @@ pub(crate) struct ShardConfig {
     pub(crate) too_few: TooFewReplicas,
     /// A replica's longest pause before it connects again.
     pub(crate) reconnect_max: Duration,
+    /// Whether a replica whose log is too old gives it up for a new one.
+    pub(crate) rebuild: bool,
 }
 
 /// How a primary's shard sends, and what it does while replicas are behind.
@@ -96,6 +98,7 @@ impl ShardConfig {
             flow: Flow::default(),
             too_few: TooFewReplicas::Wait,
             reconnect_max: limits::RECONNECT_MAX,
+            rebuild: false,
         }
     }
 }
@@ -145,6 +148,14 @@ pub(crate) struct Shard {
     pub(crate) cutting: Cell<bool>,
     /// While the log is being cut: up to where the handler is to go back first.
     pub(crate) take_back: Cell<Option<(Lsn, Seq)>>,
+    /// Where the log is to begin anew, until the keeper has seen to it.
+    pub(crate) begin: Cell<Option<Beginning>>,
+    /// Where it has begun anew, until the handler has seen that.
+    pub(crate) begun: Cell<Option<(Lsn, Seq)>>,
+    /// Whether the handler can do without what is left out then; `None` before it has looked at the log.
+    pub(crate) takes_gaps: Cell<Option<bool>>,
+    /// When the link to the primary began, in nanoseconds of the shard's clock.
+    pub(crate) linked_ns: Cell<u64>,
     /// How often the log was cut: what was read before may be gone.
     pub(crate) cuts: Cell<u64>,
     /// No batch is closed before this, for the lag target.
@@ -246,6 +257,10 @@ impl Shard {
             log_full: Cell::new(false),
             cutting: Cell::new(false),
             take_back: Cell::new(None),
+            begin: Cell::new(None),
+            begun: Cell::new(None),
+            takes_gaps: Cell::new(None),
+            linked_ns: Cell::new(0),
             cuts: Cell::new(0),
             throttled_ns: Cell::new(0),
             ahead_bytes: Cell::new(0),
@@ -427,6 +442,14 @@ impl Inner {
         match &mut self.role {
             Role::Replica(r) => r,
             Role::Primary(_) => unreachable!("only a replica's tasks ask for it"),
+        }
+    }
+
+    /// The replica's side, if there is one.
+    pub(crate) const fn replica_if_any(&self) -> Option<&Replica> {
+        match &self.role {
+            Role::Replica(r) => Some(r),
+            Role::Primary(_) => None,
         }
     }
 

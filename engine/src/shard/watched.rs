@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::{Role, Shard};
+use crate::protocol::replica::Replica;
 use crate::protocol::slots::Slot;
 use crate::rt::world::{self, ShardView, SlotView};
 use towline_wire::Lsn;
@@ -41,6 +42,7 @@ impl Shard {
             is_primary: matches!(inner.role, Role::Primary(_)),
             term: inner.term(),
             oldest: inner.oldest,
+            begun: inner.replica_if_any().map_or(Lsn::ZERO, Replica::begun),
             commit: inner.committed(),
             durable: inner.pipeline.durable(),
             appended: inner.pipeline.appended(),

@@ -9,7 +9,7 @@ use towline_wire::message::{
     Ack, AckLevel, AppendHead, CommitStatus, Committed, ControlAction, ControlRequest, ErrorCode, ErrorHead, Goodbye,
     Heartbeat, PackedHead, SlotAction, SlotRequest, TailRequest, TailStart, WirePolicy,
 };
-use towline_wire::superblock::{self, SettingsEntry, SlotEntry, SlotKind, SlotLoss, Superblock};
+use towline_wire::superblock::{self, Base, SettingsEntry, SlotEntry, SlotKind, SlotLoss, Superblock};
 use towline_wire::{BatchFields, Chain, Lsn, Seq, ShardId, SystemId, Term, batch, record};
 
 /// The records in every sample that carries records.
@@ -109,10 +109,11 @@ pub(crate) fn welcome(verdict: Verdict) -> Welcome {
 }
 
 /// Each verdict, by the name of its golden vector.
-pub(crate) const VERDICTS: [(&str, Verdict); 5] = [
+pub(crate) const VERDICTS: [(&str, Verdict); 6] = [
     ("frame-welcome-stream", Verdict::Stream { from: Lsn(16_384) }),
     ("frame-welcome-cut", Verdict::Cut { to: Lsn(12_288) }),
     ("frame-welcome-need-snapshot", Verdict::NeedSnapshot { oldest: Lsn(4_096) }),
+    ("frame-welcome-begin", Verdict::Begin { at: Lsn(4_096), base: Base { chain: CHAIN, seq: Seq(41) }, known: true }),
     ("frame-welcome-client", Verdict::Client),
     ("frame-welcome-refused", Verdict::Refused(Refusal::CutBelowCommit)),
 ];
@@ -218,10 +219,10 @@ pub(crate) fn frames() -> Vec<(&'static str, FrameKind, Vec<u8>)> {
     add("frame-status-request", FrameKind::StatusRequest, 0, 0, &[]);
     add("frame-status", FrameKind::Status, 0, 0, STATUS);
     add("frame-slot-request", FrameKind::SlotRequest, 0, 0, &slot_request().to_bytes());
-    add("frame-packed", FrameKind::Packed, FLAG_ACK_RECEIVED, 8_192, &packed_bytes());
     for (name, request) in control_requests() {
         add(name, FrameKind::ControlRequest, 0, 0, &request.to_bytes());
     }
+    add("frame-packed", FrameKind::Packed, FLAG_ACK_RECEIVED, 8_192, &packed_bytes());
     all
 }
 
@@ -238,6 +239,7 @@ pub(crate) fn owned(s: &Superblock<superblock::HistoryBytes<'_>, superblock::Slo
         own_term: s.own_term,
         segment_bytes: s.segment_bytes,
         oldest_lsn: s.oldest_lsn,
+        base: s.base,
         floor_lsn: s.floor_lsn,
         commit_lsn: s.commit_lsn,
         in_flight_bytes_max: s.in_flight_bytes_max,
@@ -274,6 +276,7 @@ pub(crate) fn superblock() -> Owned {
         own_term: Term(6),
         segment_bytes: 64 << 20,
         oldest_lsn: Lsn(4_096),
+        base: None,
         floor_lsn: Lsn(16_384),
         commit_lsn: Lsn(12_288),
         in_flight_bytes_max: 4 << 20,

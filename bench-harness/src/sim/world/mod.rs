@@ -512,15 +512,6 @@ impl SimWorld {
         self.disks.borrow_mut()[node.0 as usize] = Disk::default();
     }
 
-    /// A node's disk becomes a copy of another's. Both are down.
-    pub fn copy_disk(&self, from: NodeId, to: NodeId) {
-        self.count("disk copied");
-        let mut disks = self.disks.borrow_mut();
-        let mut copy = disks[from.0 as usize].copy();
-        copy.settle();
-        disks[to.0 as usize] = copy;
-    }
-
     /// How many bytes more a node's files may grow by; `None`: any.
     pub fn set_space(&self, node: NodeId, bytes: Option<u64>) {
         if bytes.is_some() {

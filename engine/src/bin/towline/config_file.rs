@@ -66,6 +66,11 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "TIME")]
     pub(crate) reconnect_max: Option<Time>,
 
+    /// Replica: if the primary keeps no log from where this one ends, give this one up and begin anew at the
+    /// oldest that the primary keeps. What is given up is set aside until the new log is there
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) rebuild: Option<bool>,
+
     /// Cores to run on, like 0,1; shards are dealt out to them in turn [default: all]
     #[arg(long, value_name = "CPUS", value_delimiter = ',')]
     pub(crate) cpus: Option<Vec<usize>>,
@@ -176,6 +181,7 @@ macro_rules! every_field {
             name,
             primary,
             reconnect_max,
+            rebuild,
             cpus,
             segment_size,
             segments_ahead,
@@ -235,6 +241,7 @@ impl Settings {
                 ("name", self.name.is_some()),
                 ("primary", self.primary.is_some()),
                 ("reconnect-max", self.reconnect_max.is_some()),
+                ("rebuild", self.rebuild.is_some()),
             ],
         );
         let others: &[(&str, bool)] = if role == Role::Primary { &replica } else { &primary };

@@ -10,12 +10,12 @@ use towline::client::{Advice, ClientError};
 pub(crate) const HELP: &str = "\
 Exit status of every subcommand:
   0  done; serve: stopped by SIGTERM or SIGINT; verify: the log is whole
-  1  stdin, stdout, an argument or a file is at fault; serve, verify, dump: the folder cannot be opened
+  1  stdin, stdout, an argument or a file is at fault; serve, verify, dump, backup: the folder cannot be opened
   2  the command line cannot be understood
   3  the outcome of some records is unknown: their deadline passed, or the shard stopped
   4  refused by the node
   5  the connection could not be opened, or was lost
-  6  verify, dump: the log is damaged
+  6  verify, dump, backup: the log is damaged
   7  serve: a shard has stopped after an error, so the node has ended
   8  verify: the logs are not what the history says
   9  append: refused, as fewer replicas have acknowledged lately than min-replicas asks for

@@ -4,6 +4,7 @@
 //! command ends with exit status 1; [`exit`] holds every code.
 
 mod append;
+mod backup;
 mod config_file;
 mod ctl;
 mod demo;
@@ -42,6 +43,8 @@ enum Command {
     Ctl(ctl::Args),
     Verify(verify::Args),
     Dump(dump::Args),
+    Backup(backup::Args),
+    Restore(backup::restore::Args),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +60,8 @@ fn main() -> ExitCode {
         Some(Command::Ctl(args)) => told(ctl::run(args)),
         Some(Command::Verify(args)) => told(verify::run(args)),
         Some(Command::Dump(args)) => told(dump::run(args)),
+        Some(Command::Backup(args)) => told(backup::run(args)),
+        Some(Command::Restore(args)) => told(backup::restore::run(args)),
     }
 }
 

@@ -342,6 +342,7 @@ fn plan(settings: Settings, promote: bool, above_term: Option<Term>) -> Result<R
             let mut config = ReplicaConfig::new(&node.data, name, addr);
             (config.node, config.listen, config.insecure_no_auth) = (node, listen, insecure_no_auth);
             config.reconnect_max = settings.reconnect_max.map_or(config.reconnect_max, |t| t.0);
+            config.rebuild = settings.rebuild.unwrap_or(config.rebuild);
             Ok(Ok(Plan::Replica(config, primary)))
         }
     }
@@ -390,8 +391,17 @@ mod tests {
             let key = line.strip_prefix('#').and_then(|l| l.split_once(" = ")).map(|(key, _)| key);
             key.is_some_and(|k| {
                 !k.contains(' ')
-                    && !["cpus", "slot-idle-max", "catch-up-max", "lag-target", "name", "primary", "reconnect-max"]
-                        .contains(&k)
+                    && ![
+                        "cpus",
+                        "slot-idle-max",
+                        "catch-up-max",
+                        "lag-target",
+                        "name",
+                        "primary",
+                        "reconnect-max",
+                        "rebuild",
+                    ]
+                    .contains(&k)
             })
         };
         let all: Vec<&str> = text.lines().map(|l| if shown(l) { &l[1..] } else { l }).collect();

@@ -244,6 +244,7 @@ fn show(status: &Value) -> String {
     let mut packed = Table::new(1, &["SHARD", "COMPRESSED", "SENT AS", "RATIO"]);
     let mut behind = Table::new(2, &["SHARD", "CATCHES UP", "BEHIND", "RATE", "DONE", "TIME LEFT"]);
     let mut links = Table::new(3, &["SHARD", "LAG", "LINK TO THE PRIMARY"]);
+    let mut own = Table::new(2, &["SHARD", "BEHIND", "DONE", "OF", "SPEED", "TIME LEFT"]);
     let mut stages = Table::new(2, &["SHARD", "STAGE", "COUNT", "P50", "P90", "P99", "P99.9", "MAX"]);
     let mut counters = Table::new(2, &["SHARD", "COUNTER", "VALUE"]);
     for shard in items(&status["shards"]) {
@@ -262,6 +263,17 @@ fn show(status: &Value) -> String {
         ]);
         if shard["link"].as_str().is_some_and(|link| !link.is_empty()) {
             links.row(vec![number.clone(), size(shard, "lag_bytes"), text(shard, "link")]);
+        }
+        let here = &shard["catch_up"];
+        if here.is_object() {
+            own.row(vec![
+                number.clone(),
+                text(here, "state"),
+                size(here, "done_bytes"),
+                size(here, "total_bytes"),
+                or_dash(here["bytes_per_s"].as_f64(), |b| format!("{:.1} MB/s", b / 1e6)),
+                or_dash(here["eta_s"].as_f64(), duration),
+            ]);
         }
         if shard["held_by"].is_string() {
             let cap = match shard["retention_cap_bytes"].as_u64() {
@@ -314,7 +326,7 @@ fn show(status: &Value) -> String {
             counters.row(vec![number.clone(), clean(name), counter(name, value)]);
         }
     }
-    for table in [shards, held, quorum, slots, behind, kept, links, packed, stages, counters] {
+    for table in [shards, held, quorum, slots, behind, kept, links, own, packed, stages, counters] {
         table.write(&mut out);
     }
     out
@@ -423,6 +435,15 @@ SHARD  CATCHES UP   BEHIND       RATE    DONE  TIME LEFT
 3      r2          3.0 MiB  2.0 MiB/s  66.7 %  1 min 1 s
 3      r3          1.0 GiB          -   0.0 %          -
 ";
+        let shown = show(&status);
+        assert!(shown.contains(expected), "{shown}");
+    }
+
+    #[test]
+    fn a_replica_that_catches_up_says_how_far_it_is_and_how_long_it_takes() {
+        let status = serde_json::json!({"shards": [{"shard": 0, "catch_up": {"state": "bootstrap",
+            "done_bytes": 1 << 20, "total_bytes": 4 << 20, "bytes_per_s": 1_048_576, "eta_s": 3.0}}]});
+        let expected = "SHARD  BEHIND        DONE       OF     SPEED  TIME LEFT\n0      bootstrap  1.0 MiB  4.0 MiB  1.0 MB/s      3.0 s\n";
         let shown = show(&status);
         assert!(shown.contains(expected), "{shown}");
     }

@@ -18,14 +18,14 @@ use super::lookahead::Lookahead;
 use super::packing;
 use super::to_replica::refusal_text;
 use crate::limits;
-use crate::protocol::replica::Plan;
+use crate::protocol::replica::{Beginning, Plan};
 use crate::protocol::squeeze;
 use crate::rt::worker::Worker;
 use crate::rt::{self, DmaBuf};
 use crate::shard::Shard;
 use crate::shard::wal::keep::LiveSuperblock;
-use crate::shard::wal::open;
 use crate::shard::wal::ring::Batch;
+use crate::shard::wal::{folder, open, replaced};
 
 /// Follows the primary until the shard stops.
 pub(crate) struct Follower {
@@ -89,8 +89,16 @@ impl Follower {
     }
 
     async fn session(&self) -> Result<Ended, LinkError> {
+        // The hello says what the handler has, and whether it could begin further on.
+        self.wait_until(|shard| shard.takes_gaps.get().is_some()).await?;
         let conn = Rc::new(Conn::connect(&self.primary).await?);
-        let hello = self.shard.inner.borrow_mut().replica().hello(self.name, self.process).to_bytes();
+        let (gaps, rebuild) = (self.shard.takes_gaps.get() == Some(true), self.shard.config.rebuild);
+        let (hello, is_empty) = {
+            let inner = &mut *self.shard.inner.borrow_mut();
+            let replica = inner.replica();
+            replica.allow_begin(gaps, rebuild);
+            (replica.hello(self.name, self.process).to_bytes(), replica.is_empty())
+        };
         conn.send(&[&PREAMBLE, &frame::header(FrameKind::Hello, 0, 0, &hello), &hello]).await?;
         let welcome =
             rt::timeout(limits::HANDSHAKE_TIMEOUT, read_welcome(&conn)).await.unwrap_or(Err(LinkError::Idle))?;
@@ -110,6 +118,7 @@ impl Follower {
                     self.must(promised)?;
                 }
                 self.shard.inner.borrow_mut().replica().follow(&welcome);
+                self.shard.linked_ns.set(rt::now_ns());
                 self.shard.publish_commit();
                 self.shard.count(|c| c.connects += 1);
                 *self.shard.link.borrow_mut() = format!("following {}", self.primary);
@@ -121,15 +130,67 @@ impl Follower {
                 self.cut(to).await?;
                 Ok(Ended::Cut)
             }
-            Plan::NeedSnapshot { oldest } => Err(LinkError::Refused(format!(
-                "this log, which ends at {}, ends or parts from the primary's before {oldest}, the oldest that the primary keeps: start the replica anew from a copy",
-                self.shard.durable()
-            ))),
+            Plan::Begin(beginning) => {
+                drop(conn);
+                self.begin(beginning, is_empty).await?;
+                Ok(Ended::Cut)
+            }
+            Plan::NeedSnapshot { oldest } => {
+                let what = match (gaps, is_empty) {
+                    (true, false) => {
+                        "start the replica with --rebuild to have it begin anew there, or from an empty folder"
+                    }
+                    (true, true) => "it is tried again",
+                    (false, _) => {
+                        "its handler has state, and would miss what came before: start the replica anew from a copy"
+                    }
+                };
+                Err(LinkError::Refused(format!(
+                    "this log, which ends at {}, ends or parts from the primary's before {oldest}, the oldest that the primary keeps: {what}",
+                    self.shard.durable()
+                )))
+            }
             // The primary's own words name its positions too.
             Plan::Refused(cause) => Err(match rt::timeout(limits::DRAIN_TIMEOUT, read_reason(&conn)).await {
                 Some(Ok(reason)) => reason,
                 _ => LinkError::Refused(refusal_text(cause).into()),
             }),
+        }
+    }
+
+    /// Has the log begin anew where the primary's begins.
+    async fn begin(&self, beginning: Beginning, is_empty: bool) -> Result<(), LinkError> {
+        let folder = folder::shard_of(self.shard.segments.folder());
+        let is_there = self.filler.call(move || replaced::is_there(&folder)).await;
+        if self.must(is_there)? && !is_empty && !beginning.known {
+            return Err(LinkError::Refused(
+                "this log is too old, and may hold what the primary has not; another one is set aside already: \
+                 look at `superblock.replaced` and `wal/*.replaced` in the shard's folder, and remove them"
+                    .into(),
+            ));
+        }
+        self.shard.cutting.set(true);
+        self.shard.begin.set(Some(beginning));
+        self.shard.keep.notify();
+        let begun = self.wait_until(|shard| shard.begin.get().is_none() && shard.durable() == beginning.at).await;
+        self.shard.cutting.set(false);
+        self.shard.moved.notify();
+        begun?;
+        // The first hello after it says what the handler is given.
+        self.wait_until(|shard| shard.begun.get().is_none()).await
+    }
+
+    /// Waits for something that is told by `moved`.
+    async fn wait_until(&self, is: impl Fn(&Shard) -> bool) -> Result<(), LinkError> {
+        loop {
+            let seen = self.shard.moved.seen();
+            if let Some(why) = self.shard.stopped() {
+                return Err(LinkError::Stopped(why));
+            }
+            if is(&self.shard) {
+                return Ok(());
+            }
+            self.shard.moved.since(seen).await;
         }
     }
 

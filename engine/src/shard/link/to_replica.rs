@@ -5,6 +5,7 @@ use std::rc::Rc;
 use towline_wire::frame::FrameKind;
 use towline_wire::handshake::{Hello, Refusal, Verdict, Welcome};
 use towline_wire::message::{ErrorCode, Heartbeat};
+use towline_wire::superblock::Base;
 use towline_wire::{Lsn, PROTOCOL_VERSION};
 
 use super::conn::Conn;
@@ -96,7 +97,9 @@ pub(crate) const fn refusal_text(cause: Refusal) -> &'static str {
             "the replica's log is ahead of this primary's in the same term: one of the folders is not what it was"
         }
         Refusal::Diverged => "both logs hold other bytes at the same term and LSN: rebuild the replica from scratch",
-        Refusal::Busy => "a limit on connections is reached: try again later",
+        Refusal::Busy => {
+            "a limit on connections is reached, or a commit is awaited in front of where the replica begins: try again later"
+        }
         Refusal::Stopping => "the node is stopping, or the shard has stopped after an error",
         Refusal::NotPrimary => "the node is a replica: connect to the primary",
         Refusal::CutBelowCommit => {
@@ -132,7 +135,7 @@ pub(crate) async fn serve(shard: Rc<Shard>, superblock: Rc<LiveSuperblock>, conn
 }
 
 async fn run(shard: &Rc<Shard>, superblock: &LiveSuperblock, conn: &Rc<Conn>, hello: &Hello) -> Result<(), LinkError> {
-    let verdict = decide(shard, hello).await?;
+    let verdict = decide(shard, superblock, hello).await?;
     let Verdict::Stream { from } = verdict else {
         // Cut or snapshot: the replica does what it has to and comes back.
         return send_welcome(shard, conn, verdict, Some(hello)).await;
@@ -191,7 +194,7 @@ async fn begin(
 }
 
 /// Decides about a hello; reads the chain inside the log if the decision needs it.
-async fn decide(shard: &Rc<Shard>, hello: &Hello) -> Result<Verdict, LinkError> {
+async fn decide(shard: &Rc<Shard>, superblock: &LiveSuperblock, hello: &Hello) -> Result<Verdict, LinkError> {
     if shard.is_stopped() {
         return Ok(Verdict::Refused(Refusal::Stopping));
     }
@@ -200,12 +203,30 @@ async fn decide(shard: &Rc<Shard>, hello: &Hello) -> Result<Verdict, LinkError> 
         let log = LogEnds { oldest: inner.oldest, tail: inner.pipeline.appended(), chain: inner.chain };
         inner.primary().answer(hello, log, rt::now_ns())
     };
+    if matches!(answer, HelloAnswer::NeedBase(_)) {
+        // What the slot holds from now on is what the next start would hold too.
+        if let Err(e) = superblock.persist(|s| s.slots = shard.slot_entries()).await {
+            shard.stop(&e.to_string());
+            return Err(LinkError::Stopped(e.to_string()));
+        }
+    }
     let decided = match answer {
         HelloAnswer::Verdict(verdict) => Ok(verdict),
         HelloAnswer::Deposed => {
             tracing::error!(shard = shard.id.0, replica = %hello.name, term = hello.term.0, "deposed: a replica follows a newer term");
             shard.fence();
             Ok(Verdict::Refused(Refusal::StalePrimary))
+        }
+        HelloAnswer::NeedBase(at) => {
+            let at = late_by_one_batch(shard, at).await;
+            let position = position_at(shard, at).await.map_err(|e| LinkError::Refused(e.to_string()))?;
+            let inner = &mut *shard.inner.borrow_mut();
+            // A log without a batch, as it is after the promotion of one.
+            let at_end = at == inner.pipeline.appended() && inner.open.is_none();
+            let position = position.or(at_end.then_some((inner.chain, inner.next_seq)));
+            let base = position.map(|(chain, seq)| Base { chain, seq });
+            let oldest = inner.oldest;
+            Ok(inner.primary().answer_begin(hello, oldest, at, base))
         }
         HelloAnswer::NeedChain(lsn) => {
             let position = position_at(shard, lsn).await.map_err(|e| LinkError::Refused(e.to_string()))?;
@@ -218,4 +239,14 @@ async fn decide(shard: &Rc<Shard>, hello: &Hello) -> Result<Verdict, LinkError> 
     // A log that has diverged loses its slot.
     shard.tell_lost();
     decided
+}
+
+/// A deliberate bug: a log is begun one batch too late.
+async fn late_by_one_batch(shard: &Rc<Shard>, at: Lsn) -> Lsn {
+    if !canary!(BeginsTooLate) {
+        return at;
+    }
+    let (mut cursor, limit) = (Cursor::new(shard, at), shard.durable());
+    let batch = cursor.next_batch(limit).await.ok().flatten();
+    batch.map(|b| b.end).filter(|end| *end < limit).unwrap_or(at)
 }

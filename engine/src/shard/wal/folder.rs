@@ -53,6 +53,11 @@ pub(crate) fn segments_folder(shard_folder: &Path) -> PathBuf {
     shard_folder.join("wal")
 }
 
+/// The folder of the shard whose segments are there.
+pub(crate) fn shard_of(segments: &Path) -> PathBuf {
+    segments.parent().map_or_else(PathBuf::new, Path::to_path_buf)
+}
+
 /// A segment's file.
 pub(crate) fn segment_path(segments: &Path, start: Lsn) -> PathBuf {
     segments.join(format!("{:016x}.wal", start.0))

@@ -71,6 +71,8 @@ pub(crate) struct Keeper {
     pub(crate) filler: Worker,
     /// Files that may be used again.
     pub(crate) spare: Vec<PathBuf>,
+    /// A log that was set aside may go once this one has caught up.
+    pub(crate) replaced: bool,
 }
 
 impl Keeper {
@@ -145,6 +147,12 @@ impl Keeper {
     }
 
     async fn round(&mut self, prefill_end: Lsn) -> Result<(), OpenError> {
+        if let Some(b) = self.shard.begin.get() {
+            self.begin(b).await?;
+            self.shard.begin.set(None);
+            self.shard.moved.notify();
+        }
+        self.remove_replaced().await?;
         self.shard.expire_slots();
         self.persist_floor().await?;
         let mut full = false;

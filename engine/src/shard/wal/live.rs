@@ -97,6 +97,27 @@ impl LiveSegments {
         }
     }
 
+    /// The log begins anew at `at`, further on. The segments before that are taken out and returned; with
+    /// `none`, no segment is there any more.
+    pub(crate) fn begin(&self, at: Lsn, none: bool) -> Vec<Lsn> {
+        let begin = Lsn(at.0 - at.0 % self.segment_bytes);
+        let mut left = Vec::new();
+        let mut files = self.files.borrow_mut();
+        if none {
+            files.clear();
+            self.opened.borrow_mut().clear();
+        }
+        while self.first.get() < begin && files.pop_front().is_some() {
+            left.push(self.first.get());
+            self.first.set(Lsn(self.first.get().0 + self.segment_bytes));
+        }
+        if files.is_empty() {
+            self.first.set(begin);
+        }
+        self.opened.borrow_mut().retain(|start| *start >= begin);
+        left
+    }
+
     fn index(&self, start: Lsn) -> Option<usize> {
         let at = start.0.checked_sub(self.first.get().0)? / self.segment_bytes;
         Some(at as usize).filter(|at| *at < self.files.borrow().len())

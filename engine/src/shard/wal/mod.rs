@@ -6,6 +6,7 @@
 //! done by [`crate::rt::worker`] threads.
 
 pub(crate) mod ahead;
+mod begin;
 pub(crate) mod cursor;
 pub(crate) mod direct;
 pub(crate) mod error;
@@ -14,6 +15,7 @@ pub(crate) mod keep;
 pub(crate) mod live;
 pub(crate) mod open;
 mod recycle;
+pub(crate) mod replaced;
 pub(crate) mod ring;
 pub(crate) mod source;
 pub(crate) mod superblock_file;

@@ -10,6 +10,7 @@ use towline_wire::{BLOCK, Lsn, ShardId, SystemId, Term};
 use super::direct;
 use super::error::OpenError;
 use super::folder;
+use super::replaced;
 use super::source::SegmentSource;
 use super::superblock_file::{self, OwnedSuperblock, SuperblockFile};
 use crate::limits;
@@ -33,6 +34,8 @@ pub(crate) struct OpenedSlice {
     pub(crate) segments: (Lsn, Lsn),
     /// Segments that hold nothing that is kept.
     pub(crate) spare: Vec<PathBuf>,
+    /// A log that was set aside may go once this one has caught up.
+    pub(crate) replaced: bool,
 }
 
 /// What a shard is to be, if its folder does not say so already.
@@ -56,6 +59,7 @@ pub(crate) fn fresh(new: &NewSlice) -> OwnedSuperblock {
         own_term: Term::ZERO,
         segment_bytes: new.segment_bytes,
         oldest_lsn: Lsn::ZERO,
+        base: None,
         floor_lsn: Lsn::ZERO,
         commit_lsn: Lsn::ZERO,
         in_flight_bytes_max: 0,
@@ -75,6 +79,7 @@ pub(crate) fn open(data: &std::path::Path, new: &NewSlice, in_flight_bytes_max: 
         disk::sync_folder(path).map_err(OpenError::io("flushing the folder", path))?;
     }
     folder::remove_half_made(&segments_folder)?;
+    replaced::settle(&shard_folder)?;
     let mut superblock = superblock_file::read(&shard_folder)?.unwrap_or_else(|| fresh(new));
     if superblock.shard != new.shard || superblock.system != new.system {
         return Err(OpenError::Foreign {
@@ -91,7 +96,7 @@ pub(crate) fn open(data: &std::path::Path, new: &NewSlice, in_flight_bytes_max: 
     }
     let mut superblock_file = SuperblockFile::open(&shard_folder, &superblock)?;
     let (oldest, floor) = (superblock.oldest_lsn, superblock.floor_lsn);
-    let needed = floor.max(superblock.commit_lsn);
+    let needed = superblock.needed();
     let segment_bytes = superblock.segment_bytes;
     let mut source = SegmentSource::open(&segments_folder, segment_bytes, oldest, needed, true)?;
     let facts = Facts::of(&superblock);
@@ -125,6 +130,7 @@ pub(crate) fn open(data: &std::path::Path, new: &NewSlice, in_flight_bytes_max: 
         last_batch: recovered.last_batch,
         segments: (first, source.end()),
         spare,
+        replaced: replaced::may_go(&shard_folder),
         superblock,
         superblock_file,
     })
@@ -196,7 +202,9 @@ pub(crate) fn cut_place(
         ..Facts::of(superblock)
     };
     let mut source = SegmentSource::open(segments_folder, superblock.segment_bytes, facts.oldest, end, false)?;
-    let mut place = CutPlace { end: LogEnd::default(), last_batch: facts.oldest, gone: Vec::new() };
+    // Where nothing is left of a log that was begun in the middle, its beginning is.
+    let base = facts.base.map(|b| LogEnd { lsn: facts.oldest, chain: b.chain, next_seq: b.seq, last_term: Term::ZERO });
+    let mut place = CutPlace { end: base.unwrap_or_default(), last_batch: facts.oldest, gone: Vec::new() };
     let kept = recover(&mut source, &facts, |view| {
         let h = view.header();
         if h.lsn() == facts.oldest {
@@ -219,7 +227,7 @@ pub(crate) fn cut_place(
         let evidence = format!("the log was durable up to {end}");
         return Err(OpenError::Damage { path, offset, lsn, reason, evidence });
     }
-    if facts.oldest > Lsn::ZERO && place.end.lsn == facts.oldest {
+    if facts.oldest > Lsn::ZERO && facts.base.is_none() && place.end.lsn == facts.oldest {
         // Without a single batch nothing would say what came before.
         let e = std::io::Error::other("the whole log that is kept would go: start this replica anew from a copy");
         return Err(OpenError::io("cutting the log in", segments_folder)(e));

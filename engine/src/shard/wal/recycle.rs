@@ -58,7 +58,7 @@ impl Keeper {
         if !canary!(TrimNotRemembered) {
             self.superblock
                 .persist(|s| {
-                    s.oldest_lsn = boundary;
+                    (s.oldest_lsn, s.base) = (boundary, None);
                     s.slots = self.shard.slot_entries();
                     s.commit_lsn = commit;
                     s.floor_lsn = s.floor_lsn.max(boundary);

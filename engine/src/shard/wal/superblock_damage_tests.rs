@@ -21,6 +21,7 @@ fn superblock() -> OwnedSuperblock {
         own_term: Term(5),
         segment_bytes: 1 << 26,
         oldest_lsn: Lsn(4096),
+        base: None,
         floor_lsn: Lsn(81920),
         commit_lsn: Lsn(77824),
         in_flight_bytes_max: 1 << 20,

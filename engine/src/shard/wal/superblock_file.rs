@@ -72,6 +72,7 @@ pub(crate) fn copies(bytes: &[u8]) -> [Result<OwnedSuperblock, SuperblockError>;
             own_term: s.own_term,
             segment_bytes: s.segment_bytes,
             oldest_lsn: s.oldest_lsn,
+            base: s.base,
             floor_lsn: s.floor_lsn,
             commit_lsn: s.commit_lsn,
             in_flight_bytes_max: s.in_flight_bytes_max,

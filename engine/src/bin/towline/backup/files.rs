@@ -1,0 +1,142 @@
+//! Files of a backup: copied and summed up in pieces, made durable, and no others beside them.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use towline::units::show_size;
+
+/// Bytes read at once.
+const PIECE: usize = 1 << 20;
+
+/// Says on stderr how far a long task is, about once a second.
+pub(super) struct Progress {
+    what: &'static str,
+    total: u64,
+    done: u64,
+    began: Instant,
+    said: Instant,
+}
+
+impl Progress {
+    pub(super) fn new(what: &'static str, total: u64) -> Self {
+        let now = Instant::now();
+        Self { what, total, done: 0, began: now, said: now }
+    }
+
+    pub(super) fn at(&mut self, done: u64, total: u64) {
+        (self.done, self.total) = (done, total);
+        if self.said.elapsed() < Duration::from_secs(1) {
+            return;
+        }
+        self.said = Instant::now();
+        let speed = self.done as f64 / self.began.elapsed().as_secs_f64();
+        let left = if speed > 0.0 {
+            format!(", {:.0} s left", self.total.saturating_sub(self.done) as f64 / speed)
+        } else {
+            String::new()
+        };
+        let (done, total) = (show_size(self.done), show_size(self.total));
+        // Nobody need read it.
+        let _ = writeln!(io::stderr(), "towline: {}: {done} of {total}, {:.1} MB/s{left}", self.what, speed / 1e6);
+    }
+
+    pub(super) fn add(&mut self, bytes: u64) {
+        self.at(self.done + bytes, self.total);
+    }
+}
+
+/// Reads exactly `bytes` of a regular file in pieces, and gives its CRC. Refuses one of another size.
+pub(super) fn read(path: &Path, bytes: u64, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<u32> {
+    let found = fs::symlink_metadata(path)?;
+    if !found.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    if found.len() != bytes {
+        return Err(io::Error::other(format!("it has {} bytes, {bytes} are expected", found.len())));
+    }
+    let mut file = fs::File::open(path)?;
+    let (mut crc, mut left) = (0, bytes);
+    let mut piece = vec![0; PIECE.min(bytes as usize)];
+    while left > 0 {
+        let part = &mut piece[..(left as usize).min(PIECE)];
+        file.read_exact(part)?;
+        crc = crc32c::crc32c_append(crc, part);
+        each(part)?;
+        left -= part.len() as u64;
+    }
+    Ok(crc)
+}
+
+/// Copies a file of exactly `bytes` to a new one, durably, and gives its CRC.
+pub(super) fn copy(from: &Path, to: &Path, bytes: u64, progress: &mut Progress) -> io::Result<u32> {
+    let mut target = fs::File::create_new(to)?;
+    let crc = read(from, bytes, |part| {
+        progress.add(part.len() as u64);
+        target.write_all(part)
+    })?;
+    target.sync_all()?;
+    Ok(crc)
+}
+
+/// Makes the folders of a file, durably.
+pub(super) fn make_folder_of(path: &Path, root: &Path) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(root);
+    if folder.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(folder)?;
+    for made in folder.ancestors().take_while(|a| a.starts_with(root)) {
+        fs::File::open(made)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Flushes the folders of all these files.
+pub(super) fn sync_folders<'a>(root: &Path, files: impl Iterator<Item = &'a str>) -> io::Result<()> {
+    let folders: BTreeSet<PathBuf> = files
+        .flat_map(|f| Path::new(f).ancestors().skip(1).map(|a| root.join(a)).collect::<Vec<_>>())
+        .chain([root.to_path_buf()])
+        .collect();
+    folders.iter().try_for_each(|f| fs::File::open(f)?.sync_all())
+}
+
+/// Every file below a folder, by its path from there. Nothing but folders and files may be there.
+pub(super) fn list(root: &Path) -> io::Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    let mut folders = vec![(root.to_path_buf(), String::new())];
+    while let Some((folder, prefix)) = folders.pop() {
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            let name = entry.file_name().to_str().map(str::to_owned);
+            let name = name.ok_or_else(|| io::Error::other("a name is no text"))?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                // A node's folder is three deep; nobody is led around in circles.
+                if prefix.matches('/').count() > 4 {
+                    return Err(io::Error::other(format!("{prefix}{name} is too deep")));
+                }
+                folders.push((entry.path(), format!("{prefix}{name}/")));
+            } else if kind.is_file() {
+                found.insert(format!("{prefix}{name}"));
+            } else {
+                return Err(io::Error::other(format!("{prefix}{name} is neither a file nor a folder")));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Makes a folder, or takes an empty one.
+pub(super) fn take_empty(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        other => return other,
+    }
+    match fs::read_dir(path)?.next() {
+        None => Ok(()),
+        Some(_) => Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is not empty")),
+    }
+}

@@ -1,0 +1,74 @@
+//! A replica's log begins anew, further on than it ended: carried out by the keeper, so that no
+//! segment is made meanwhile.
+
+use super::error::OpenError;
+use super::folder;
+use super::keep::Keeper;
+use super::replaced;
+use crate::protocol::replica::Beginning;
+
+impl Keeper {
+    /// Sets the slice up at a new beginning: the old log aside, then the superblock, then what is in
+    /// memory. A crash before the superblock is written leaves the old log, one after it the new one.
+    pub(super) async fn begin(&mut self, b: Beginning) -> Result<(), OpenError> {
+        let shard = &self.shard;
+        let bytes = shard.config.segment_bytes;
+        let shard_folder = folder::shard_of(shard.segments.folder());
+        let (was_empty, oldest, end) = {
+            let inner = &mut *shard.inner.borrow_mut();
+            (inner.replica().is_empty(), inner.oldest, inner.pipeline.durable())
+        };
+        let aside = !was_empty && !replaced::is_there(&shard_folder);
+        if aside {
+            let folder = shard_folder.clone();
+            let known = b.known;
+            self.filler.call(move || replaced::set_aside(&folder, oldest, end, bytes, known)).await??;
+            self.spare.clear();
+        }
+        shard.count(|c| c.superblock_writes += 1);
+        self.superblock
+            .persist(|s| {
+                s.term = s.term.max(b.term);
+                (s.oldest_lsn, s.floor_lsn, s.commit_lsn) = (b.at, b.at, b.at);
+                s.base = Some(b.base);
+                s.history.clear();
+            })
+            .await?;
+        if aside {
+            let folder = shard_folder.clone();
+            self.filler.call(move || replaced::settle(&folder)).await??;
+        }
+        self.replaced = replaced::may_go(&shard_folder);
+        let left = shard.segments.begin(b.at, aside);
+        self.spare.extend(left.into_iter().map(|start| folder::segment_path(shard.segments.folder(), start)));
+        {
+            let inner = &mut *shard.inner.borrow_mut();
+            inner.replica().on_begin(&b);
+            inner.pipeline.begin(b.at);
+            inner.ring.clear();
+            (inner.chain, inner.next_seq, inner.oldest) = (b.base.chain, b.base.seq, b.at);
+        }
+        shard.cuts.set(shard.cuts.get() + 1);
+        shard.begun.set(Some((b.at, b.base.seq)));
+        shard.publish_commit();
+        tracing::warn!(
+            shard = shard.id.0,
+            at = b.at.0,
+            old_end = end.0,
+            "the log begins anew at the oldest batch that the primary keeps"
+        );
+        Ok(())
+    }
+
+    /// The log that was set aside goes once the new one has come as far as the primary's was.
+    pub(super) async fn remove_replaced(&mut self) -> Result<(), OpenError> {
+        let caught_up = self.shard.inner.borrow().replica_if_any().is_some_and(|r| r.is_caught_up());
+        if self.replaced && caught_up {
+            let shard_folder = folder::shard_of(self.shard.segments.folder());
+            self.filler.call(move || replaced::remove(&shard_folder)).await??;
+            self.replaced = false;
+            tracing::info!(shard = self.shard.id.0, "the new log has caught up: the one that was set aside is removed");
+        }
+        Ok(())
+    }
+}
