@@ -170,9 +170,9 @@ fn count_copies(cluster: &Cluster, last: &BTreeMap<(usize, u64, ShardId), ShardV
             let all = last.range((n, 0, append.shard)..=(n, u64::MAX, append.shard));
             let held = all.filter(|((_, _, s), v)| *s == append.shard && holds(v)).count() > 0;
             copies += u8::from(held);
-            asked += u8::from(held || cluster.nodes[n].incarnation > 1 || !cluster.is_up(n));
+            asked += u8::from(held || cluster.nodes[n].incarnation > 1 || !cluster.serves(n));
         }
-        // Who has died may have held it between two looks.
+        // Who has died, or was stopped in order, may have held it between two looks.
         let wanted = p.need.replicas + 1;
         if copies < wanted && asked < wanted {
             drop(oracle);

@@ -32,8 +32,12 @@ fn mend_slots(c: &mut Cluster) {
         if n == primary {
             continue;
         }
-        if c.quiet && !c.is_member(n) {
-            c.add_replica(n, false);
+        if !c.is_member(n) {
+            // Nothing is kept for it, until it is configured again and beyond.
+            c.nodes[n].lost_slot = true;
+            if c.quiet {
+                c.add_replica(n, false);
+            }
             continue;
         }
         if lost.contains(&Cluster::name(n)) {
