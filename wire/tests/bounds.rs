@@ -93,7 +93,7 @@ fn a_frame_header_outside_its_bounds_is_refused_by_name() {
         FrameHead::check(&header.try_into().unwrap())
     };
     let bad = |field| Err(FrameError::Field { kind: FrameKind::Ack, field });
-    for kind in (0..=u8::MAX).filter(|k| !(1..=14).contains(k)) {
+    for kind in (0..=u8::MAX).filter(|k| !(1..=15).contains(k)) {
         assert_eq!(with(4, &[kind]), Err(FrameError::Kind(kind)));
     }
     for bit in 3..8 {
