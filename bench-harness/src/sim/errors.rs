@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use towline::Retain;
 use towline::canary::Canary;
+use towline::{Compress, Retain};
 
 use super::cluster::Cluster;
 use super::handler::lock;
@@ -81,6 +81,8 @@ fn plan(seed: u64) -> Plan {
     plan.record_max = 40_000;
     (plan.retain, plan.live_window) = (Retain::Bytes(64 << 10), [0, 64 << 10][(seed % 2) as usize]);
     plan.write_depth = 4;
+    // What holds batches back makes them larger and fewer: there would be fewer calls to look at.
+    (plan.catch_up_max, plan.link_window, plan.lag_target, plan.compress) = (None, 32 << 20, None, Compress::Off);
     plan.linger = Duration::ZERO;
     (plan.policy, plan.policies) =
         ("ack_n=1".parse().expect("a policy"), vec![None, Some("local".parse().expect("a policy"))]);

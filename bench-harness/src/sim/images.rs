@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use towline::canary::{self, Canary};
-use towline::{Lsn, Primary, PrimaryConfig, Replica, ReplicaConfig, Retain, Seq, ShardId, offline};
+use towline::{Compress, Lsn, Primary, PrimaryConfig, Replica, ReplicaConfig, Retain, Seq, ShardId, offline};
 
 use super::cluster::{Cluster, DATA};
 use super::handler::lock;
@@ -43,7 +43,7 @@ impl Images {
 }
 
 /// Boundaries of the workload, about.
-const BOUNDARIES: u64 = 2500;
+const BOUNDARIES: u64 = 1600;
 /// The fewest images of a boundary.
 const WAYS: u64 = 6;
 
@@ -59,6 +59,8 @@ fn plan(seed: u64) -> Plan {
     plan.record_max = 70_000;
     (plan.retain, plan.live_window) = (Retain::Bytes(64 << 10), 64 << 10);
     plan.write_depth = 4;
+    // What holds batches back makes them larger and fewer: there would be fewer calls to look at.
+    (plan.catch_up_max, plan.link_window, plan.lag_target, plan.compress) = (None, 32 << 20, None, Compress::Off);
     plan.linger = Duration::ZERO;
     (plan.policy, plan.policies) =
         ("ack_n=1".parse().expect("a policy"), vec![None, Some("local".parse().expect("a policy"))]);
