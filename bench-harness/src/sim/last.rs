@@ -58,8 +58,9 @@ fn mend_slots(c: &mut Cluster) {
         }
         if c.nodes[n].lost_slot {
             if c.plan.rebuild && !two {
-                c.fail(format!("node {n} does not begin anew by itself"));
-                return;
+                // It begins anew by itself once it knows whether its handler can do without what is left
+                // out; else the cluster does not come together.
+                continue;
             }
             c.world.hit("made anew from nothing");
             c.replace(n, 1_000_000);
