@@ -253,7 +253,7 @@ fn an_executor_that_has_ended_leaves_nothing_behind() {
         for _ in 0..10 {
             let socket = socket.clone();
             ring::spawn(async move {
-                let _ = ring::timer(Duration::from_secs(3600));
+                let _unused = ring::timer(Duration::from_secs(3600));
                 socket.readable().await.unwrap();
             });
             ring::spawn(ring::sleep(Duration::from_secs(3600)));
