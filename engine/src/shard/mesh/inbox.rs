@@ -227,18 +227,18 @@ struct Blocked;
 
 /// Takes what one producer has, at most a ring full, so that others get their turn.
 fn take(shard: &Rc<Shard>, producer: &mut Taken) -> Result<usize, Blocked> {
-    if producer.lane.is_none() && !producer.intake.requests.is_empty() {
-        let lane = Rc::new(TicketLane(producer.intake.slots.clone()));
-        producer.lane = shard.inner.borrow_mut().lanes.add(lane);
-        if producer.lane.is_none() {
-            tracing::warn!(shard = shard.id.0, "there are {} lanes, an append is refused", limits::LANES_MAX);
-        }
-    }
     let intake = &mut producer.intake;
     let mut took = 0;
     while took < limits::INBOX_REQUESTS {
         let Ok(request) = intake.requests.peek() else { break };
         let (len, since) = (request.len as usize, Some(request.at_ns));
+        // Not before there is a request: it may come at any moment.
+        if producer.lane.is_none() {
+            producer.lane = shard.inner.borrow_mut().lanes.add(Rc::new(TicketLane(intake.slots.clone())));
+            if producer.lane.is_none() {
+                tracing::warn!(shard = shard.id.0, "there are {} lanes, an append is refused", limits::LANES_MAX);
+            }
+        }
         if producer.given_up.front() {
             intake.leave(&mut producer.given_up);
             continue;
