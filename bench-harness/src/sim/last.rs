@@ -53,7 +53,8 @@ fn mend_slots(c: &mut Cluster) {
         let says = |text| c.world.views(c.nodes[n].id).iter().any(|v: &ShardView| v.unlinked.contains(text));
         // Two logs in a row that the primary cannot vouch for: the operator looks, and takes both away.
         let two = says("another one is set aside already");
-        if !two && !says("the oldest that the primary keeps") {
+        // What is tried again comes right by itself, or the cluster does not come together.
+        if !two && (!says("the oldest that the primary keeps") || says("it is tried again")) {
             continue;
         }
         if c.nodes[n].lost_slot {
@@ -68,7 +69,8 @@ fn mend_slots(c: &mut Cluster) {
             return;
         }
         if !matches!(c.plan.retain, towline::Retain::All) {
-            c.fail(format!("node {n} has a valid slot, and the primary has let go of what it needs"));
+            let said: Vec<_> = c.world.views(c.nodes[n].id).iter().map(|v| v.unlinked.clone()).collect();
+            c.fail(format!("node {n} has a valid slot, and the primary has let go of what it needs: {said:?}"));
         }
     }
 }
