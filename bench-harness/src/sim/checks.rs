@@ -17,7 +17,8 @@ pub struct Seen {
     /// When everybody was looked at last.
     looked_ns: u64,
     /// Who is configured, by node and version of its settings.
-    members: BTreeMap<(usize, u64), Vec<String>>,
+    /// A promotion counts versions from the start; it has the upper half of its terms for itself.
+    members: BTreeMap<(usize, u64, u64), Vec<String>>,
     /// Who reigned in a term.
     reigns: BTreeMap<(ShardId, Term), usize>,
 }
@@ -59,7 +60,7 @@ impl Seen {
                     if now < told {
                         cluster.fail(format!("node {n} was at version {told} of its settings, and is at {now}"));
                     }
-                    let known = self.members.entry((n, now)).or_insert_with(|| names.clone());
+                    let known = self.members.entry((n, view.term.0 >> 32, now)).or_insert_with(|| names.clone());
                     if *known != names && told > 0 {
                         cluster.fail(format!("version {now} of node {n}'s settings was {known:?}, and is {names:?}"));
                     }
