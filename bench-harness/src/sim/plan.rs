@@ -263,7 +263,7 @@ impl Plan {
         let zero_copy = [ZeroCopy::Auto, ZeroCopy::Off, ZeroCopy::Always][s.below(3) as usize];
         let f = &mut Rng::new(seed ^ 0x666C_6F77);
         // For each shard: what was missed must come within the deadline of the last appends.
-        let catch_up_max = f.chance(0.3).then(|| u64::from(shards) * ((256 << 10) << f.below(6)));
+        let catch_up_max = f.chance(0.3).then(|| u64::from(shards) * ((1 << 20) << f.below(4)));
         let link_window = [4 << 10, 64 << 10, 256 << 10, 32 << 20][f.below(4) as usize];
         let lag_target = f.chance(0.3).then(|| (4 << 10) << f.below(8));
         let compress = if f.chance(0.4) { Compress::Lz4 } else { Compress::Off };

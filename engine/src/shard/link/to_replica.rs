@@ -145,13 +145,14 @@ async fn run(shard: &Rc<Shard>, superblock: &LiveSuperblock, conn: &Rc<Conn>, he
         Ok(attached) => attached,
         Err(instead) => return send_welcome(shard, conn, instead, Some(hello)).await,
     };
+    // What the replica holds may let commits through, and a link that it replaces ends: at once, for
+    // this one may end before it has begun.
+    shard.after_attach();
     if let Err(e) = begin(shard, superblock, conn, hello, from).await {
         shard.inner.borrow_mut().primary().detach(slot, number, rt::now_ns());
         return Err(e);
     }
     shard.count(|c| c.connects += 1);
-    // What the replica holds may let commits through, and a link that it replaces ends.
-    shard.after_attach();
     tracing::info!(shard = shard.id.0, replica = %hello.name, from = from.0, "link begins");
     let squeeze = Squeeze::new(shard.config.flow.compress, hello.features);
     Link::new(shard, conn, hello.name, (slot, number)).run(cursor, squeeze).await
