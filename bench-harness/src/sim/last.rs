@@ -266,7 +266,8 @@ pub fn check(c: &Cluster) -> Result<(), String> {
             let whole = c.world.with_node(c.nodes[n].id, || offline::verify(Path::new(DATA)));
             // What it has let go of it does not read, and a bit may have flipped there.
             let own = whole.as_ref().ok().and_then(|r| r.shards.iter().find(|s| s.shard == shard)).map(|s| s.oldest);
-            if let Err(e) = same_bytes(c, n, shard, oldest.max(own.unwrap_or(oldest)), end) {
+            let own = own.filter(|_| c.nodes[n].tainted).unwrap_or(oldest);
+            if let Err(e) = same_bytes(c, n, shard, oldest.max(own), end) {
                 // Flipped bits must not go unnoticed.
                 if !c.nodes[n].tainted || whole.is_ok_and(|r| r.is_whole()) {
                     return Err(format!(

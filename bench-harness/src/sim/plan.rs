@@ -276,7 +276,7 @@ impl Plan {
                 faults.push(fault);
             }
         }
-        let gated = if s.chance(0.15) { (1 + s.below(2) as usize).min(replicas) } else { 0 };
+        let gated = if s.chance(0.35) { (1 + s.below(2) as usize).min(replicas) } else { 0 };
         let min_replicas = (gated as u8, Duration::from_millis(2000 + s.below(1500)));
         let rebuild = s.chance(0.5);
         let clients = 1 + r.below(4) as usize;
