@@ -117,14 +117,6 @@ pub(crate) fn silence_bell(bell: RawFd) {
     unsafe { libc::read(bell, (&raw mut count).cast(), 8) };
 }
 
-/// Another descriptor of the same file.
-pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: no memory is involved.
-    let fd = check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })?;
-    // SAFETY: the call above returned a descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
 /// Ends a TCP connection without waiting for anybody: what was to be sent is thrown away.
 pub(crate) fn abort(fd: RawFd) {
     // SAFETY: sockaddr is plain data for which all zeros is a value.

@@ -159,13 +159,4 @@ impl DirectFile {
             Self::World(file) => Ok(ReadBuf::World(Rc::new(file.start_read(at, len).await?))),
         }
     }
-
-    /// Closes it.
-    pub(crate) async fn close(self) {
-        match self {
-            Self::Ring(file) => file.close().await,
-            #[cfg(feature = "sim")]
-            Self::World(_) => {}
-        }
-    }
 }

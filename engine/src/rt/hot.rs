@@ -5,23 +5,21 @@
 //! core makes several turns. So durable writes, reads, waiting for sockets, and timers are here
 //! ([`super::uring`], [`super::timers`]), and a task of glommio's takes what completes, lets all tasks
 //! run that are ready, and *blocks in our ring* when none is. glommio starts, pins and ends the
-//! executor, keeps the queue of ready tasks, has the buffers, and opens and closes files: for those it
-//! is given turns.
+//! executor, keeps the queue of ready tasks and has the buffers; it is given a turn now and then.
 //!
 //! Wakes and polls of tasks are counted, so that the loop knows when nobody is ready. Wake-ups from other
 //! threads come here too ([`super::wakers`]): glommio would not look for them.
 //!
 //! glommio must never find a task ready when it sleeps, and it would: it takes a preemption timer that
 //! fires at the wrong moment for an empty queue. So it has none that ever fires ([`NEVER`]), and
-//! sleeps only in [`Hot::turn`] and [`Hot::wait_for_glommio`], where this loop is what it waits for. A
-//! wake-up of its own from another thread could do the same, in one microsecond of a turn: a timer that
+//! looks at its own rings only in [`Hot::turn`], where this loop is what it waits for. A wake-up of its own from another thread could do the same, in one microsecond of a turn: a timer that
 //! it always has ends such a sleep.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -36,11 +34,8 @@ use super::wakers::{OWNER, STEPS, Shared, TaskWaker};
 
 /// glommio's preemption timer.
 pub(super) const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
-/// How often glommio is given a turn while there is something to do: files that were dropped are
-/// closed in one.
+/// How often glommio is given a turn while there is something to do.
 const TURN_NS: u64 = 100_000_000;
-/// The same while it opens or closes a file.
-const BUSY_TURN_NS: u64 = 200_000;
 /// The longest wait in our ring.
 const WAIT_MAX_NS: u64 = 1_000_000_000;
 /// How long an executor's end waits for the peers of zero-copy sends.
@@ -102,24 +97,13 @@ pub(super) struct Hot {
     uring: RefCell<Uring<Keep>>,
     timers: RefCell<Timers>,
     shared: Arc<Shared>,
-    /// glommio's view of our ring.
-    readiness: ring::Readiness,
     /// Readable for ever: glommio says so as soon as it looks.
     always: ring::Readiness,
     /// When this round of ready tasks began.
     round_ns: Cell<u64>,
-    /// What glommio has to do for us.
-    glommio_busy: Cell<u32>,
-    /// While glommio has its turn, tasks that are ready wait here; and the loop, to be told of them.
-    later: RefCell<Option<Later>>,
+    /// While glommio has its turn, tasks that are ready wait here.
+    later: RefCell<Option<Vec<Waker>>>,
     ended: Cell<bool>,
-}
-
-#[derive(Default)]
-struct Later {
-    tasks: Vec<Waker>,
-    /// The loop itself, if it is to be told of the first.
-    told: Option<Waker>,
 }
 
 /// Ends the loop with its thread, also after a panic.
@@ -138,7 +122,6 @@ impl Drop for Guard {
 pub(super) fn start() -> io::Result<()> {
     let bell = crate::sys::bell()?;
     let uring = Uring::new()?;
-    let readiness = ring::Readiness::new(crate::sys::duplicate(uring.fd())?)?;
     let always = crate::sys::bell()?;
     crate::sys::ring_bell(always.as_raw_fd());
     let always = ring::Readiness::new(always)?;
@@ -146,10 +129,8 @@ pub(super) fn start() -> io::Result<()> {
         uring: RefCell::new(uring),
         timers: RefCell::default(),
         shared: Arc::new(Shared::new(bell)),
-        readiness,
         always,
         round_ns: Cell::new(ring::now_ns()),
-        glommio_busy: Cell::new(0),
         later: RefCell::new(None),
         ended: Cell::new(false),
     });
@@ -163,7 +144,9 @@ pub(super) fn start() -> io::Result<()> {
 /// it afterwards.
 pub(super) fn end() {
     if let Some(guard) = HERE.take() {
-        drop(guard.0.end());
+        for (keep, ended) in guard.0.end() {
+            keep.released(ended);
+        }
     }
 }
 
@@ -226,7 +209,9 @@ impl Drop for Operation {
             && !self.hot.ended.get()
         {
             let kept = self.hot.uring.borrow_mut().forget(op, self.how == How::Whenever);
-            drop(kept);
+            if let Some((keep, ended)) = kept {
+                keep.released(ended);
+            }
         }
     }
 }
@@ -259,34 +244,6 @@ impl Future for Sleep {
 impl Drop for Sleep {
     fn drop(&mut self) {
         self.hot.timers.borrow_mut().forget(self.timer);
-    }
-}
-
-/// Waits for something that glommio does; it is given turns for it.
-pub(super) async fn of_glommio<T>(future: impl Future<Output = T>) -> T {
-    let _busy = Busy::new(here());
-    future.await
-}
-
-/// Resolves once glommio has looked at its rings.
-pub(super) async fn turn_of_glommio() {
-    let hot = here();
-    of_glommio(hot.looked()).await;
-}
-
-/// glommio has something to do.
-struct Busy(Rc<Hot>);
-
-impl Busy {
-    fn new(hot: Rc<Hot>) -> Self {
-        hot.glommio_busy.set(hot.glommio_busy.get() + 1);
-        Self(hot)
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.glommio_busy.set(self.0.glommio_busy.get() - 1);
     }
 }
 
@@ -324,9 +281,8 @@ impl Hot {
             let now = ring::now_ns();
             self.round_ns.set(now);
             let came = self.take(now, &mut wake, &mut woken);
-            let busy = self.glommio_busy.get() > 0;
             if came || STEPS.replace(0) > 0 {
-                if now - turned_ns > if busy { BUSY_TURN_NS } else { TURN_NS } {
+                if now - turned_ns > TURN_NS {
                     turned_ns = now;
                     self.turn().await;
                 }
@@ -348,68 +304,27 @@ impl Hot {
             if wait.is_zero() || !self.shared.fall_asleep() {
                 continue;
             }
-            if busy {
-                self.uring.borrow_mut().enter(None);
-                self.wait_for_glommio(wait).await;
-                turned_ns = ring::now_ns();
-            } else {
-                self.uring.borrow_mut().enter(Some(wait));
-            }
+            self.uring.borrow_mut().enter(Some(wait));
             self.shared.lock().asleep = false;
         }
     }
 
     /// glommio's turn: tasks that are ready wait, so that it finds nothing to do but look at its rings.
     async fn turn(&self) {
-        self.later.replace(Some(Later::default()));
-        self.looked().await;
-        self.tasks_again();
-    }
-
-    /// Resolves once glommio has looked at its rings.
-    async fn looked(&self) {
+        self.later.replace(Some(Vec::new()));
         if let Err(e) = self.always.readable().await {
             panic!("waiting for glommio: {e}");
         }
-    }
-
-    /// Sleeps in glommio, until something completes here, another thread rings, a task is ready, or
-    /// so much time has passed.
-    async fn wait_for_glommio(&self, wait: Duration) {
-        let (mut readable, mut timer) = (pin!(self.readiness.readable()), pin!(ring::glommio_timer(wait)));
-        self.later.replace(Some(Later::default()));
-        poll_fn(|cx| {
-            if let Some(later) = &mut *self.later.borrow_mut() {
-                if !later.tasks.is_empty() {
-                    return Poll::Ready(());
-                }
-                later.told = Some(cx.waker().clone());
-            }
-            match readable.as_mut().poll(cx) {
-                Poll::Ready(Err(e)) => panic!("waiting for a ring: {e}"),
-                Poll::Ready(Ok(())) => Poll::Ready(()),
-                Poll::Pending => timer.as_mut().poll(cx).map(drop),
-            }
-        })
-        .await;
-        self.tasks_again();
+        let later = self.later.take().expect("it was glommio's turn");
+        later.into_iter().for_each(Waker::wake);
     }
 
     /// Whether a task that is ready is to wait until glommio has had its turn.
     fn is_later(&self, task: &Waker) -> bool {
         let mut later = self.later.borrow_mut();
         let Some(later) = &mut *later else { return false };
-        later.tasks.push(task.clone());
-        if let Some(told) = later.told.take() {
-            told.wake();
-        }
+        later.push(task.clone());
         true
-    }
-
-    /// Tasks that had to wait are ready again.
-    fn tasks_again(&self) {
-        let later = self.later.take().expect("it was glommio's turn");
-        later.tasks.into_iter().for_each(Waker::wake);
     }
 
     /// Wakes whoever's operation has completed, whose timer is due, and whom other threads have woken.

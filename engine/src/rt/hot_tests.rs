@@ -97,7 +97,6 @@ fn a_write_that_nobody_waits_for_any_more_keeps_its_bytes_until_it_is_done() {
                 let started = poll_fn(|cx| Poll::Ready(writing.as_mut().poll(cx).is_pending())).await;
                 assert!(started);
             }
-            file.close().await;
             // Whoever gets the memory next writes into it at once.
             let mut others: Vec<_> = (0..4).map(|_| DmaBuf::new(LEN)).collect();
             others.iter_mut().for_each(|b| b.as_mut().fill(0xEE));
@@ -111,9 +110,34 @@ fn a_write_that_nobody_waits_for_any_more_keeps_its_bytes_until_it_is_done() {
                     break;
                 }
             }
-            file.close().await;
         }
     });
+}
+
+#[test]
+fn a_file_that_nobody_waits_for_any_more_is_not_left_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file_of(dir.path(), 4096);
+    let is_open = |path: &Path| {
+        let links =
+            std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+        links.filter(|link| link == path).count()
+    };
+    let (seen, missing) = (path.clone(), dir.path().join("missing"));
+    run(move || async move {
+        for _ in 0..20 {
+            let mut opening = Box::pin(DirectFile::open(&path));
+            let started = poll_fn(|cx| Poll::Ready(opening.as_mut().poll(cx).is_pending())).await;
+            assert!(started);
+        }
+        // Opens that came later and are waited for: those before them are over, or end with the executor.
+        let file = DirectFile::open(&path).await.unwrap();
+        assert!(is_open(&path) > 0);
+        drop(file);
+        let kind = DirectFile::open(&missing).await.map(drop).map_err(|e| e.kind());
+        assert_eq!(kind, Err(ErrorKind::NotFound));
+    });
+    assert_eq!(is_open(&seen), 0);
 }
 
 #[test]
@@ -132,7 +156,6 @@ fn a_file_opens_while_a_task_is_always_ready() {
         for _ in 0..20 {
             let file = DirectFile::open(&path).await.unwrap();
             assert_eq!(file.read(0, 4096).await.unwrap().len(), 4096);
-            file.close().await;
         }
         turns.get()
     });
@@ -274,7 +297,6 @@ fn a_read_reaches_to_the_files_end_and_an_error_is_the_kernels() {
         assert_eq!(file.read(1 << 20, 4096).await.unwrap().len(), 0);
         let odd = file.read(1, 4096).await.unwrap_err();
         assert_eq!(odd.raw_os_error(), Some(libc::EINVAL), "{odd}");
-        file.close().await;
     });
 }
 

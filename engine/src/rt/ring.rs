@@ -2,16 +2,17 @@
 //! promises, stands in [`super`].
 
 use std::cell::RefCell;
+use std::ffi::CString;
 use std::future::Future;
 use std::io;
 use std::ops::Deref;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use glommio::io::{DmaBuffer, DmaFile, OpenOptions, PollableFd};
+use glommio::io::{DmaBuffer, PollableFd};
 use glommio::{LocalExecutorBuilder, Placement};
 use io_uring::{opcode, types};
 
@@ -55,18 +56,23 @@ pub(super) fn spawn_scoped_untracked(task: impl Future<Output = ()> + 'static) -
 /// What the kernel uses of an operation until that has completed.
 #[derive(Debug)]
 pub(super) enum Keep {
-    Write(#[allow(dead_code, reason = "held for its drop")] (Rc<DmaFile>, SharedBuf)),
-    Read(#[allow(dead_code, reason = "held for its drop")] Rc<DmaFile>, DmaBuffer),
+    Write(#[allow(dead_code, reason = "held for its drop")] (Rc<OwnedFd>, SharedBuf)),
+    Read(#[allow(dead_code, reason = "held for its drop")] Rc<OwnedFd>, DmaBuffer),
     Socket(#[allow(dead_code, reason = "held for its drop")] Rc<OwnedFd>),
     Send(Box<Sending>),
+    /// Of a file that is opened.
+    Path(#[allow(dead_code, reason = "held for its drop")] CString),
 }
 
 impl Keep {
     /// The kernel uses it no more; of a zero-copy send it says how that went.
-    pub(super) fn released(self, Ended(usage): Ended) {
-        if let (Self::Send(sending), Some(usage)) = (self, usage) {
+    pub(super) fn released(self, ended: Ended) {
+        match (self, ended) {
             // IORING_NOTIF_USAGE_ZC_COPIED, the sign bit.
-            sending.held.released(usage < 0);
+            (Self::Send(sending), Ended { usage: Some(usage), .. }) => sending.held.released(usage < 0),
+            // SAFETY: it was opened for somebody who has gone, and nobody else has seen it.
+            (Self::Path(_), Ended { said: fd @ 0.., .. }) => drop(unsafe { OwnedFd::from_raw_fd(fd) }),
+            _ => {}
         }
     }
 
@@ -187,8 +193,6 @@ pub(crate) async fn end_all() {
     for _ in 0..8 {
         yield_now().await;
     }
-    // Files that were dropped are closed in glommio's turn.
-    hot::turn_of_glommio().await;
 }
 
 /// A task that can be cancelled: dropping it does.
@@ -302,24 +306,20 @@ impl Deref for ReadBuf {
 
 /// A file that bypasses the page cache; a completed write is on the device.
 #[derive(Debug)]
-pub(crate) struct DirectFile(Rc<DmaFile>);
+pub(crate) struct DirectFile(Rc<OwnedFd>);
 
 impl DirectFile {
     /// Opens an existing file for `O_DIRECT` and `O_DSYNC`.
     pub(crate) async fn open(path: &Path) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(libc::O_DSYNC);
-        let mut opening = std::pin::pin!(options.dma_open(path));
-        // glommio asks for the file system by the path once more after the open, and panics if that
-        // has gone in between.
-        let opened = std::future::poll_fn(|cx| {
-            let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| opening.as_mut().poll(cx)));
-            polled.unwrap_or_else(|_| {
-                let e = io::Error::new(io::ErrorKind::NotFound, "it was moved away while it was opened");
-                Poll::Ready(Err(e.into()))
-            })
-        });
-        Ok(Self(Rc::new(hot::of_glommio(opened).await.map_err(io::Error::from)?)))
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        let entry = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), path.as_ptr())
+            .flags(libc::O_RDWR | libc::O_DIRECT | libc::O_DSYNC | libc::O_CLOEXEC)
+            .build();
+        // SAFETY: what is kept holds the path where it is: a CString is behind a pointer.
+        let opening = unsafe { hot::operation(&entry, Keep::Path(path), How::AtOnce) };
+        let fd = opening.await.1?;
+        // SAFETY: the kernel has just made it, and nobody else has seen it.
+        Ok(Self(Rc::new(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })))
     }
 
     /// Writes the whole buffer at `at` and resolves when it is on the device. May write less than
@@ -344,15 +344,6 @@ impl DirectFile {
         let Some((Keep::Read(_, mut buf), _)) = keep else { unreachable!("a read keeps what it reads into") };
         buf.trim_to_size(result?);
         Ok(ReadBuf(Rc::new(buf)))
-    }
-
-    /// Closes it.
-    pub(crate) async fn close(self) {
-        // While the kernel uses it, it closes with the last of that.
-        let Ok(file) = Rc::try_unwrap(self.0) else { return };
-        if let Err(e) = hot::of_glommio(file.close()).await {
-            tracing::warn!("closing a segment: {e}");
-        }
     }
 }
 

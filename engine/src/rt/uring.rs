@@ -6,7 +6,7 @@
 //! (`IORING_SETUP_DEFER_TASKRUN`, Linux 6.1), where the kernel can; without that all works the same.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -37,9 +37,14 @@ enum Op<K> {
     Left(K, Option<i32>),
 }
 
-/// The kernel is done with an operation; of a zero-copy send it says how it went.
+/// The kernel is done with an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ended(pub(super) Option<i32>);
+pub(super) struct Ended {
+    /// What came of it.
+    pub(super) said: i32,
+    /// How a zero-copy send went.
+    pub(super) usage: Option<i32>,
+}
 
 /// The rings, and the operations in them.
 pub(super) struct Uring<K> {
@@ -65,11 +70,6 @@ impl<K> Uring<K> {
             other => other?,
         };
         Ok(Self { ring, ops: Vec::new(), free: Vec::new(), in_flight: 0, bell_armed: false })
-    }
-
-    /// Ready to read when there are completions.
-    pub(super) fn fd(&self) -> RawFd {
-        self.ring.as_raw_fd()
     }
 
     /// Starts an operation; it goes to the kernel with the next [`Uring::enter`].
@@ -198,7 +198,7 @@ impl<K> Uring<K> {
                     // A send that took nothing is let go of too, and says nothing by it.
                     let ended = |said: i32| {
                         let usage = (cqueue::notif(cqe.flags()) && said >= 0).then_some(cqe.result());
-                        (!more).then_some(Ended(usage))
+                        (!more).then_some(Ended { said, usage })
                     };
                     let slot = &mut self.ops[op as usize];
                     match std::mem::replace(slot, Op::Free) {

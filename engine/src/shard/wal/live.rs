@@ -85,16 +85,13 @@ impl LiveSegments {
         Ok(())
     }
 
-    /// Takes the first segment out; its file may be used again once this returns.
-    pub(crate) async fn pop(&self) {
+    /// Takes the first segment out; its file may be used again once this returns. A reader may still
+    /// hold it: then it closes when that reader is done.
+    pub(crate) fn pop(&self) {
         let first = self.first.get();
-        let file = self.files.borrow_mut().pop_front().flatten();
+        self.files.borrow_mut().pop_front();
         self.opened.borrow_mut().retain(|start| *start != first);
         self.first.set(Lsn(first.0 + self.segment_bytes));
-        // A reader may still hold it: then it closes when that reader is done.
-        if let Some(Ok(file)) = file.map(Rc::try_unwrap) {
-            file.close().await;
-        }
     }
 
     /// The log begins anew at `at`, further on. The segments before that are taken out and returned; with

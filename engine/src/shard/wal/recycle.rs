@@ -67,7 +67,7 @@ impl Keeper {
         }
         while self.shard.segments.first() < keep_from {
             self.spare.push(folder::segment_path(self.shard.segments.folder(), self.shard.segments.first()));
-            self.shard.segments.pop().await;
+            self.shard.segments.pop();
         }
         Ok(())
     }
