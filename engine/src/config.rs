@@ -140,9 +140,6 @@ impl NodeConfig {
 
     fn check(&self) -> Result<(), ConfigError> {
         let block = BLOCK as u64;
-        let bounds = |field, value: u64, min: u64, max: u64| {
-            if (min..=max).contains(&value) { Ok(()) } else { Err(ConfigError::Bounds { field, value, min, max }) }
-        };
         bounds("segment_bytes", self.segment_bytes, limits::SEGMENT_BYTES_MIN, limits::SEGMENT_BYTES_MAX)?;
         bounds("segments_ahead", self.segments_ahead as u64, 1, 1024)?;
         bounds("write_depth", self.write_depth as u64, 1, limits::WRITE_DEPTH_MAX as u64)?;
@@ -273,14 +270,8 @@ impl PrimaryConfig {
     /// The settings that a new folder begins with.
     pub(crate) fn check(&self) -> Result<Settings, ConfigError> {
         self.node.check()?;
-        if self.shards == 0 || self.shards > limits::SHARDS_MAX {
-            let (value, max) = (u64::from(self.shards), u64::from(limits::SHARDS_MAX));
-            return Err(ConfigError::Bounds { field: "shards", value, min: 1, max });
-        }
-        if self.replicas.len() > limits::REPLICAS_MAX {
-            let (value, max) = (self.replicas.len() as u64, limits::REPLICAS_MAX as u64);
-            return Err(ConfigError::Bounds { field: "replicas", value, min: 0, max });
-        }
+        bounds("shards", self.shards.into(), 1, limits::SHARDS_MAX.into())?;
+        bounds("replicas", self.replicas.len() as u64, 0, limits::REPLICAS_MAX as u64)?;
         let names = self.replicas.iter().map(|n| name(n)).collect::<Result<Vec<_>, _>>()?;
         for (at, name) in names.iter().enumerate() {
             if names[..at].contains(name) {
@@ -291,10 +282,7 @@ impl PrimaryConfig {
         self.check_retention()?;
         self.check_flow()?;
         self.commit.requirement(names.len())?;
-        let (value, max) = (u64::from(self.min_replicas), names.len() as u64);
-        if value > max {
-            return Err(ConfigError::Bounds { field: "min_replicas", value, min: 0, max });
-        }
+        bounds("min_replicas", self.min_replicas.into(), 0, names.len() as u64)?;
         let (min, max) = (limits::MIN_REPLICAS_AGE_MIN, limits::MIN_REPLICAS_AGE_MAX);
         if self.min_replicas_age < min || self.min_replicas_age > max {
             let (value, min, max) = (self.min_replicas_age.as_secs(), min.as_secs(), max.as_secs());
@@ -316,9 +304,6 @@ impl PrimaryConfig {
         if self.compress == Compress::Lz4 && !cfg!(feature = "lz4") {
             return Err(ConfigError::NotBuilt("lz4"));
         }
-        let bounds = |field, value: u64, min: u64, max: u64| {
-            if (min..=max).contains(&value) { Ok(()) } else { Err(ConfigError::Bounds { field, value, min, max }) }
-        };
         bounds("link_window_bytes", self.link_window_bytes as u64, BLOCK as u64, limits::LINK_WINDOW_MAX)?;
         self.catch_up_max.map_or(Ok(()), |rate| bounds("catch_up_max", rate, limits::CATCH_UP_MAX_MIN, u64::MAX))?;
         self.lag_target.map_or(Ok(()), |lag| bounds("lag_target", lag, limits::LAG_TARGET_MIN, u64::MAX))
@@ -337,10 +322,8 @@ impl PrimaryConfig {
 
     fn check_retention(&self) -> Result<(), ConfigError> {
         let min = RetainMax::least(self.node.retain.keep(), self.node.segment_bytes);
-        if let RetainMax::Bytes(value) = self.retain_max
-            && value < min
-        {
-            return Err(ConfigError::Bounds { field: "retain_max", value, min, max: u64::MAX });
+        if let RetainMax::Bytes(value) = self.retain_max {
+            bounds("retain_max", value, min, u64::MAX)?;
         }
         let (min, max) = (limits::SLOT_IDLE_MIN.as_secs(), limits::SLOT_IDLE_MAX.as_secs());
         match self.slot_idle_max {
@@ -391,16 +374,17 @@ impl ReplicaConfig {
     pub(crate) fn check(&self) -> Result<NodeName, ConfigError> {
         self.node.check()?;
         check_listen(self.listen, self.insecure_no_auth)?;
-        let (value, max) = (self.reconnect_max.as_millis() as u64, 60_000);
-        if !(1..=max).contains(&value) {
-            return Err(ConfigError::Bounds { field: "reconnect_max in ms", value, min: 1, max });
-        }
+        bounds("reconnect_max in ms", self.reconnect_max.as_millis() as u64, 1, 60_000)?;
         name(&self.name)
     }
 }
 
 fn name(text: &str) -> Result<NodeName, ConfigError> {
     NodeName::new(text).ok_or_else(|| ConfigError::Name(text.into()))
+}
+
+fn bounds(field: &'static str, value: u64, min: u64, max: u64) -> Result<(), ConfigError> {
+    if (min..=max).contains(&value) { Ok(()) } else { Err(ConfigError::Bounds { field, value, min, max }) }
 }
 
 fn check_listen(listen: Option<SocketAddr>, insecure: bool) -> Result<(), ConfigError> {

@@ -136,7 +136,7 @@ impl Hello {
             protocol: PROTOCOL_VERSION,
             role: Role::Client,
             shard,
-            features: FEATURES & !FEATURE_BEGIN,
+            features: FEATURES,
             system: SystemId::NONE,
             term: Term::ZERO,
             last_term: Term::ZERO,

@@ -4,11 +4,11 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
+use towline::wire::BatchHeader;
 use towline::wire::frame::{self, FLAG_REPLY_NOW, FrameHead, FrameKind, PREAMBLE};
 use towline::wire::handshake::{Hello, NodeName, Role, Verdict, Welcome};
 use towline::wire::message::{Ack, Heartbeat};
-use towline::wire::{BatchHeader, Chain, PROTOCOL_VERSION};
-use towline::{Lsn, Seq, ShardId, SystemId, Term};
+use towline::{Seq, ShardId};
 
 /// Where such a replica stands.
 #[derive(Clone, Copy, Debug)]
@@ -36,18 +36,10 @@ impl Fake {
     #[must_use]
     pub fn new(name: &str, process: u64) -> Self {
         let hello = Hello {
-            protocol: PROTOCOL_VERSION,
             role: Role::Replica,
-            shard: ShardId(0),
-            features: 0,
-            system: SystemId::NONE,
-            term: Term::ZERO,
-            last_term: Term::ZERO,
-            end_lsn: Lsn::ZERO,
-            chain: Chain::GENESIS,
-            commit_lsn: Lsn::ZERO,
             process,
             name: NodeName::new(name).expect("a name"),
+            ..Hello::client(ShardId(0))
         };
         Self { hello }
     }

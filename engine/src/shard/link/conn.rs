@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -99,31 +100,32 @@ impl Conn {
     /// order in which they came. The bytes behind the pieces must stay where they are until this
     /// returns: the caller holds them.
     pub(crate) async fn send(&self, pieces: &[&[u8]]) -> io::Result<()> {
-        self.send_in_turn(pieces, false).await
+        self.in_turn(self.send_now(pieces, false)).await
     }
 
     /// As [`Conn::send`], a little at a time, with pauses in which the core is left to others.
     pub(crate) async fn send_politely(&self, pieces: &[&[u8]]) -> io::Result<()> {
-        self.send_in_turn(pieces, true).await
+        self.in_turn(self.send_now(pieces, true)).await
     }
 
-    async fn send_in_turn(&self, pieces: &[&[u8]], politely: bool) -> io::Result<()> {
+    /// Runs `sending` when it is its turn; if it is given up half way, nothing is sent any more.
+    async fn in_turn<T>(&self, sending: impl Future<Output = io::Result<T>>) -> io::Result<T> {
         let _turn = self.turns.take().await;
         if self.torn.replace(true) {
             return Err(io::Error::new(io::ErrorKind::BrokenPipe, "a send before was not finished"));
         }
-        self.send_now(pieces, politely).await?;
+        let sent = sending.await?;
         self.torn.set(false);
-        Ok(())
+        Ok(sent)
     }
 
     /// As [`Conn::send`], from where the bytes are: they are held until the kernel has let go of them.
     /// Says whether it can be done here; if not, they have been sent with a copy.
     pub(crate) async fn send_zero_copy(&self, held: Rc<dyn Held>) -> io::Result<bool> {
-        let _turn = self.turns.take().await;
-        if self.torn.replace(true) {
-            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "a send before was not finished"));
-        }
+        self.in_turn(self.send_held(held)).await
+    }
+
+    async fn send_held(&self, held: Rc<dyn Held>) -> io::Result<bool> {
         let total: usize = held.pieces().iter().map(|p| p.len()).sum();
         let (mut taken, mut possible) = (0, true);
         while total > taken && possible {
@@ -146,7 +148,6 @@ impl Conn {
         }
         self.sent_bytes.set(self.sent_bytes.get() + taken as u64);
         self.send_now(&behind(held.pieces(), taken), false).await?;
-        self.torn.set(false);
         Ok(possible)
     }
 

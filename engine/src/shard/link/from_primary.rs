@@ -269,16 +269,9 @@ impl Follower {
     async fn take_back(&self, to: Lsn, seq: Seq) -> Result<(), LinkError> {
         self.shard.take_back.set(Some((to, seq)));
         self.shard.moved.notify();
-        loop {
-            let seen = self.shard.moved.seen();
-            if let Some(why) = self.shard.stopped() {
-                return Err(LinkError::Stopped(why));
-            }
-            if self.shard.take_back.get().is_none() && self.shard.inner.borrow_mut().replica().applied() <= to {
-                return Ok(());
-            }
-            self.shard.moved.since(seen).await;
-        }
+        let is_back =
+            |shard: &Shard| shard.take_back.get().is_none() && shard.inner.borrow_mut().replica().applied() <= to;
+        self.wait_until(is_back).await
     }
 
     async fn stream(&self, conn: Rc<Conn>, features: u64) -> LinkError {
