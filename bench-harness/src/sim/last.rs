@@ -134,7 +134,9 @@ pub fn is_together(c: &Cluster) -> bool {
     if primary.len() != c.plan.shards as usize {
         return false;
     }
-    let served = |v: &ShardView| v.slots.iter().all(|s| s.connected && s.lost.is_none());
+    // The primary knows it, too: else the next append may reach the cap before the last ack does, and take
+    // the slot.
+    let served = |v: &ShardView| v.slots.iter().all(|s| s.connected && s.lost.is_none() && s.restart == v.appended);
     let at_rest = |v: &ShardView| v.is_primary && v.durable == v.appended && v.commit == v.appended && served(v);
     primary.values().all(at_rest)
         && (0..c.nodes.len()).filter(|n| *n != c.primary).all(|n| {
