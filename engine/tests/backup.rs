@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use processes::{Node, await_in_step, folder, run, tail};
+use processes::{Node, await_in_step, end_of, eventually, fixed_address, folder, run, tail, towline};
 
 const SEGMENT: &str = "64KiB";
 
@@ -101,6 +101,53 @@ fn a_backup_of_a_primary_that_has_let_go_of_its_beginning_has_what_it_keeps() {
     let records = told["shards"][0]["records"].as_u64().unwrap();
     assert!(records > 0);
     assert_eq!(tail(&node, "0", "--lines").split(|b| *b == b'\n').count() as u64, records + 1, "from {oldest} on");
+    node.stop();
+}
+
+/// How much of a shard's log is in a backup that is being taken.
+fn taken(b: &Path) -> usize {
+    let files = fs::read_dir(b.join("data/shard-0000/wal")).into_iter().flatten().flatten();
+    files.map(|f| fs::read(f.path()).unwrap_or_default().iter().filter(|b| **b != 0).count()).sum()
+}
+
+#[test]
+fn a_backup_that_was_cut_goes_on_from_where_it_is() {
+    let dir = folder();
+    let (p, b) = (dir.path().join("p"), dir.path().join("b"));
+    let at = fixed_address();
+    // Some seven seconds' worth.
+    let options = ["--shards", "2", "--segment-size", SEGMENT, "--catch-up-max", "64KiB"];
+    let node = Node::primary(&p, &at, &options);
+    append(&node, "0", &lines(400_000));
+    append(&node, "1", b"one line\n");
+    let before = tail(&node, "0", "--lines");
+    let begin = |more: &[&str]| {
+        let mut command = towline();
+        command.args(["backup", "--from", &at, text(&b)]).args(more).spawn().unwrap()
+    };
+    // The one who takes it dies.
+    let mut taking = begin(&[]);
+    eventually("a part of the log", || (taken(&b) > 20_000).then_some(()));
+    taking.kill().unwrap();
+    end_of(&mut taking);
+    run(&["backup", "--from", &at, text(&b)], b"").expect(1, "not empty");
+    run(&["restore", text(&b), text(&dir.path().join("r"))], b"").expect(1, "not finished");
+    let none = dir.path().join("none");
+    fs::create_dir(&none).unwrap();
+    run(&["backup", "--from", &at, "--resume", text(&none)], b"").expect(1, "no backup to go on with: unfinished: ");
+    // Then the primary, which comes again and sends as fast as it can.
+    let had = taken(&b);
+    let mut taking = begin(&["--resume"]);
+    eventually("a part more", || (taken(&b) > had + 20_000).then_some(()));
+    node.kill9();
+    let node = Node::primary(&p, &at, &options[..4]);
+    assert_eq!(end_of(&mut taking).code(), Some(0));
+    run(&["backup", "--from", &at, "--resume", text(&b)], b"").expect(1, "the backup in it is whole");
+    node.stop();
+    let p2 = dir.path().join("p2");
+    run(&["restore", text(&b), text(&p2)], b"").expect(0, "");
+    let node = Node::primary(&p2, "127.0.0.1:0", &["--promote", "--shards", "2"]);
+    assert_eq!(tail(&node, "0", "--lines"), before);
     node.stop();
 }
 

@@ -7,7 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use towline::units::show_size;
+use towline::wire::handshake::NodeName;
 
+use super::manifest;
+
+/// In a folder with a backup from a running primary that is not finished: the name of its slot.
+const UNFINISHED: &str = "unfinished";
 /// Bytes read at once.
 const PIECE: usize = 1 << 20;
 
@@ -138,5 +143,30 @@ pub(super) fn take_empty(path: &Path) -> io::Result<()> {
     match fs::read_dir(path)?.next() {
         None => Ok(()),
         Some(_) => Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is not empty")),
+    }
+}
+
+/// The name of the slot of a backup in this folder that was not finished.
+pub(super) fn take_unfinished(path: &Path) -> io::Result<NodeName> {
+    if path.join(manifest::FILE).exists() {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the backup in it is whole"));
+    }
+    let none = |why: &str| io::Error::new(io::ErrorKind::InvalidData, format!("no backup to go on with: {why}"));
+    let name = fs::read_to_string(path.join(UNFINISHED)).map_err(|e| none(&format!("{UNFINISHED}: {e}")))?;
+    NodeName::new(name.trim()).ok_or_else(|| none(&format!("{UNFINISHED} names no slot")))
+}
+
+/// An empty folder is one of a backup that is not finished.
+pub(super) fn begin_unfinished(path: &Path, slot: NodeName) -> io::Result<()> {
+    let mut file = fs::File::create_new(path.join(UNFINISHED))?;
+    file.write_all(format!("{slot}\n").as_bytes())?;
+    file.sync_all()
+}
+
+/// The manifest is there.
+pub(super) fn finished(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path.join(UNFINISHED)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => fs::File::open(path)?.sync_all(),
     }
 }

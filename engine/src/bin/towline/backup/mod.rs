@@ -29,13 +29,16 @@ use manifest::{DATA, Manifest};
 
 /// How often the progress of a backup is looked at.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long nothing comes before the slot is made anew, and how often that is tried.
+const ASK: Duration = Duration::from_secs(1);
 
 /// Save a node's log to a folder, with a manifest that names every file, its size and its CRC.
 ///
 /// With --from it is taken from a running primary, through a temporary slot: like a replica that counts
 /// for no commit, and that ends at where the log ended when it began. With --data it is taken from the
 /// folder of a stopped node. Either way every batch of it is verified. The manifest is written last: a
-/// folder without one is a backup that was not finished, to be removed.
+/// folder without one is a backup that was not finished, to be removed, or gone on with by --resume. The
+/// primary's --catch-up-max limits what it takes of the network.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit status:
@@ -48,6 +51,7 @@ Exit status:
 
 Examples:
   towline backup --from 127.0.0.1:4790 /backup/monday
+  towline backup --from 127.0.0.1:4790 --resume /backup/monday
   towline backup --data /var/lib/towline /backup/monday
   towline restore /backup/monday /var/lib/towline-r1 --name r1")]
 pub(crate) struct Args {
@@ -58,6 +62,10 @@ pub(crate) struct Args {
     /// The folder of a stopped node
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+
+    /// Go on with a backup that was not finished, from where it is
+    #[arg(long, conflicts_with = "data")]
+    resume: bool,
 
     /// Where the backup goes: a folder that is empty or not there
     #[arg(value_name = "BACKUP")]
@@ -102,15 +110,28 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
         },
         None => None,
     };
-    files::take_empty(&args.backup).map_err(io_at(&args.backup))?;
     let data = args.backup.join(DATA);
+    let known = if args.resume {
+        Some(files::take_unfinished(&args.backup).map_err(io_at(&args.backup))?)
+    } else {
+        files::take_empty(&args.backup).map_err(io_at(&args.backup))?;
+        None
+    };
     if let Some((addr, status)) = status {
-        let name = format!("backup-{:016x}", RandomState::new().build_hasher().finish());
-        let slot = NodeName::new(&name).expect("it is a name");
-        if let Err(e) = client::change_slot(addr, slot, SlotAction::CreateTemporary) {
-            return Ok(exit::give_up(&e));
+        let slot = known.unwrap_or_else(|| {
+            let name = format!("backup-{:016x}", RandomState::new().build_hasher().finish());
+            NodeName::new(&name).expect("it is a name")
+        });
+        match client::change_slot(addr, slot, SlotAction::CreateTemporary) {
+            Ok(_) => {}
+            // The one of before has not ended yet.
+            Err(_) if known.is_some() => {}
+            Err(e) => return Ok(exit::give_up(&e)),
         }
-        let taken = follow(addr, &name, &data, &status);
+        if known.is_none() {
+            files::begin_unfinished(&args.backup, slot).map_err(io_at(&args.backup))?;
+        }
+        let taken = follow(addr, slot, &data, &status);
         // It ends with its link; if there never was one, not before a minute has gone by.
         let _ = client::change_slot(addr, slot, SlotAction::Drop);
         taken?;
@@ -149,12 +170,12 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     }
     drop(held);
     files::sync_folders(&data, manifest.files().map(|f| f.path.as_str())).map_err(io_at(&data))?;
-    manifest.write(&args.backup).map_err(io_at(&args.backup))?;
+    manifest.write(&args.backup).and_then(|()| files::finished(&args.backup)).map_err(io_at(&args.backup))?;
     tell("backed up", &args.backup, &manifest, args.json)
 }
 
 /// Follows a primary to where its log ended when this began.
-fn follow(addr: &str, name: &str, data: &Path, status: &str) -> Result<(), Failure> {
+fn follow(addr: &str, slot: NodeName, data: &Path, status: &str) -> Result<(), Failure> {
     let status: Value = serde_json::from_str(status).map_err(|e| Failure::Log(format!("the node's status: {e}")))?;
     let shards = status["shards"].as_array().map_or(&[][..], Vec::as_slice);
     let position = |key: &str| -> Vec<u64> { shards.iter().map(|s| s[key].as_u64().unwrap_or(0)).collect() };
@@ -162,11 +183,11 @@ fn follow(addr: &str, name: &str, data: &Path, status: &str) -> Result<(), Failu
     let total: u64 = oldest.iter().zip(&ends).map(|(from, to)| to.saturating_sub(*from)).sum();
     let resolved = addr.to_socket_addrs().map_err(|e| Failure::Log(format!("{addr}: {e}")))?.next();
     let resolved = resolved.ok_or_else(|| Failure::Log(format!("{addr}: no address has this name")))?;
-    let mut config = ReplicaConfig::new(data, name, resolved);
+    let mut config = ReplicaConfig::new(data, slot.to_string(), resolved);
     config.node.segments_ahead = 1;
     let replica = Replica::open(config)?;
     let mut progress = Progress::new("copied", total);
-    let (mut last, mut moved) = (Vec::new(), Instant::now());
+    let (mut last, mut moved, mut asked) = (Vec::new(), Instant::now(), Instant::now());
     let came = loop {
         let now = replica.status();
         if let Some(why) = now.iter().find_map(|s| s.stopped.as_ref()) {
@@ -183,6 +204,11 @@ fn follow(addr: &str, name: &str, data: &Path, status: &str) -> Result<(), Failu
         } else if moved.elapsed() > BACKUP_PATIENCE {
             let why = now.into_iter().find(|s| !has(s)).map(|s| s.link).unwrap_or_default();
             break Err(Failure::Log(format!("nothing came for {} s: {why}", BACKUP_PATIENCE.as_secs())));
+        } else if moved.elapsed() > ASK && asked.elapsed() > ASK {
+            // The slot ended with its link if that broke: it is made anew, as long as the log is kept. If it
+            // is there, or the primary is not, nothing comes of it.
+            let _ = client::change_slot(addr, slot, SlotAction::CreateTemporary);
+            asked = Instant::now();
         }
         thread::sleep(LOOK);
     };
