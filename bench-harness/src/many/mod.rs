@@ -249,6 +249,8 @@ pub fn churn(dir: &Path, connections: u64) -> Result<Churn, String> {
     let primary = open(dir, |c| {
         c.replicas = vec!["r1".into(), "r2".into()];
         (c.node.segment_bytes, c.node.segments_ahead) = (64 << 20, 1);
+        // So that what is kept in memory of the log is soon as much as it will ever be.
+        (c.node.live_window_bytes, c.node.batch_bytes) = (64 << 10, 16 << 10);
     })?;
     let addr = at(&primary)?;
     let handle = primary.handle();
