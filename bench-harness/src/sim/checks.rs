@@ -14,6 +14,8 @@ use super::oracle::Became;
 pub struct Seen {
     /// By node, process and shard.
     last: BTreeMap<(usize, u64, ShardId), ShardView>,
+    /// The last cap that no more than may be was kept under.
+    capped: BTreeMap<(usize, u64, ShardId), Option<u64>>,
     /// When everybody was looked at last.
     looked_ns: u64,
     /// Who is configured, by node and version of its settings.
@@ -47,6 +49,13 @@ impl Seen {
                 }
                 if let Some(e) = before.and_then(|b| accepted(b, &view, self.looked_ns)) {
                     cluster.fail(format!("node {n} shard {}: {e}: {view:?}", view.shard));
+                }
+                // A cap that has become lower is reached before it is held.
+                let key = (n, process, view.shard);
+                if !is_beyond_cap(&view) {
+                    self.capped.insert(key, view.cap);
+                } else if self.capped.get(&key) == Some(&view.cap) {
+                    cluster.fail(format!("node {n}: more log is kept than the cap allows: {view:?}"));
                 }
                 if before.is_some_and(|b| b.begun < view.begun) {
                     cluster.world.hit("log begun anew");
@@ -111,14 +120,16 @@ fn within(v: &ShardView) -> Result<(), String> {
     if v.overdue {
         return Err("somebody waits for what holds".into());
     }
-    if let (true, Some(cap), Some(_)) = (v.is_primary, v.cap, v.keep) {
-        // What the keeper has made ready may fill up, and a batch in the way keeps what is before it.
-        let more = (v.segments_ahead + 6) * v.segment_bytes + 3 * v.in_flight_bytes_max;
-        if v.appended.since(v.oldest) > cap + more {
-            return Err(format!("more log is kept than the cap of {cap} allows"));
-        }
-    }
     Ok(())
+}
+
+/// Whether more log is kept than the cap allows.
+#[must_use]
+pub fn is_beyond_cap(v: &ShardView) -> bool {
+    let (true, Some(cap), Some(_)) = (v.is_primary, v.cap, v.keep) else { return false };
+    // What the keeper has made ready may fill up, and a batch in the way keeps what is before it.
+    let more = (v.segments_ahead + 6) * v.segment_bytes + 3 * v.in_flight_bytes_max;
+    v.appended.since(v.oldest) > cap + more
 }
 
 /// Appends that were taken since the last look need as many replicas that were heard lately, at some

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use towline::world::{OpenHow, ShardView};
 use towline::{AppendError, AppendOptions, CommitPolicy, Lsn, Outcome, Seq, ShardId, offline};
 
+use super::checks::is_beyond_cap;
 use super::cluster::{Cluster, DATA, Role};
 use super::handler::lock;
 use super::operator::Ask;
@@ -137,7 +138,9 @@ pub fn is_together(c: &Cluster) -> bool {
     // The primary knows it, too: else the next append may reach the cap before the last ack does, and take
     // the slot.
     let served = |v: &ShardView| v.slots.iter().all(|s| s.connected && s.lost.is_none() && s.restart == v.appended);
-    let at_rest = |v: &ShardView| v.is_primary && v.durable == v.appended && v.commit == v.appended && served(v);
+    let at_rest = |v: &ShardView| {
+        v.is_primary && v.durable == v.appended && v.commit == v.appended && served(v) && !is_beyond_cap(v)
+    };
     primary.values().all(at_rest)
         && (0..c.nodes.len()).filter(|n| *n != c.primary).all(|n| {
             let replica = views(c, n);

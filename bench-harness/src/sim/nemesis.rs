@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use towline::{SettingChange, ShardId};
+use towline::{RetainMax, SettingChange, ShardId};
 
 use super::cluster::{Cluster, DATA, Role};
 use super::operator::Ask;
@@ -173,9 +173,15 @@ impl Nemesis {
     fn set_policy(&mut self, c: &Cluster) {
         let Some(settings) = c.settings() else { return };
         let configured = settings.replicas.len() as u64;
-        let change = match self.rng.below(6) {
+        let change = match self.rng.below(7) {
             0 => SettingChange::Deadline(Duration::from_millis([30, 300, 2000][self.rng.below(3) as usize])),
             1 => SettingChange::MinReplicas(self.rng.below(2) as u8),
+            // One segment less than there must be: that is refused.
+            6 => SettingChange::RetainMax(match self.rng.below(5) {
+                0 => RetainMax::Auto,
+                1 => RetainMax::Unlimited,
+                n => RetainMax::Bytes(c.plan.retain_max_least + c.plan.segment_bytes * n - 3 * c.plan.segment_bytes),
+            }),
             2 => SettingChange::SlotIdleMax(self.rng.chance(0.5).then_some(Duration::from_secs(3))),
             kind => {
                 let text = match kind {

@@ -153,6 +153,8 @@ pub struct Plan {
     pub retain: Retain,
     /// What slots may hold of it.
     pub retain_max: RetainMax,
+    /// The least cap that is taken.
+    pub retain_max_least: u64,
     /// How long a slot may be without a link.
     pub slot_idle_max: Option<Duration>,
     /// Bytes in each second that a replica which catches up is sent.
@@ -252,11 +254,11 @@ impl Plan {
         }
         // From a source of its own, so that the rest of a run is what it was before there were slots.
         let s = &mut Rng::new(seed ^ 0x736C_6F74);
-        let least = if let Retain::Bytes(keep) = retain { keep } else { 0 } + 2 * segment_bytes;
+        let retain_max_least = if let Retain::Bytes(keep) = retain { keep } else { 0 } + 2 * segment_bytes;
         let retain_max = match s.below(4) {
             0 => RetainMax::Auto,
             1 => RetainMax::Unlimited,
-            _ => RetainMax::Bytes(least + segment_bytes * s.below(3)),
+            _ => RetainMax::Bytes(retain_max_least + segment_bytes * s.below(3)),
         };
         let slot_idle_max = s.chance(0.2).then(|| Duration::from_secs(2 + s.below(3)));
         let slots_anew = s.chance(0.5);
@@ -295,6 +297,7 @@ impl Plan {
             linger: Duration::from_micros(if r.chance(0.2) { r.below(2000) } else { 0 }),
             retain,
             retain_max,
+            retain_max_least,
             slot_idle_max,
             slots_anew,
             zero_copy,
