@@ -224,6 +224,18 @@ const GOLDEN: &[(&str, &str)] = &[
      ",
     ),
     (
+        "superblock-begun",
+        "
+        544f574c494e455303000000030000000c0000000000000000112233445566778899aabbccddeeff0400000000000000
+        070000000000000006000000000000000000000400000000005000000000000000500000000000000050000000000000
+        00004000000000007265706c6963612d31
+        00*104
+        0188776655443322115a
+        00*32537
+        cd26598d
+    ",
+    ),
+    (
         "superblock",
         "
         544f574c494e455303000000030000000c0000000000000000112233445566778899aabbccddeeff0400000003000000
@@ -374,11 +386,12 @@ fn golden_payloads_decode_to_their_values() {
 
 #[test]
 fn a_superblock_is_its_golden_bytes() {
-    let golden = golden("superblock");
-    let value = samples::superblock();
-    assert_eq!(samples::superblock_bytes(&value), golden);
-    let read = samples::owned(&Superblock::check(&golden).unwrap());
-    assert_eq!(read, value);
+    for (name, value) in [("superblock", samples::superblock()), ("superblock-begun", samples::superblock_begun())] {
+        let golden = golden(name);
+        assert_eq!(samples::superblock_bytes(&value), golden);
+        let read = samples::owned(&Superblock::check(&golden).unwrap());
+        assert_eq!(read, value);
+    }
 }
 
 /// The hex blocks of the document: name and bytes.

@@ -290,6 +290,20 @@ pub(crate) fn superblock() -> Owned {
     }
 }
 
+/// Of a log that was begun in the middle, and is empty.
+pub(crate) fn superblock_begun() -> Owned {
+    Superblock {
+        oldest_lsn: Lsn(20_480),
+        base: Some(Base { chain: Chain(0x1122_3344_5566_7788), seq: Seq(90) }),
+        floor_lsn: Lsn(20_480),
+        commit_lsn: Lsn(20_480),
+        history: Vec::new(),
+        slots: Vec::new(),
+        settings: None,
+        ..superblock()
+    }
+}
+
 pub(crate) fn superblock_bytes(superblock: &Owned) -> Vec<u8> {
     let mut bytes = vec![0xa5; superblock::COPY];
     superblock.encode(&mut bytes);
