@@ -4,10 +4,11 @@
 mod fleet;
 mod processes;
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use fleet::{Fleet, Load, campaigns, spin};
-use processes::{Random, eventually, folder, seed, signal};
+use processes::{Random, Said, end_of, eventually, folder, run, seed, signal, towline};
 
 /// How long a node is held still when nobody can go on without it.
 const STILL: Duration = Duration::from_millis(30);
@@ -28,7 +29,7 @@ impl Fleet {
 fn strike(fleet: &mut Fleet, load: &Load, random: &mut Random, promotions: bool) -> &'static str {
     let primary = fleet.primary;
     let [a, b] = if random.below(2) == 0 { fleet.replicas() } else { [fleet.replicas()[1], fleet.replicas()[0]] };
-    let what = match random.below(if promotions { 9 } else { 8 }) {
+    let what = match random.below(if promotions { 10 } else { 8 }) {
         0 => {
             fleet.kill(primary);
             "the primary was killed"
@@ -79,6 +80,13 @@ fn strike(fleet: &mut Fleet, load: &Load, random: &mut Random, promotions: bool)
             fleet.kill(primary);
             "the primary was killed while it was held still, and a replica"
         }
+        8 => {
+            // Not what commits wait for: the load takes that to be the same all the time.
+            let cap = ["none", "1GiB", "2GiB"][random.below(3) as usize];
+            change_and_kill(fleet, random, &["set", "retain-max", cap]);
+            ctl(fleet, &["set", "retain-max", cap]).expect(0, "");
+            "the primary was killed while its settings were changed"
+        }
         _ => {
             fleet.kill(primary);
             spin(random, STILL);
@@ -89,6 +97,21 @@ fn strike(fleet: &mut Fleet, load: &Load, random: &mut Random, promotions: bool)
     };
     fleet.start_missing(false);
     what
+}
+
+fn ctl(fleet: &Fleet, change: &[&str]) -> Said {
+    run(&[&["ctl"], change, &["--at", &fleet.addr()]].concat(), b"")
+}
+
+/// The primary is killed somewhere in a change of its settings, and comes again.
+fn change_and_kill(fleet: &mut Fleet, random: &mut Random, change: &[&str]) {
+    let mut command = towline();
+    command.arg("ctl").args(change).args(["--at", &fleet.addr()]).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut changing = command.spawn().unwrap();
+    spin(random, STILL);
+    fleet.kill(fleet.primary);
+    assert!(matches!(end_of(&mut changing).code(), Some(0 | 5)));
+    fleet.start_missing(false);
 }
 
 /// So many blows, and the check of everything.
