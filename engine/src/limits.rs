@@ -125,8 +125,11 @@ pub const ZERO_COPY_PAUSE_MIN: Duration = Duration::from_secs(1);
 pub const ZERO_COPY_PAUSE_MAX: Duration = Duration::from_secs(600);
 /// How long a send may make no progress.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a folder's lock or a port is tried that a killed process may still hold.
+/// How often a folder's lock is tried that a killed process may still hold.
 pub const RELEASE_ATTEMPTS: u32 = 20;
+/// How often a port is tried. The kernel lets go of sockets later than of files, on a busy machine by more
+/// than a second.
+pub const PORT_RELEASE_ATTEMPTS: u32 = 100;
 /// Between two such attempts.
 pub const RELEASE_PAUSE: Duration = Duration::from_millis(50);
 /// How long a client that was told an error may take to close.

@@ -331,7 +331,10 @@ fn bind(addr: SocketAddr) -> io::Result<Listener> {
     let mut attempt = 0;
     loop {
         match Listener::bind(addr) {
-            Err(e) if e.kind() == io::ErrorKind::AddrInUse && attempt < limits::RELEASE_ATTEMPTS => {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && attempt < limits::PORT_RELEASE_ATTEMPTS => {
+                if attempt == 0 {
+                    tracing::info!("{addr} is in use: waiting for a process that ends");
+                }
                 attempt += 1;
                 rt::block_for(limits::RELEASE_PAUSE);
             }
