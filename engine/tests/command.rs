@@ -6,11 +6,13 @@ mod processes;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::Stdio;
 
 use processes::{
-    Node, PATIENCE, Said, await_in_step, end_of, eventually, folder, run, run_with, signal, tail, towline,
+    Node, PATIENCE, Said, await_in_step, end_of, eventually, fixed_address, folder, run, run_with, signal, tail,
+    towline,
 };
 
 /// A primary of three shards and one replica; commits wait for the replica.
@@ -369,6 +371,31 @@ fn logs_go_where_they_are_told_to() {
     command.env("TOWLINE_LOG", "loud=very=much").args(["serve", "--role", "primary", "--listen", "127.0.0.1:0"]);
     run_with(command.args(["--data", "unused"]), b"").expect(1, "TOWLINE_LOG=loud=very=much: ");
     assert!(!Path::new("unused").exists());
+}
+
+#[test]
+fn a_node_whose_log_nobody_reads_goes_on() {
+    let (dir, at) = (folder(), fixed_address());
+    let mut command = towline();
+    command.args(["serve", "--role", "primary", "--listen", &at, "--data"]).arg(dir.path().join("p"));
+    let mut node = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let stderr = node.stderr.as_ref().unwrap();
+    // SAFETY: no memory is involved.
+    let room = unsafe { libc::fcntl(stderr.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
+    assert_eq!(room, 4096);
+    eventually("the node", || (run(&["status", "--at", &at], b"").code == Some(0)).then_some(()));
+    // Each time two lines of some hundred bytes.
+    for _ in 0..60 {
+        run(&["slot", "create", "reader", "--at", &at], b"").expect(0, "");
+        run(&["slot", "drop", "reader", "--at", &at], b"").expect(0, "");
+    }
+    run(&["append", "--to", &at, "--shard", "0"], b"one").expect(0, "");
+    // What stands in the pipe is what came first; it ends although nobody reads the rest.
+    signal(&node, libc::SIGTERM);
+    assert_eq!(end_of(&mut node).code(), Some(0));
+    let mut said = String::new();
+    node.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!((3000..=4096).contains(&said.len()) && said.contains("slot made"), "{said}");
 }
 
 #[test]

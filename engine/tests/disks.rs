@@ -155,7 +155,7 @@ fn a_device_that_stalls_refuses_what_it_has_no_room_for_and_goes_on_later() {
     };
     fleet.start_missing(false);
     let (mut told, addr) = (Told::default(), fleet.addr());
-    append(&mut told, dir.path(), &addr, 10, 100, "20s").0.expect(0, "");
+    append(&mut told, dir.path(), &addr, 10, 100, "100s").0.expect(0, "");
 
     let frozen = mounted.freeze();
     // Replicas that have it do not replace the primary's own copy.

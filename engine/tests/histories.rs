@@ -216,7 +216,7 @@ fn a_stale_primary_is_fenced_and_finishes_no_commit() {
     let followed = of_replica(&replica).term;
     replica.stop();
     let mut config = place.primary("stale", &["r1"]);
-    config.deadline = Duration::from_secs(20);
+    config.deadline = Duration::from_secs(100);
     let stale = Primary::open(config).unwrap();
     assert!(of(&stale).term < followed);
     let handle = stale.handle();
@@ -253,7 +253,7 @@ fn an_older_primary_is_refused_even_if_it_did_not_ask() {
     replica.stop();
     let replica = Replica::open(place.replica("r1")).unwrap();
     let mut config = place.primary("stale", &["r1"]);
-    config.deadline = Duration::from_secs(20);
+    config.deadline = Duration::from_secs(100);
     let stale = Primary::open(config).unwrap();
     let outcome = stale.handle().append(ONE, b"never").and_then(|t| t.wait());
     assert!(matches!(outcome, Ok(Outcome::Fenced) | Err(AppendError::Fenced)), "{outcome:?}");

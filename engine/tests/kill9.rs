@@ -83,7 +83,7 @@ struct Load {
 impl Load {
     fn start(addr: &str, round: u64, record_bytes: u64) -> Self {
         let mut command = towline();
-        command.args(["append", "--to", addr, "--shard", "0", "--lines", "--json", "--deadline", "20s"]);
+        command.args(["append", "--to", addr, "--shard", "0", "--lines", "--json", "--deadline", "100s"]);
         let mut child = command.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let (ending, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let runs = Arc::new(Mutex::new(Vec::new()));

@@ -56,7 +56,7 @@ fn committed_everywhere(zero_copy: ZeroCopy) {
                     assert_eq!(got.chain, want.chain);
                     break;
                 }
-                assert!(began.elapsed() < Duration::from_secs(20), "{got:?}");
+                assert!(began.elapsed() < Duration::from_secs(100), "{got:?}");
                 std::thread::yield_now();
             }
         }
@@ -65,7 +65,7 @@ fn committed_everywhere(zero_copy: ZeroCopy) {
     assert!(replicas.iter().all(|r| r.status()[0].link == format!("following {addr}")));
     assert!(replicas.iter().all(|r| r.status().iter().all(|s| s.lag_bytes == 0)));
     while primary.status()[0].slots.iter().any(|s| s.lag_records > 0) {
-        assert!(began.elapsed() < Duration::from_secs(20));
+        assert!(began.elapsed() < Duration::from_secs(100));
         std::thread::yield_now();
     }
     // Each stage was measured, and each replica's acks for themselves.
@@ -91,7 +91,7 @@ fn a_replica_that_resumes_knows_how_many_records_it_has_and_one_that_is_refused_
     let until = |what: &str, holds: &dyn Fn() -> bool| {
         let began = Instant::now();
         while !holds() {
-            assert!(began.elapsed() < Duration::from_secs(20), "{what}");
+            assert!(began.elapsed() < Duration::from_secs(100), "{what}");
             std::thread::yield_now();
         }
     };

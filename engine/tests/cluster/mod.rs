@@ -19,7 +19,7 @@ use towline::{
 pub const ONE: ShardId = ShardId(0);
 
 /// How long anything may take before a test fails.
-pub const LIMIT: Duration = Duration::from_secs(30);
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// A folder for a test's nodes and an address for its primary that no other test uses: a loopback
 /// address of its own, so that a primary that comes back finds its port free.

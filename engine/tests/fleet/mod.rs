@@ -255,7 +255,7 @@ fn append(
     got: &Arc<AtomicU64>,
 ) {
     let mut command = towline();
-    command.args(["append", "--to", to, "--shard", "0", "--lines", "--json", "--deadline", "20s", "--history"]);
+    command.args(["append", "--to", to, "--shard", "0", "--lines", "--json", "--deadline", "100s", "--history"]);
     let mut child = command.arg(history).stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let (mut stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     let (over, before) = (Arc::new(AtomicBool::new(false)), got.load(Ordering::Relaxed));

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// The longest that anything may take.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest that anything may take: a disk may stand still for twenty seconds where a machine writes much.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks at something that is awaited.
 const LOOK: Duration = Duration::from_millis(2);
 

@@ -14,7 +14,7 @@ use towline::wire::frame::{HEADER, PREAMBLE};
 /// How long a read waits before it looks around.
 const LOOK: Duration = Duration::from_millis(3);
 /// How long a peer may take to notice that a link is broken: more than any limit of a node.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(100);
 /// How long bytes are held back.
 const DELAY: Duration = Duration::from_millis(2);
 /// How long a link that was only slow is watched before it is ended.

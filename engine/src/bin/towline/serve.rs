@@ -13,6 +13,7 @@ use towline::{
     CommitPolicy, ConfigError, NodeConfig, OpenError, Primary, PrimaryConfig, Replica, ReplicaConfig, ShardStatus,
     SystemId, Term,
 };
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -25,6 +26,8 @@ use crate::signals::{self, Signals};
 const WATCH: Duration = Duration::from_secs(1);
 /// The environment variable that says what is logged.
 const LOG: &str = "TOWLINE_LOG";
+/// Lines that wait to be written to stderr.
+const LOG_LINES: usize = 4096;
 
 /// Run a primary or a replica in the foreground.
 ///
@@ -142,9 +145,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
             return Ok(ExitCode::from(exit::USAGE));
         }
     };
-    log_to_stderr()?;
     // Before any thread is started: they inherit the mask.
     let signals = signals::block().map_err(|source| Failure::System { what: "block signals", source })?;
+    let log = Log::to_stderr()?;
     end_on_panic();
     let (events, heard) = mpsc::channel();
     start(&plan, signals, events).map_err(|source| Failure::System { what: "start a thread", source })?;
@@ -158,7 +161,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
         Err(_) => unreachable!("the signals' thread never ends"),
     };
     announce(&node, &plan);
-    Ok(watch(node, &heard))
+    Ok(watch(node, &heard, &log))
 }
 
 /// Starts the thread that waits for signals and the one that opens the node.
@@ -182,7 +185,8 @@ fn start(plan: &Plan, signals: Signals, events: Sender<Event>) -> io::Result<()>
 }
 
 /// Waits for a signal, and looks after the shards meanwhile.
-fn watch(node: Node, heard: &Receiver<Event>) -> ExitCode {
+fn watch(node: Node, heard: &Receiver<Event>, log: &Log) -> ExitCode {
+    let mut dropped = 0;
     loop {
         match heard.recv_timeout(WATCH) {
             Ok(Event::Signal(name)) => {
@@ -193,6 +197,10 @@ fn watch(node: Node, heard: &Receiver<Event>) -> ExitCode {
             }
             Ok(Event::Opened(_)) => {}
             Err(RecvTimeoutError::Timeout) => {
+                let now = log.dropped.dropped_lines();
+                if now > std::mem::replace(&mut dropped, now) {
+                    tracing::warn!("{now} lines of this log were dropped so far: stderr takes them too slowly");
+                }
                 let stopped: Vec<_> =
                     node.status().into_iter().filter_map(|s| s.stopped.map(|why| (s.shard, why))).collect();
                 if stopped.is_empty() {
@@ -265,20 +273,32 @@ fn end_on_panic() {
     }));
 }
 
-fn log_to_stderr() -> Result<(), Failure> {
-    let text = std::env::var(LOG).ok().filter(|t| !t.is_empty()).unwrap_or_else(|| "info".into());
-    let filter: Targets = text.parse().map_err(|why: tracing_subscriber::filter::ParseError| Failure::Log {
-        text: text.clone(),
-        why: why.to_string(),
-    })?;
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        // Else it would complain on a stderr that is gone, and panic.
-        .log_internal_errors(false);
-    // Only this command has a subscriber, so there is none already.
-    let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
-    Ok(())
+/// Log lines go to stderr from a thread of their own: a core never waits for a slow terminal, a pipe that
+/// nobody reads, or a file on a slow disk. What is more than waits to be written is dropped.
+struct Log {
+    dropped: ErrorCounter,
+    /// Writes what is left when it is dropped.
+    _rest: WorkerGuard,
+}
+
+impl Log {
+    fn to_stderr() -> Result<Self, Failure> {
+        let text = std::env::var(LOG).ok().filter(|t| !t.is_empty()).unwrap_or_else(|| "info".into());
+        let filter: Targets = text.parse().map_err(|why: tracing_subscriber::filter::ParseError| Failure::Log {
+            text: text.clone(),
+            why: why.to_string(),
+        })?;
+        let (stderr, rest) = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES).finish(io::stderr());
+        let dropped = stderr.error_counter();
+        let lines = tracing_subscriber::fmt::layer()
+            .with_writer(stderr)
+            .with_ansi(io::stderr().is_terminal())
+            // Else it would complain on a stderr that is gone, and panic.
+            .log_internal_errors(false);
+        // Only this command has a subscriber, so there is none already.
+        let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
+        Ok(Self { dropped, _rest: rest })
+    }
 }
 
 /// Makes a configuration of the settings; the outer error says what is wrong with the command line.
