@@ -540,6 +540,7 @@ mod tests {
             }),
             ("slot_idle_max in s is 31622401", |c| c.slot_idle_max = Some(Duration::from_secs(31_622_401))),
             ("link_window_bytes is 4095, it must be from 4096", |c| c.link_window_bytes = 4095),
+            ("snapshot_bytes_max is 262143, it must be from 262144", |c| c.node.snapshot_bytes_max = 262_143),
             ("catch_up_max is 65535, it must be from 65536", |c| c.catch_up_max = Some(65_535)),
             ("lag_target is 4095, it must be from 4096", |c| c.lag_target = Some(4095)),
             ("min_replicas is 1, it must be from 0 to 0", |c| c.min_replicas = 1),

@@ -5,10 +5,13 @@ mod cluster;
 mod store;
 
 use std::fs;
+use std::time::Instant;
 
 use cluster::{ONE, Place, of, of_replica, records, until, until_same};
 use store::{Store, Wrong};
-use towline::{Lsn, Primary, PrimaryConfig, Reads, ReplicaConfig, Retain, RetainMax, SlotState, StaleReads, offline};
+use towline::{
+    Lsn, Primary, PrimaryConfig, Reads, ReplicaConfig, Retain, RetainMax, SlotState, StaleReads, limits, offline,
+};
 
 const SEGMENT: u64 = 64 << 10;
 
@@ -83,6 +86,22 @@ fn what_is_appended_while_the_snapshot_is_on_its_way_comes_behind_it() {
     assert_eq!(copy.state(), store.state());
     assert_eq!(r1.reads(ONE), Ok(Reads::Following));
     until("the log is let go of again", || of(&primary).oldest_lsn > oldest);
+}
+
+#[test]
+fn an_embedder_that_takes_its_time_is_waited_for_on_the_same_link() {
+    let place = Place::new();
+    let (primary, store) = trimmed(&place, &["r1"]);
+    let produced = store.hold_produce();
+    let copy = Store::default();
+    let r1 = copy.open(place.replica("r1"));
+    until("it is asked", || store.lock().asked == 1);
+    let began = Instant::now();
+    until("longer than a silent peer is borne", || began.elapsed() > 4 * limits::HEARTBEAT);
+    drop(produced);
+    until_same(&primary, &r1);
+    assert_eq!(copy.state(), store.state());
+    assert_eq!((of(&primary).slots[0].connects, store.lock().asked), (2, 1), "one link, then that of the log");
 }
 
 #[test]

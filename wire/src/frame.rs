@@ -98,7 +98,7 @@ kinds! {
     SnapshotChunk = 19, message::SNAPSHOT_CHUNK_BYTES_MAX;
     /// The manifest behind the chunks: [`message::SnapshotEnd`]; `arg` is the primary's commit LSN.
     SnapshotEnd = 20, message::SNAPSHOT_END;
-    /// A replica has staged a snapshot up to `arg`, an offset.
+    /// A replica has staged a snapshot up to `arg`, an offset; or it lives ([`message::SNAPSHOT_ALIVE`]).
     SnapshotAck = 21, 0;
 }
 

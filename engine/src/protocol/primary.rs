@@ -276,6 +276,11 @@ impl Primary {
         Ok(())
     }
 
+    /// The snapshot that this link sends stands at `at`, which is committed: the slot holds the log from there.
+    pub fn goes_on_at(&mut self, slot: usize, link: u64, at: Lsn) {
+        self.slots.goes_on_at(slot, link, at);
+    }
+
     /// The replica that takes a snapshot on this link was heard.
     pub fn on_staged(&mut self, slot: usize, link: u64, now_ns: u64) {
         self.slots.on_staged(slot, link, now_ns);

@@ -363,6 +363,10 @@ fn a_slot_is_in_use_while_a_snapshot_is_sent_and_nothing_that_it_says_changes() 
     assert_eq!(p.stage(0, 2, 7, 10), Ok(()));
     assert_eq!(p.slots().get(0).unwrap().at, before);
     assert!(p.slots().is_served_by(0, 2));
+    p.goes_on_at(0, 1, Lsn(40960));
+    assert_eq!(p.slots().get(0).unwrap().restart, Lsn(8192).min(p.gate.durable()), "not its link");
+    p.goes_on_at(0, 2, Lsn(20480));
+    assert_eq!(p.slots().get(0).unwrap().restart, Lsn(20480), "what is in front of the state is not needed");
     // It acknowledges nothing, and lives all the same.
     assert_eq!(p.stage(0, 3, 8, 11), Err(Refusal::SlotInUse));
     p.on_staged(0, 2, SILENT);

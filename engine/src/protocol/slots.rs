@@ -289,6 +289,13 @@ impl Slots {
         }
     }
 
+    /// Where the log goes on behind the snapshot that it sends: nothing before that is needed.
+    pub(super) fn goes_on_at(&mut self, slot: usize, link: u64, at: Lsn) {
+        if let Some(s) = self.get_mut(slot).filter(|s| s.link == Some(link)) {
+            s.restart = s.restart.max(at);
+        }
+    }
+
     /// Its replica was heard.
     pub(super) fn on_staged(&mut self, slot: usize, link: u64, now_ns: u64) {
         if let Some(s) = self.get_mut(slot).filter(|s| s.link == Some(link)) {

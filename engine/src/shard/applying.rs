@@ -67,10 +67,14 @@ async fn apply_all(shard: &Rc<Shard>, handler: &mut dyn Apply) -> Result<(), App
                         "the handler stands at LSN {stands} after a snapshot was installed that stands at {at}"
                     )));
                 }
+                ahead = false;
             }
-            ahead = false;
-            cursor = Cursor::new(shard, at);
-            shard.inner.borrow_mut().replica().on_applied(at, seq);
+            // One that is ahead even of that waits on.
+            ahead &= cursor.next() > at;
+            if !ahead {
+                cursor = Cursor::new(shard, at);
+                shard.inner.borrow_mut().replica().on_applied(at, seq);
+            }
             shard.moved.notify();
         }
         if ahead && !shard.cutting.get() {

@@ -45,6 +45,7 @@ pub struct Inner {
     pub wrong: Option<Wrong>,
     /// Chunks are made while this is set only as many as it says.
     pub chunks_allowed: Option<usize>,
+    pub asked: usize,
     pub produced: usize,
     pub producers_alive: usize,
     pub staged: usize,
@@ -53,11 +54,16 @@ pub struct Inner {
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct Store(Arc<Mutex<Inner>>);
+pub struct Store(Arc<Mutex<Inner>>, Arc<Mutex<()>>);
 
 impl Store {
     pub fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap()
+    }
+
+    /// Holds the producer up until this is dropped.
+    pub fn hold_produce(&self) -> MutexGuard<'_, ()> {
+        self.1.lock().unwrap()
     }
 
     pub fn state(&self) -> State {
@@ -130,6 +136,8 @@ fn decode(mut bytes: &[u8], into: &mut Vec<Vec<u8>>) {
 
 impl Snapshot for Store {
     fn produce(&self, _: ShardId) -> Result<Produced, SnapshotError> {
+        self.lock().asked += 1;
+        drop(self.hold_produce());
         let wrong = self.goes_wrong(|w| matches!(w, Wrong::Produce | Wrong::At(_) | Wrong::Total(_)));
         if wrong == Some(Wrong::Produce) {
             return Err(SnapshotError("not now".into()));

@@ -29,7 +29,7 @@ pub use policy::{AckLevel, WirePolicy};
 pub use positions::{ACK, Ack, HEARTBEAT, Heartbeat};
 pub use slot::{SLOT_REQUEST, SlotAction, SlotRequest};
 pub use snapshot::{
-    SNAPSHOT_BEGIN, SNAPSHOT_CHUNK_BYTES_MAX, SNAPSHOT_END, SNAPSHOT_REQUEST, SnapshotBegin, SnapshotEnd, SnapshotId,
-    SnapshotPoint, SnapshotRequest, snapshot_checksum,
+    SNAPSHOT_ALIVE, SNAPSHOT_BEGIN, SNAPSHOT_CHUNK_BYTES_MAX, SNAPSHOT_END, SNAPSHOT_REQUEST, SnapshotBegin,
+    SnapshotEnd, SnapshotId, SnapshotPoint, SnapshotRequest, snapshot_checksum,
 };
 pub use tail::{TAIL_REQUEST, TailRequest, TailStart};

@@ -17,6 +17,8 @@ pub const SNAPSHOT_BEGIN: usize = 64;
 pub const SNAPSHOT_END: usize = 64;
 /// The largest chunk, in bytes.
 pub const SNAPSHOT_CHUNK_BYTES_MAX: usize = 256 << 10;
+/// The `arg` of a snapshot ack that says only that the replica lives.
+pub const SNAPSHOT_ALIVE: u64 = u64::MAX;
 /// The version of the manifest, and of what it describes.
 const VERSION: u16 = 1;
 /// Says that the length is not known before the end.

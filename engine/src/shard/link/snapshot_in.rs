@@ -1,12 +1,12 @@
 //! A replica takes a snapshot: stages what comes, on a thread that may block, has it installed, and then
 //! has its log begin where the snapshot stands.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use towline_wire::Lsn;
 use towline_wire::frame::{self, FrameHead, FrameKind};
-use towline_wire::message::{ErrorCode, Goodbye, Heartbeat, SnapshotBegin, SnapshotEnd};
+use towline_wire::message::{ErrorCode, Goodbye, Heartbeat, SNAPSHOT_ALIVE, SnapshotBegin, SnapshotEnd};
 
 use super::conn::Conn;
 use super::frames::{self, LinkError};
@@ -23,14 +23,12 @@ use crate::snapshot::{SnapshotInfo, Stage};
 pub(crate) struct Incoming {
     taking: RefCell<Taking>,
     stage: RefCell<Option<Box<dyn Stage>>>,
-    /// What was acknowledged last on this link.
-    acked: Cell<Option<u64>>,
 }
 
 impl Incoming {
     /// Nothing yet, of one of at most so many bytes.
     pub(crate) fn new(max: u64) -> Self {
-        Self { taking: RefCell::new(Taking::new(max)), stage: RefCell::default(), acked: Cell::new(None) }
+        Self { taking: RefCell::new(Taking::new(max)), stage: RefCell::default() }
     }
 }
 
@@ -48,7 +46,6 @@ impl Follower {
         self.may_set_aside(taken.known, taken.is_empty).await?;
         self.shard.watermark.set_stale(true);
         *self.shard.link.borrow_mut() = format!("taking a snapshot from {}", self.primary);
-        self.incoming.acked.set(None);
         let request = self.incoming.taking.borrow_mut().request();
         frames::send(conn, FrameKind::SnapshotRequest, 0, 0, &request.to_bytes()).await?;
         let watching = rt::spawn_scoped(watch_idle(conn.clone()));
@@ -98,7 +95,7 @@ impl Follower {
                 }
                 _ => {
                     Heartbeat::check(&bytes)?;
-                    self.say_again(conn).await?;
+                    self.live(conn).await?;
                     continue;
                 }
             }
@@ -107,22 +104,21 @@ impl Follower {
         }
     }
 
-    /// Says what is staged, and that this end lives.
+    /// Says what is staged.
     async fn ack(&self, conn: &Conn) -> Result<(), LinkError> {
-        if let Some((done, total)) = self.incoming.taking.borrow().progress() {
+        let progress = self.incoming.taking.borrow().progress();
+        if let Some((done, total)) = progress {
             let (from, since_ns) =
                 self.shard.taking.get().map_or_else(|| (done, rt::now_ns()), |t| (t.from, t.since_ns));
             self.shard.taking.set(Some(TakingShown { from, done, total, since_ns }));
-            self.incoming.acked.set(Some(done));
-        }
-        self.say_again(conn).await
-    }
-
-    async fn say_again(&self, conn: &Conn) -> Result<(), LinkError> {
-        if let Some(offset) = self.incoming.acked.get() {
-            frames::send(conn, FrameKind::SnapshotAck, 0, offset, &[]).await?;
+            frames::send(conn, FrameKind::SnapshotAck, 0, done, &[]).await?;
         }
         Ok(())
+    }
+
+    /// Says that this end lives, and nothing else.
+    async fn live(&self, conn: &Conn) -> Result<(), LinkError> {
+        Ok(frames::send(conn, FrameKind::SnapshotAck, 0, SNAPSHOT_ALIVE, &[]).await?)
     }
 
     async fn on_begin(&self, conn: &Conn, begin: &SnapshotBegin) -> Result<(), LinkError> {
@@ -238,7 +234,7 @@ impl Follower {
                 return done.map_err(|gone| LinkError::Stopped(gone.to_string()));
             }
             // If the link has ended, what comes next on it finds out.
-            let _ = self.say_again(conn).await;
+            let _ = self.live(conn).await;
         }
     }
 }

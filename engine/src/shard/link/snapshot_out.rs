@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use towline_wire::frame::{self, FLAG_REPLY_NOW, FrameKind};
 use towline_wire::handshake::{Hello, NodeName, Refusal, Verdict};
-use towline_wire::message::{Goodbye, SnapshotId, SnapshotPoint, SnapshotRequest};
+use towline_wire::message::{Goodbye, SNAPSHOT_ALIVE, SnapshotId, SnapshotPoint, SnapshotRequest};
 use towline_wire::superblock::Base;
 use towline_wire::{Lsn, batch};
 
@@ -217,7 +217,7 @@ impl Link {
                 }
             }
             let pause = not_before.saturating_sub(rt::now_ns());
-            let pause = if pause > 0 { Duration::from_nanos(pause) } else { limits::HEARTBEAT };
+            let pause = if pause > 0 { Duration::from_nanos(pause).min(limits::HEARTBEAT) } else { limits::HEARTBEAT };
             let _ = rt::timeout(pause, self.shard.moved.since(seen)).await;
         }
     }
@@ -283,6 +283,7 @@ impl Link {
         let sending = Sending::new(SnapshotPoint { id, at, base }, total, self.shard.config.snapshot_bytes_max);
         let sending = sending.map_err(|e| LinkError::Rejected(e.to_string()))?;
         self.with(|p| p.sending = Some(sending));
+        self.shard.inner.borrow_mut().primary().goes_on_at(self.slot, self.number, at);
         self.shard.count(|c| c.snapshots_made += 1);
         tracing::info!(shard = self.shard.id.0, replica = %self.name, at = at.0, bytes = ?total, "a snapshot is made");
         Ok(())
@@ -407,8 +408,8 @@ impl Link {
             let Some((head, payload)) = reader.next().await? else { return Err(LinkError::Closed) };
             match head.kind {
                 FrameKind::SnapshotAck => {
-                    let acked = self.with(|p| p.sending.as_mut().map(|s| s.on_ack(head.arg)));
-                    // Before it has begun there is nothing to acknowledge but nothing.
+                    let staged = head.arg != SNAPSHOT_ALIVE;
+                    let acked = self.with(|p| p.sending.as_mut().filter(|_| staged).map(|s| s.on_ack(head.arg)));
                     if let Some(Err(e)) = acked {
                         return Err(LinkError::Rejected(e.to_string()));
                     }
@@ -433,5 +434,20 @@ async fn read_request(reader: &mut FrameReader) -> Result<SnapshotRequest, LinkE
         FrameKind::SnapshotRequest => Ok(SnapshotRequest::check(payload)?),
         FrameKind::Goodbye => Err(LinkError::Closed),
         other => Err(LinkError::OutOfPlace(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_waits_for_its_replica_for_so_long_and_not_while_it_is_sent() {
+        let max = limits::SNAPSHOT_PAUSE_MAX.as_nanos() as u64;
+        let name = NodeName::new("r1").expect("a name");
+        let mut p = Producing { name, link: Ok(3), sending: None, chunks: None, began_ns: 0 };
+        assert!(!p.is_over(u64::MAX) && p.is_sent_by(3) && !p.is_sent_by(4));
+        p.link = Err(5);
+        assert!(!p.is_over(4) && !p.is_over(5 + max - 1) && p.is_over(5 + max));
     }
 }
