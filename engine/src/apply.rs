@@ -77,14 +77,16 @@ pub struct ApplyError(pub String);
 /// crash it keeps itself, with the position; [`Apply::resume_at`] says where to go on.
 pub trait Apply {
     /// Where to go on: the end of the last batch that this handler has durably applied, or
-    /// [`Lsn::ZERO`] for the start of the log. Called once, when the shard starts.
+    /// [`Lsn::ZERO`] for the start of the log. Called when the shard starts, and again after a snapshot was
+    /// installed ([`Snapshot`](crate::Snapshot)), where that stands then.
     fn resume_at(&mut self, shard: ShardId) -> Lsn {
         let _ = shard;
         Lsn::ZERO
     }
 
     /// Whether it does not mind to begin later than where it stands, at what is committed when the
-    /// shard starts. A handler with state must not: it would miss records in silence.
+    /// shard starts. A handler with state must not: it would miss records in silence. It is given a
+    /// snapshot, if the primary makes them and the replica takes them, or is refused.
     fn takes_gaps(&self) -> bool {
         false
     }

@@ -13,6 +13,7 @@ use crate::limits;
 use crate::protocol::policy::{CommitPolicy, PolicyError};
 use crate::protocol::settings::Settings;
 use crate::shard::Flow;
+use crate::snapshot::Snapshots;
 use crate::sys;
 
 /// How much of the log a node keeps.
@@ -108,6 +109,11 @@ pub struct NodeConfig {
     pub live_window_bytes: usize,
     /// Registered memory of each core's executor, in bytes. Default 32 MiB, or what memlock allows.
     pub io_memory_bytes: usize,
+    /// The embedder's state as snapshots, for replicas whose log cannot be continued: made on a primary,
+    /// installed on a replica. Default: none.
+    pub snapshot: Option<Snapshots>,
+    /// The largest snapshot of a shard that is sent, or taken, in bytes. Default 1 TiB; at least 256 KiB.
+    pub snapshot_bytes_max: u64,
 }
 
 impl NodeConfig {
@@ -127,6 +133,8 @@ impl NodeConfig {
             retain: Retain::All,
             live_window_bytes: 16 << 20,
             io_memory_bytes: 32 << 20,
+            snapshot: None,
+            snapshot_bytes_max: 1 << 40,
         }
     }
 
@@ -146,6 +154,7 @@ impl NodeConfig {
         bounds("batch_bytes", self.batch_bytes as u64, block, 16 << 20)?;
         bounds("record_bytes_max", self.record_bytes_max as u64, 1, RECORD_BYTES_MAX as u64)?;
         bounds("live_window_bytes", self.live_window_bytes as u64, 0, 16 << 30)?;
+        bounds("snapshot_bytes_max", self.snapshot_bytes_max, limits::SNAPSHOT_BYTES_MAX_MIN, u64::MAX - 1)?;
         bounds("io_memory_bytes", self.io_memory_bytes as u64, 64 << 10, 4 << 30)?;
         for (field, value) in [("segment_bytes", self.segment_bytes), ("batch_bytes", self.batch_bytes as u64)] {
             if !value.is_multiple_of(block) {
@@ -350,10 +359,24 @@ pub struct ReplicaConfig {
     pub reconnect_max: Duration,
     /// Whether a shard whose log is too old to be continued gives it up, and begins anew at the oldest
     /// batch that the primary keeps. Off by default: it is refused then. An empty log begins there
-    /// anyway. Never where the handler would miss records ([`Apply::takes_gaps`](crate::Apply::takes_gaps)).
+    /// anyway. Never where the handler would miss records ([`Apply::takes_gaps`](crate::Apply::takes_gaps)),
+    /// unless a snapshot replaces its state.
     pub rebuild: bool,
+    /// What [`Replica::reads`](crate::Replica::reads) says of a shard while a snapshot replaces its state.
+    /// Default: that it may be read, and is stale.
+    pub stale_reads: StaleReads,
     /// Listen on an address that is not loopback although nothing authenticates a peer yet.
     pub insecure_no_auth: bool,
+}
+
+/// What becomes of reads on a replica while a snapshot is about to replace what they read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum StaleReads {
+    /// They are answered from the old state, which is declared stale.
+    #[default]
+    Answer,
+    /// They are refused.
+    Refuse,
 }
 
 impl ReplicaConfig {
@@ -367,6 +390,7 @@ impl ReplicaConfig {
             listen: None,
             reconnect_max: limits::RECONNECT_MAX,
             rebuild: false,
+            stale_reads: StaleReads::Answer,
             insecure_no_auth: false,
         }
     }
@@ -500,6 +524,7 @@ mod tests {
             }),
             ("slot_idle_max in s is 31622401", |c| c.slot_idle_max = Some(Duration::from_secs(31_622_401))),
             ("link_window_bytes is 4095, it must be from 4096", |c| c.link_window_bytes = 4095),
+            ("snapshot_bytes_max is 262143, it must be from 262144", |c| c.node.snapshot_bytes_max = 262_143),
             ("catch_up_max is 65535, it must be from 65536", |c| c.catch_up_max = Some(65_535)),
             ("lag_target is 4095, it must be from 4096", |c| c.lag_target = Some(4095)),
             ("min_replicas is 1, it must be from 0 to 0", |c| c.min_replicas = 1),

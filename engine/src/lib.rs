@@ -54,6 +54,7 @@ mod outcome;
 pub mod protocol;
 mod rt;
 mod shard;
+pub mod snapshot;
 #[cfg(test)]
 mod stress_tests;
 mod sync;
@@ -67,9 +68,12 @@ pub use rt::world;
 
 pub use apply::{AppliedBatch, Apply, ApplyError, ApplyFn, Deliver, LogApply};
 pub use config::{
-    Compress, ConfigError, NodeConfig, PrimaryConfig, ReplicaConfig, Retain, RetainMax, TooFewReplicas, ZeroCopy,
+    Compress, ConfigError, NodeConfig, PrimaryConfig, ReplicaConfig, Retain, RetainMax, StaleReads, TooFewReplicas,
+    ZeroCopy,
 };
-pub use node::{CatchUpStatus, Primary, Replica, ShardStatus, SlotKind, SlotState, SlotStatus};
+pub use node::{
+    CatchUpStatus, Primary, Reads, Replica, ShardStatus, SlotKind, SlotState, SlotStatus, SnapshotStatus, StaleError,
+};
 pub use outcome::{AppendError, Appended, Bookmark, Outcome};
 pub use protocol::policy::{CommitPolicy, PolicyError};
 pub use protocol::progress::Shown as CatchUp;
@@ -80,6 +84,7 @@ pub use shard::mesh::handle::{AppendOptions, Handle};
 pub use shard::mesh::local::{Completion, LocalLane, LocalShard};
 pub use shard::mesh::ticket::Ticket;
 pub use shard::wal::error::OpenError;
+pub use snapshot::{Produced, Snapshot, SnapshotError, SnapshotInfo, Snapshots, Stage};
 pub use towline_wire as wire;
 pub use towline_wire::message::AckLevel;
 pub use towline_wire::superblock::SlotLoss;

@@ -75,6 +75,13 @@ pub const LIVE_FOR: Duration = Duration::from_millis(20);
 pub const CATCH_UP_BURST: Duration = Duration::from_millis(20);
 /// The lowest cap on catch-up, in bytes for each second.
 pub const CATCH_UP_MAX_MIN: u64 = 64 << 10;
+/// Chunks of a snapshot that are in memory on a primary, sent and not acknowledged.
+pub const SNAPSHOT_WINDOW: usize = 8;
+/// How long a snapshot waits for the replica whose link was cut, before its producer ends. Another
+/// replica waits so long for its turn.
+pub const SNAPSHOT_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// The least that may be the largest snapshot of a shard, in bytes: one chunk.
+pub const SNAPSHOT_BYTES_MAX_MIN: u64 = 256 << 10;
 /// The longest wait between two batches for the lag target.
 pub const THROTTLE_MAX: Duration = Duration::from_millis(100);
 /// The lowest lag target, in bytes.

@@ -133,6 +133,14 @@ counters! {
     slots_lost_diverged,
     /// Times that the log could not grow, as what is not committed fills the cap.
     log_full,
+    /// Snapshots that a primary has made for replicas,
+    snapshots_made,
+    /// those that a replica has installed,
+    snapshots_installed,
+    /// times that one went on after its link was cut,
+    snapshots_resumed,
+    /// and bytes of them, sent or staged.
+    snapshot_bytes,
 }
 
 /// One shard's measurements.

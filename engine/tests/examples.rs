@@ -43,3 +43,10 @@ fn replica_apply_goes_on_where_its_handler_was() {
     assert!(text.contains("the handler has 1000 records and goes on at LSN"), "{text}");
     assert!(text.ends_with("every number was applied exactly once, over three restarts\n"), "{text}");
 }
+
+#[test]
+fn bootstrap_ends_with_two_stores_that_are_the_same() {
+    let text = run("bootstrap");
+    assert!(text.contains("shard 1: a snapshot of 2500 keys at LSN"), "{text}");
+    assert!(text.ends_with("both stores are the same, at the same positions\n"), "{text}");
+}

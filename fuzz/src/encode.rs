@@ -126,12 +126,13 @@ fn hello(u: &mut Unstructured<'_>) -> Result<()> {
 fn welcome(u: &mut Unstructured<'_>) -> Result<()> {
     let at = Lsn(number(u)?);
     let base = Base { chain: Chain(u.arbitrary()?), seq: Seq(u.arbitrary()?) };
-    let verdict = match u.int_in_range(0..=5_u8)? {
+    let verdict = match u.int_in_range(0..=6_u8)? {
         0 => Verdict::Stream { from: at },
         1 => Verdict::Cut { to: at },
         2 => Verdict::NeedSnapshot { oldest: at },
         3 => Verdict::Client,
         4 => Verdict::Begin { at, base, known: u.arbitrary()? },
+        5 => Verdict::Snapshot { oldest: at, known: u.arbitrary()? },
         _ => Verdict::Refused(*u.choose(Refusal::ALL)?),
     };
     let w = Welcome {
@@ -150,7 +151,7 @@ fn welcome(u: &mut Unstructured<'_>) -> Result<()> {
     };
     let placed = match verdict {
         Verdict::Stream { from: at } | Verdict::Cut { to: at } | Verdict::NeedSnapshot { oldest: at } => aligned(at),
-        Verdict::Begin { at, .. } => aligned(at) && at > Lsn::ZERO,
+        Verdict::Begin { at, .. } | Verdict::Snapshot { oldest: at, .. } => aligned(at) && at > Lsn::ZERO,
         Verdict::Client | Verdict::Refused(_) => true,
     };
     let good = placed && w.shard_count > 0 && w.segment_bytes > 0 && w.segment_bytes % 4096 == 0;

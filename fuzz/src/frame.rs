@@ -1,12 +1,13 @@
 //! Bytes from a peer as a connection: header, cap, payload, message, and so on to the first error.
 //! What passes is what the encoder would have sent.
 
-use towline_wire::BatchView;
+use towline::protocol::snapshot::Taking;
+use towline_wire::{BatchView, Lsn};
 use towline_wire::frame::{self, FrameHead, FrameKind, PREAMBLE};
 use towline_wire::handshake::{Hello, Welcome};
 use towline_wire::message::{
     Ack, AppendHead, Committed, ControlRequest, ErrorHead, Heartbeat, PACKED_HEAD, PACKED_RATIO_MAX, PackedHead, SlotRequest,
-    TailRequest,
+    SnapshotBegin, SnapshotEnd, SnapshotRequest, TailRequest,
 };
 
 use crate::alloc::nothing;
@@ -22,8 +23,41 @@ pub fn run(data: &[u8]) {
     connection(&data);
 }
 
+/// The most bytes of a snapshot that are taken here.
+const SNAPSHOT_MAX: u64 = 1 << 16;
+
+/// What a replica takes of a snapshot: never more than it may, and nothing that does not follow.
+fn taken(taking: &mut Taking, head: FrameHead, payload: &[u8]) {
+    let before = taking.progress().map_or(0, |p| p.0);
+    let went = match head.kind {
+        FrameKind::SnapshotBegin => {
+            let Ok(begin) = SnapshotBegin::check(payload) else { return };
+            taking.on_begin(&begin, Lsn(4096)).is_ok()
+        }
+        FrameKind::SnapshotChunk => {
+            let went = taking.on_chunk(head.arg, payload).is_ok();
+            assert!(!went || taking.progress().unwrap().0 == before + payload.len() as u64);
+            went
+        }
+        FrameKind::SnapshotEnd => {
+            let Ok(end) = SnapshotEnd::check(payload) else { return };
+            let whole = taking.on_end(&end, Lsn(head.arg));
+            assert!(whole.is_err() || (end.total == before && taking.progress().is_none()));
+            whole.is_ok()
+        }
+        // A new link.
+        FrameKind::Hello => return drop(taking.request()),
+        _ => return,
+    };
+    assert!(taking.progress().is_none_or(|(done, _)| done <= SNAPSHOT_MAX));
+    if !went {
+        taking.give_up();
+    }
+}
+
 /// Reads frames until one is refused or the input ends.
 fn connection(mut data: &[u8]) {
+    let mut taking = Taking::new(SNAPSHOT_MAX);
     while let Some((header, rest)) = data.split_first_chunk() {
         let Ok(head) = nothing(|| FrameHead::check(header)) else { return };
         assert!(head.len <= head.kind.payload_max(), "a length is bounded before memory is taken for it");
@@ -32,6 +66,7 @@ fn connection(mut data: &[u8]) {
             return;
         }
         nothing(|| checked(head.kind, payload));
+        taken(&mut taking, head, payload);
         if let Some(again) = encoded_again(head.kind, payload) {
             assert_eq!(again, payload, "{:?}", head.kind);
             let again = frame::header(head.kind, head.flags, head.arg, &again);
@@ -66,6 +101,9 @@ fn encoded_again(kind: FrameKind, payload: &[u8]) -> Option<Vec<u8>> {
             [&head.to_bytes(), block].concat()
         }
         FrameKind::ControlRequest => ControlRequest::check(payload).ok()?.to_bytes().to_vec(),
+        FrameKind::SnapshotRequest => SnapshotRequest::check(payload).ok()?.to_bytes().to_vec(),
+        FrameKind::SnapshotBegin => SnapshotBegin::check(payload).ok()?.to_bytes().to_vec(),
+        FrameKind::SnapshotEnd => SnapshotEnd::check(payload).ok()?.to_bytes().to_vec(),
         FrameKind::Error => {
             let (head, text) = ErrorHead::check(payload).ok()?;
             let (head, shown) = head.to_bytes(text);
@@ -92,6 +130,9 @@ fn checked(kind: FrameKind, payload: &[u8]) -> bool {
             head.is_some_and(|(head, _)| PackedHead::check(head, payload.len()).is_ok())
         }
         FrameKind::ControlRequest => ControlRequest::check(payload).is_ok(),
+        FrameKind::SnapshotRequest => SnapshotRequest::check(payload).is_ok(),
+        FrameKind::SnapshotBegin => SnapshotBegin::check(payload).is_ok(),
+        FrameKind::SnapshotEnd => SnapshotEnd::check(payload).is_ok(),
         FrameKind::Error => ErrorHead::check(payload).is_ok(),
         _ => true,
     }

@@ -193,6 +193,7 @@ impl PrimaryNode {
                 self.heard = self.heard.max(hello.term);
                 Verdict::Refused(Refusal::StalePrimary)
             }
+            HelloAnswer::Snapshot(_) => unreachable!("it makes none"),
             HelloAnswer::NeedBase(at) => {
                 let batch = self.log.iter().position(|b| b.lsn == at && b.lsn >= self.oldest);
                 let base = batch.map(|n| Base { chain: self.log[n].before, seq: end_of(&self.log[..n]).next_seq });
@@ -286,7 +287,7 @@ impl ReplicaNode {
                 self.cuts += 1;
                 Err(Ends::Decided)
             }
-            Plan::Begin(_) => unreachable!("it has not asked"),
+            Plan::Begin(_) | Plan::Snapshot { .. } => unreachable!("it has not asked"),
             Plan::NeedSnapshot { .. } | Plan::Refused(_) => Err(Ends::Decided),
         }
     }

@@ -90,6 +90,16 @@ kinds! {
     /// A batch, compressed: [`message::PackedHead`], then an LZ4 block; flags and `arg` are a batch's.
     /// Only to a replica whose hello had [`handshake::FEATURE_LZ4`].
     Packed = 16, message::PACKED_HEAD + batch::HEADER + BODY_BYTES_MAX;
+    /// A replica that is to take a snapshot says where to go on: [`message::SnapshotRequest`].
+    SnapshotRequest = 17, message::SNAPSHOT_REQUEST;
+    /// What stands in front of a snapshot's chunks: [`message::SnapshotBegin`].
+    SnapshotBegin = 18, message::SNAPSHOT_BEGIN;
+    /// A part of the embedder's state, at least one byte; `arg` is its offset in the snapshot.
+    SnapshotChunk = 19, message::SNAPSHOT_CHUNK_BYTES_MAX;
+    /// The manifest behind the chunks: [`message::SnapshotEnd`]; `arg` is the primary's commit LSN.
+    SnapshotEnd = 20, message::SNAPSHOT_END;
+    /// A replica has staged a snapshot up to `arg`, an offset; or it lives ([`message::SNAPSHOT_ALIVE`]).
+    SnapshotAck = 21, 0;
 }
 
 /// A frame's header as it crosses the network.

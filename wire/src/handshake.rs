@@ -19,6 +19,9 @@ pub const FEATURE_LZ4: u64 = 1;
 /// Feature bit of a replica's hello: where its log ends before the oldest batch that is kept, it would
 /// begin there, and wants to be told what came before ([`Verdict::Begin`]).
 pub const FEATURE_BEGIN: u64 = 2;
+/// Feature bit of a replica's hello: where its log ends before the oldest batch that is kept, its handler
+/// would take a snapshot of the primary's state ([`Verdict::Snapshot`]).
+pub const FEATURE_SNAPSHOT: u64 = 4;
 /// No feature. Unknown bits are ignored by both sides.
 pub const FEATURES: u64 = 0;
 
@@ -243,6 +246,14 @@ pub enum Verdict {
         /// The replica's log is a part of this one, as far as this one remembers.
         known: bool,
     },
+    /// As [`Verdict::NeedSnapshot`], to a replica that would take a snapshot: the log from the oldest
+    /// batch on is held for it. It sends a snapshot request on this connection.
+    Snapshot {
+        /// The oldest position kept.
+        oldest: Lsn,
+        /// The replica's log is a part of this one, as far as this one remembers.
+        known: bool,
+    },
     /// A client is welcome.
     Client,
     /// The connection is refused; an error frame with the text follows.
@@ -332,6 +343,8 @@ pub struct WelcomeBytes {
 
 const _: () = assert!(size_of::<WelcomeBytes>() == WELCOME);
 
+const NO_BASE: Base = Base { chain: Chain(0), seq: Seq(0) };
+
 /// The answer to a hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Welcome {
@@ -372,10 +385,12 @@ impl Welcome {
             Verdict::Client => (4, 0, 0),
             Verdict::Refused(cause) => (5, cause as u16, 0),
             Verdict::Begin { at, .. } => (6, 0, at.0),
+            Verdict::Snapshot { oldest, .. } => (7, 0, oldest.0),
         };
         let (base, known) = match self.verdict {
             Verdict::Begin { base, known, .. } => (base, known),
-            _ => (Base { chain: Chain(0), seq: Seq(0) }, false),
+            Verdict::Snapshot { known, .. } => (NO_BASE, known),
+            _ => (NO_BASE, false),
         };
         zerocopy::transmute!(WelcomeBytes {
             protocol: U16::new(self.protocol),
@@ -411,7 +426,6 @@ impl Welcome {
         };
         let bad = |field| Err(FrameError::Field { kind, field });
         let base = Base { chain: Chain(b.base_chain.get()), seq: Seq(b.base_seq.get()) };
-        let has_base = base != (Base { chain: Chain(0), seq: Seq(0) }) || b.known != 0;
         if b.reserved != [0] || b.reserved2 != [0] {
             return bad("reserved");
         }
@@ -429,9 +443,15 @@ impl Welcome {
                 None => return bad("cause"),
             },
             (6, 0) if at > Lsn::ZERO && b.known < 2 => Verdict::Begin { at, base, known: b.known == 1 },
+            (7, 0) if at > Lsn::ZERO && b.known < 2 => Verdict::Snapshot { oldest: at, known: b.known == 1 },
             _ => return bad("verdict"),
         };
-        if has_base && !matches!(verdict, Verdict::Begin { .. }) {
+        let (has_base, has_known) = match verdict {
+            Verdict::Begin { .. } => (true, true),
+            Verdict::Snapshot { .. } => (false, true),
+            _ => (false, false),
+        };
+        if (base != NO_BASE && !has_base) || (b.known != 0 && !has_known) {
             return bad("reserved");
         }
         if b.shard_count.get() == 0 {

@@ -8,7 +8,8 @@ use towline_wire::frame::{self, FrameError, FrameHead, FrameKind};
 use towline_wire::handshake::{Hello, NodeName, Refusal, Verdict, Welcome};
 use towline_wire::message::{
     Ack, AckLevel, AppendHead, CommitStatus, Committed, ControlAction, ControlRequest, ErrorCode, ErrorHead, Heartbeat,
-    PACKED_HEAD, PackedHead, SlotAction, SlotRequest, TailRequest, WirePolicy,
+    PACKED_HEAD, PackedHead, SlotAction, SlotRequest, SnapshotBegin, SnapshotEnd, SnapshotRequest, TailRequest,
+    WirePolicy,
 };
 use towline_wire::superblock::{self, Superblock, SuperblockError};
 use towline_wire::{BODY_BYTES_MAX, BatchError, BatchHeader, BatchView, Lsn, RecordError, Term, batch};
@@ -93,7 +94,7 @@ fn a_frame_header_outside_its_bounds_is_refused_by_name() {
         FrameHead::check(&header.try_into().unwrap())
     };
     let bad = |field| Err(FrameError::Field { kind: FrameKind::Ack, field });
-    for kind in (0..=u8::MAX).filter(|k| !(1..=16).contains(k)) {
+    for kind in (0..=u8::MAX).filter(|k| !(1..=21).contains(k)) {
         assert_eq!(with(4, &[kind]), Err(FrameError::Kind(kind)));
     }
     for bit in 3..8 {
@@ -169,7 +170,7 @@ fn a_welcome_outside_its_bounds_is_refused_by_name() {
     for (_, verdict) in VERDICTS {
         let cases: &[(usize, &[u8], _)] = &[
             (2, &[0], "verdict"),
-            (2, &[7], "verdict"),
+            (2, &[8], "verdict"),
             (3, &[1], "reserved"),
             (7, &[1], "reserved"),
             (8, &[0; 4], "shard_count"),
@@ -180,6 +181,9 @@ fn a_welcome_outside_its_bounds_is_refused_by_name() {
         let welcome = samples::welcome(verdict).to_bytes();
         refused(FrameKind::Welcome, &welcome, Welcome::check, cases);
         let cases: &[(usize, &[u8], _)] = match verdict {
+            Verdict::Snapshot { .. } => {
+                &[(6, &[2], "verdict"), (48, &[0; 8], "verdict"), (96, &[1], "reserved"), (111, &[1], "reserved")]
+            }
             Verdict::Begin { .. } => &[(6, &[2], "verdict"), (48, &[0; 8], "verdict")],
             _ => &[(6, &[1], "reserved"), (96, &[1], "reserved"), (111, &[1], "reserved")],
         };
@@ -301,7 +305,7 @@ fn an_error_outside_its_bounds_is_refused_by_name() {
     let payload = samples::error_bytes(&samples::ERROR, samples::ERROR_TEXT);
     let cases: &[(usize, &[u8], _)] = &[
         (0, &[0], "code"),
-        (0, &[12], "code"),
+        (0, &[13], "code"),
         (2, &[15], "text"),
         (2, &[17], "text"),
         (4, &[1], "reserved"),
@@ -309,7 +313,7 @@ fn an_error_outside_its_bounds_is_refused_by_name() {
         (16, &[0xff], "text"),
     ];
     refused(FrameKind::Error, &payload, |p| ErrorHead::check(p).map(|(head, _)| head), cases);
-    for code in (1..=11).filter_map(ErrorCode::from_number) {
+    for code in (1..=12).filter_map(ErrorCode::from_number) {
         let head = ErrorHead { code, arg: 1 };
         assert_eq!(ErrorHead::check(&samples::error_bytes(&head, "")), Ok((head, "")));
     }
@@ -429,6 +433,41 @@ fn a_slot_request_outside_its_bounds_is_refused_by_name() {
     for action in [SlotAction::Create, SlotAction::CreateTemporary, SlotAction::Drop] {
         let request = SlotRequest { action, ..sample };
         assert_eq!(SlotRequest::check(&request.to_bytes()), Ok(request));
+    }
+}
+
+#[test]
+fn a_snapshots_frames_outside_their_bounds_are_refused_by_name() {
+    let (none, all) = ([0; 16], [0xff; 8]);
+    let cases: &[(usize, &[u8], _)] = &[(0, &none, "offset")];
+    refused(FrameKind::SnapshotRequest, &samples::snapshot_request().to_bytes(), SnapshotRequest::check, cases);
+    let shared: &[(usize, &[u8], _)] = &[
+        (0, &[0], "version"),
+        (0, &[2], "version"),
+        (1, &[1], "version"),
+        (2, &[1], "reserved"),
+        (3, &[1], "reserved"),
+        (8, &none, "id"),
+        (24, &[0; 8], "at"),
+        (24, &[1], "at"),
+    ];
+    let begin = samples::snapshot_begin();
+    refused(FrameKind::SnapshotBegin, &begin.to_bytes(), SnapshotBegin::check, shared);
+    let cases: &[(usize, &[u8], _)] =
+        &[(7, &[1], "reserved"), (48, &[5], "offset"), (56, &[12], "offset"), (56, &all, "offset")];
+    refused(FrameKind::SnapshotBegin, &begin.to_bytes(), SnapshotBegin::check, cases);
+    for (total, offset) in [(None, 0), (None, u64::MAX - 1), (Some(0), 0), (Some(9), 9)] {
+        let other = SnapshotBegin { total, offset, ..begin };
+        assert_eq!(SnapshotBegin::check(&other.to_bytes()), Ok(other));
+    }
+    let end = samples::snapshot_end();
+    refused(FrameKind::SnapshotEnd, &end.to_bytes(), SnapshotEnd::check, shared);
+    let cases: &[(usize, &[u8], _)] =
+        &[(48, &all, "total"), (56, &[0], "chunks"), (56, &[12], "chunks"), (50, &[4], "chunks"), (56, &all, "chunks")];
+    refused(FrameKind::SnapshotEnd, &end.to_bytes(), SnapshotEnd::check, cases);
+    for (total, chunks) in [(0, 0), (11, 11), (256 << 10, 1), ((256 << 10) + 1, 2)] {
+        let other = SnapshotEnd { total, chunks, ..end };
+        assert_eq!(SnapshotEnd::check(&other.to_bytes()), Ok(other));
     }
 }
 

@@ -10,7 +10,7 @@ use towline_wire::frame::{self, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameHead, Fr
 use towline_wire::handshake::{self, Hello, Refusal, Welcome};
 use towline_wire::message::{
     self, Ack, AppendHead, Committed, ControlRequest, ErrorCode, ErrorHead, Goodbye, Heartbeat, PackedHead,
-    SlotRequest, TailRequest,
+    SlotRequest, SnapshotBegin, SnapshotEnd, SnapshotRequest, TailRequest,
 };
 use towline_wire::superblock::{self, SlotLoss, Superblock};
 use towline_wire::{BatchView, Chain, Lsn, Records, Seq, ShardId, Term, batch, record};
@@ -78,6 +78,14 @@ const GOLDEN: &[(&str, &str)] = &[
         70000000020000000000000000000000391f8d8818077d24010006000000010004000000640000000011223344556677
         8899aabbccddeeff00000000000000000700000000000000001000000000000000500000000000000020000000000000
         000000040000000000401e18240a06000000000100000000efcdab89674523012900000000000000
+    ",
+    ),
+    (
+        "frame-welcome-snapshot",
+        "
+        7000000002000000000000000000000087d821316c9b5edf010007000000010004000000640000000011223344556677
+        8899aabbccddeeff00000000000000000700000000000000001000000000000000500000000000000020000000000000
+        000000040000000000401e18240a0600000000010000000000000000000000000000000000000000
     ",
     ),
     (
@@ -236,6 +244,38 @@ const GOLDEN: &[(&str, &str)] = &[
     ",
     ),
     (
+        "frame-snapshot-request",
+        "
+        18000000110000000000000000000000b35cafba6e935a38102132435465768798a9bacbdcedfe0f0600000000000000
+    ",
+    ),
+    (
+        "frame-snapshot-begin",
+        "
+        40000000120000000000000000000000321d236aace5d6150100000000000000102132435465768798a9bacbdcedfe0f
+        0040000000000000efcdab896745230129000000000000000b000000000000000600000000000000
+    ",
+    ),
+    (
+        "frame-snapshot-chunk",
+        "
+        0b0000001300000006000000000000000d164222ff4eec106164613d3120626f623d32
+    ",
+    ),
+    (
+        "frame-snapshot-end",
+        "
+        40000000140000000050000000000000259cd83514554520010000000d164222102132435465768798a9bacbdcedfe0f
+        0040000000000000efcdab896745230129000000000000000b000000000000000100000000000000
+    ",
+    ),
+    (
+        "frame-snapshot-ack",
+        "
+        00000000150000000b0000000000000000000000b5741b43
+    ",
+    ),
+    (
         "superblock",
         "
         544f574c494e455303000000030000000c0000000000000000112233445566778899aabbccddeeff0400000003000000
@@ -341,6 +381,9 @@ fn every_frame_is_its_golden_bytes() {
             "frame-heartbeat" => (FLAG_REPLY_NOW, 0),
             "frame-tail-end" => (0, 20_480),
             "frame-goodbye" => (0, Goodbye::Done as u64),
+            "frame-snapshot-chunk" => (0, 6),
+            "frame-snapshot-end" => (0, 20_480),
+            "frame-snapshot-ack" => (0, 11),
             _ => (0, 0),
         };
         assert_eq!((head.flags, head.arg), (flags, arg), "{name}");
@@ -379,6 +422,10 @@ fn golden_payloads_decode_to_their_values() {
     let packed = payload("frame-packed");
     let head = PackedHead::check(&packed[..message::PACKED_HEAD], packed.len()).unwrap();
     assert_eq!(head.batch_len, samples::batch_bytes().len());
+    assert_eq!(SnapshotRequest::check(&payload("frame-snapshot-request")).unwrap(), samples::snapshot_request());
+    assert_eq!(SnapshotBegin::check(&payload("frame-snapshot-begin")).unwrap(), samples::snapshot_begin());
+    assert_eq!(SnapshotEnd::check(&payload("frame-snapshot-end")).unwrap(), samples::snapshot_end());
+    assert_eq!(payload("frame-snapshot-chunk"), samples::SNAPSHOT_CHUNK);
     for (name, request) in samples::control_requests() {
         assert_eq!(ControlRequest::check(&payload(name)).unwrap(), request);
     }
@@ -447,6 +494,9 @@ fn the_documents_offset_tables_have_no_gap_and_the_right_size() {
         ("Tail payload", message::TAIL_REQUEST),
         ("Slot request payload", message::SLOT_REQUEST),
         ("Packed head", message::PACKED_HEAD),
+        ("Snapshot request payload", message::SNAPSHOT_REQUEST),
+        ("Snapshot begin payload", message::SNAPSHOT_BEGIN),
+        ("Snapshot end payload", message::SNAPSHOT_END),
         ("Control request payload", message::CONTROL_REQUEST),
         ("Error head", message::ERROR_HEAD),
         ("Superblock copy", superblock::COPY),

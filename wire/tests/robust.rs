@@ -9,7 +9,8 @@ use samples::deterministic;
 use towline_wire::frame::{self, FrameError, FrameHead, FrameKind};
 use towline_wire::handshake::{Hello, Welcome};
 use towline_wire::message::{
-    Ack, AppendHead, Committed, ControlRequest, ErrorHead, Heartbeat, SlotRequest, TailRequest,
+    Ack, AppendHead, Committed, ControlRequest, ErrorHead, Heartbeat, SlotRequest, SnapshotBegin, SnapshotEnd,
+    SnapshotRequest, TailRequest,
 };
 use towline_wire::superblock::{self, SlotKind, SlotLoss, Superblock, SuperblockError};
 use towline_wire::{BLOCK, BatchError, BatchFields, BatchHeader, BatchView, Lsn, Term, batch};
@@ -26,6 +27,9 @@ fn check_payload_of(kind: FrameKind, payload: &[u8]) -> Result<(), FrameError> {
         FrameKind::Tail => TailRequest::check(payload).map(drop),
         FrameKind::SlotRequest => SlotRequest::check(payload).map(drop),
         FrameKind::ControlRequest => ControlRequest::check(payload).map(drop),
+        FrameKind::SnapshotRequest => SnapshotRequest::check(payload).map(drop),
+        FrameKind::SnapshotBegin => SnapshotBegin::check(payload).map(drop),
+        FrameKind::SnapshotEnd => SnapshotEnd::check(payload).map(drop),
         FrameKind::Error => ErrorHead::check(payload).map(drop),
         _ => Ok(()),
     }
@@ -34,7 +38,9 @@ fn check_payload_of(kind: FrameKind, payload: &[u8]) -> Result<(), FrameError> {
 /// Whether a frame's payload is one struct, whose size is fixed.
 fn is_one_struct(kind: FrameKind) -> bool {
     use FrameKind::{Ack, Committed, ControlRequest, Heartbeat, Hello, SlotRequest, Tail, Welcome};
+    use FrameKind::{SnapshotBegin, SnapshotEnd, SnapshotRequest};
     matches!(kind, Hello | Welcome | Ack | Heartbeat | Committed | ControlRequest | SlotRequest | Tail)
+        || matches!(kind, SnapshotBegin | SnapshotEnd | SnapshotRequest)
 }
 
 /// 1, but under Miri, which is some thousand times slower, a step that leaves a few places of `len`.
@@ -190,7 +196,8 @@ fn a_payload_of_another_length_than_announced_is_refused() {
 fn a_message_cut_anywhere_or_one_byte_too_long_is_a_typed_error() {
     for (name, kind, bytes) in samples::frames() {
         let (_, payload) = split(&bytes);
-        if matches!(kind, FrameKind::Batch | FrameKind::Packed | FrameKind::Status) || payload.is_empty() {
+        use FrameKind::{Batch, Packed, SnapshotChunk, Status};
+        if matches!(kind, Batch | Packed | Status | SnapshotChunk) || payload.is_empty() {
             continue;
         }
         assert_eq!(check_payload_of(kind, payload), Ok(()), "{name}");

@@ -10,8 +10,8 @@ use samples::deterministic;
 use towline_wire::frame::{self, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameHead, FrameKind};
 use towline_wire::handshake::{Hello, NodeName, Refusal, Role, Verdict, Welcome};
 use towline_wire::message::{
-    Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Heartbeat, TailRequest, TailStart,
-    WirePolicy,
+    Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Heartbeat, SnapshotBegin, SnapshotEnd,
+    SnapshotId, SnapshotPoint, SnapshotRequest, TailRequest, TailStart, WirePolicy,
 };
 use towline_wire::superblock::{Base, SettingsEntry, SlotKind, SlotLoss, Superblock};
 use towline_wire::{BatchFields, BatchView, Chain, Lsn, Seq, ShardId, SystemId, Term};
@@ -52,6 +52,7 @@ fn verdict() -> impl Strategy<Value = Verdict> {
             let base = Base { chain: Chain(chain), seq: Seq(seq) };
             Verdict::Begin { at: Lsn(at.0.max(4_096)), base, known }
         }),
+        (block_lsn(), any::<bool>()).prop_map(|(at, known)| Verdict::Snapshot { oldest: Lsn(at.0.max(4_096)), known }),
         Just(Verdict::Client),
         select(Refusal::ALL).prop_map(Verdict::Refused),
     ]
@@ -98,6 +99,24 @@ proptest! {
             record_bytes_max,
         };
         prop_assert_eq!(Welcome::check(&value.to_bytes()), Ok(value));
+    }
+
+    #[test]
+    fn any_part_of_a_snapshot_comes_back(
+        (chain, seq, total, offset, checksum) in any::<(u64, u64, u64, u64, u32)>(), known in any::<bool>(),
+        id in uniform16(1..u8::MAX), at in block_lsn(), total_bytes in any::<u32>(), more in any::<u8>(),
+    ) {
+        let base = Base { chain: Chain(chain), seq: Seq(seq) };
+        let point = SnapshotPoint { id: SnapshotId(id), at: Lsn(at.0.max(4_096)), base };
+        let request = SnapshotRequest { id: point.id, offset };
+        prop_assert_eq!(SnapshotRequest::check(&request.to_bytes()), Ok(request));
+        let total = total.min(u64::MAX - 1);
+        let begin = SnapshotBegin { point, total: known.then_some(total), offset: offset.min(total) };
+        prop_assert_eq!(SnapshotBegin::check(&begin.to_bytes()), Ok(begin));
+        let total = u64::from(total_bytes);
+        let chunks = (total.div_ceil(256 << 10) + u64::from(more)).min(total);
+        let end = SnapshotEnd { point, total, chunks, checksum };
+        prop_assert_eq!(SnapshotEnd::check(&end.to_bytes()), Ok(end));
     }
 
     #[test]

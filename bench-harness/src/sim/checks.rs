@@ -59,6 +59,9 @@ impl Seen {
                 }
                 if before.is_some_and(|b| b.begun < view.begun) {
                     cluster.world.hit("log begun anew");
+                    if cluster.plan.snapshots {
+                        cluster.world.hit("snapshot installed");
+                    }
                 }
                 if view.is_primary {
                     let told = lock(&cluster.oracle).told(n);

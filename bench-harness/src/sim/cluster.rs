@@ -19,6 +19,7 @@ use super::judge::Judge;
 use super::operator::{self, Ask};
 use super::oracle::Oracle;
 use super::plan::Plan;
+use super::store::Store;
 use super::world::rng::Rng;
 use super::world::{NodeId, SimWorld};
 
@@ -227,7 +228,8 @@ impl Cluster {
         c.batch_bytes = p.batch_bytes;
         c.record_bytes_max = p.record_max;
         c.max_linger = p.linger;
-        c.retain = p.retain;
+        // An embedder with state trims the log itself.
+        c.retain = if p.snapshots { towline::Retain::All } else { p.retain };
         c.live_window_bytes = p.live_window;
         c
     }
@@ -251,11 +253,19 @@ impl Cluster {
         control.set(Phase::Opening);
         node.control = control.clone();
         let (id, role) = (node.id, node.role);
+        let store = plan.snapshots.then(|| Store {
+            node: n,
+            kept: self.kept.clone(),
+            oracle: self.oracle.clone(),
+            wrong: self.wrong.clone(),
+            seed,
+        });
         self.note(|| format!("node {n} starts as {role:?}"));
         let main: LocalFuture<()> = match role {
             Role::Primary { promote } => {
                 let mut config = PrimaryConfig::new(DATA);
                 config.node = node_config;
+                config.node.snapshot = store.as_ref().and_then(Store::snapshots);
                 config.shards = plan.shards;
                 config.listen = Some(self.world.address(id, PORT));
                 config.insecure_no_auth = true;
@@ -276,6 +286,7 @@ impl Cluster {
                 config.min_replicas = plan.min_replicas.0.min(config.replicas.len() as u8);
                 config.min_replicas_age = plan.min_replicas.1;
                 let oracle = self.oracle.clone();
+                let shards = plan.shards;
                 let client = Client { oracle: oracle.clone(), node: n, plan, seed };
                 let quiet = self.quiet;
                 Box::pin(async move {
@@ -283,6 +294,9 @@ impl Cluster {
                         Err(e) => control.set(Phase::Refused(e)),
                         Ok(primary) => {
                             operator::in_force(&primary, n, &oracle, &control);
+                            if let Some(store) = store {
+                                store.follow(&primary, shards);
+                            }
                             if !quiet {
                                 clients::start(&primary, &client);
                             }
@@ -308,12 +322,13 @@ impl Cluster {
                 let address = self.world.address(self.nodes[of].id, PORT);
                 let mut config = ReplicaConfig::new(DATA, Self::name(n), address);
                 config.node = node_config;
+                config.node.snapshot = store.as_ref().and_then(Store::snapshots);
                 config.insecure_no_auth = true;
                 config.rebuild = self.plan.rebuild;
                 let handler = {
                     let (kept, oracle, wrong) = (self.kept.clone(), self.oracle.clone(), self.wrong.clone());
                     let flushed = self.plan.deliver_flushed;
-                    let gaps = !matches!(self.plan.retain, towline::Retain::All);
+                    let gaps = !matches!(self.plan.retain, towline::Retain::All) && !self.plan.snapshots;
                     let forgets = gaps && self.plan.rebuild;
                     move |shard: ShardId| Handler {
                         node: n,

@@ -9,7 +9,10 @@ use towline::{AppliedBatch, Apply, ApplyError, Deliver, Lsn, Seq, ShardId};
 use super::oracle::{Oracle, owner_at_a_glance};
 
 /// What handlers keep across crashes, by node and shard: the end of each batch and its records.
-pub type Kept = BTreeMap<(usize, ShardId), Vec<(Lsn, Lsn, Seq, Vec<usize>)>>;
+pub type Kept = BTreeMap<(usize, ShardId), Vec<Batch>>;
+
+/// Where a batch starts and ends, the number of its first record, and whose its records are.
+pub type Batch = (Lsn, Lsn, Seq, Vec<usize>);
 
 /// A handler of one shard on one node.
 pub struct Handler {

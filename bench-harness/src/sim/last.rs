@@ -14,6 +14,7 @@ use super::cluster::{Cluster, DATA, Role};
 use super::handler::lock;
 use super::operator::Ask;
 use super::oracle::{check_log, owner, payload};
+use super::store::whole;
 
 /// Makes lost slots anew, and replicas that cannot go on from where they are. A slot that was never
 /// lost has all that its replica needs.
@@ -271,7 +272,8 @@ pub fn check(c: &Cluster) -> Result<(), String> {
             let whole = c.world.with_node(c.nodes[n].id, || offline::verify(Path::new(DATA)));
             // What it has let go of it does not read, and a bit may have flipped there.
             let own = whole.as_ref().ok().and_then(|r| r.shards.iter().find(|s| s.shard == shard)).map(|s| s.oldest);
-            let own = own.filter(|_| c.nodes[n].tainted).unwrap_or(oldest);
+            // One that began behind a snapshot has nothing of what is in that.
+            let own = own.filter(|_| c.nodes[n].tainted || c.plan.snapshots).unwrap_or(oldest);
             if let Err(e) = same_bytes(c, n, shard, oldest.max(own), end) {
                 // Flipped bits must not go unnoticed.
                 if !c.nodes[n].tainted || whole.is_ok_and(|r| r.is_whole()) {
@@ -354,6 +356,9 @@ fn same_bytes(c: &Cluster, n: usize, shard: ShardId, oldest: Lsn, end: Lsn) -> R
 fn applied(c: &Cluster, n: usize, shard: ShardId, ids: &[(usize, Lsn)]) -> Result<(), String> {
     let kept = lock(&c.kept);
     let Some(batches) = kept.get(&(n, shard)) else { return Ok(()) };
+    if c.plan.snapshots {
+        whole(batches).map_err(|e| format!("node {n}'s handler of shard {shard} has not what it should: {e}"))?;
+    }
     let given: Vec<(usize, Lsn)> =
         batches.iter().flat_map(|(_, end, _, ids)| ids.iter().map(|id| (*id, *end))).collect();
     // The log may have let go of its beginning, and the handler may have begun later.

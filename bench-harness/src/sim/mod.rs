@@ -23,4 +23,5 @@ pub mod operator;
 pub mod oracle;
 pub mod plan;
 pub mod run;
+pub mod store;
 pub mod world;

@@ -171,6 +171,8 @@ pub struct Plan {
     pub slots_anew: bool,
     /// Replicas whose log is too old give it up and begin anew.
     pub rebuild: bool,
+    /// Embedders have state: they let go of the log themselves, and replicas that come later get a snapshot.
+    pub snapshots: bool,
     /// The policy of a commit that does not say.
     pub policy: CommitPolicy,
     /// The deadline of a commit that does not say.
@@ -281,6 +283,13 @@ impl Plan {
         let gated = if s.chance(0.35) { (1 + s.below(2) as usize).min(replicas) } else { 0 };
         let min_replicas = (gated as u8, Duration::from_millis(2000 + s.below(1500)));
         let rebuild = s.chance(0.5);
+        // And again.
+        let s = &mut Rng::new(seed ^ 0x736E_6170);
+        let snapshots = !matches!(retain, Retain::All) && s.chance(0.6);
+        let replaces = snapshots && s.chance(0.6) && !quiet && !less.without.contains(&Fault::Replace);
+        if replaces && !faults.contains(&Fault::Replace) {
+            faults.push(Fault::Replace);
+        }
         let clients = 1 + r.below(4) as usize;
         let appends = 20 + r.below(240);
         Self {
@@ -307,6 +316,7 @@ impl Plan {
             compress,
             min_replicas,
             rebuild,
+            snapshots,
             policy,
             deadline: Duration::from_millis([30, 300, 2000][r.below(3) as usize]),
             too_few: if r.chance(0.2) { TooFewReplicas::Refuse } else { TooFewReplicas::Wait },
@@ -316,7 +326,7 @@ impl Plan {
             window: 1 + r.below(24) as usize,
             appends: less.appends.map_or(appends, |most| appends.min(most)),
             think: Duration::from_micros([0, 300, 5000, 50_000][r.below(4) as usize]),
-            deliver_flushed: r.chance(0.25),
+            deliver_flushed: r.chance(0.25) && !snapshots,
             faults,
             intensity: [0.3, 1.0, 3.0][r.below(3) as usize],
             every: Duration::from_millis([20, 100, 400][r.below(3) as usize]),

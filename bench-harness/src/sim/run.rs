@@ -205,7 +205,8 @@ fn all(cluster: &mut Cluster, steps: &mut u64, failing: Option<Failing>) {
     let all = go(cluster, &mut seen, steps, until, |_| {}, |_| tickets.borrow().left == 0);
     if lock(&cluster.wrong).is_empty() && (!all || !tickets.borrow().failed.is_empty()) {
         let failed = tickets.borrow().failed.clone();
-        cluster.fail(format!("appends to a whole cluster do not all commit: {failed:?}"));
+        let state = last::describe(cluster);
+        cluster.fail(format!("appends to a whole cluster do not all commit: {failed:?} {state}"));
         return;
     }
     let until = cluster.world.now_ns() + CONVERGE_NS;

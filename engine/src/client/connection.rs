@@ -104,9 +104,11 @@ pub(super) fn open(addr: &str, shard: ShardId, options: &ConnectOptions) -> Resu
             Err(ClientError::Protocol { addr: addr.to_owned(), theirs: welcome.protocol })
         }
         Verdict::Client => Ok(Connection { stream, reader, welcome }),
-        Verdict::Stream { .. } | Verdict::Cut { .. } | Verdict::NeedSnapshot { .. } | Verdict::Begin { .. } => {
-            Err(reader.bad(FrameError::Field { kind: FrameKind::Welcome, field: "verdict" }))
-        }
+        Verdict::Stream { .. }
+        | Verdict::Cut { .. }
+        | Verdict::NeedSnapshot { .. }
+        | Verdict::Begin { .. }
+        | Verdict::Snapshot { .. } => Err(reader.bad(FrameError::Field { kind: FrameKind::Welcome, field: "verdict" })),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::rt::net::{Listener, Socket};
 use crate::rt::worker::Worker;
 use crate::shard::link::conn::Conn;
 use crate::shard::link::from_primary::Follower;
+use crate::shard::link::snapshot_in::Incoming;
 use crate::shard::link::{accept, client, to_replica};
 use crate::shard::mesh::inbox;
 use crate::shard::mesh::local::LocalShard;
@@ -52,6 +53,8 @@ pub(crate) struct CoreSetup {
     pub(crate) keeper: Worker,
     /// Zero-fills and renames.
     pub(crate) filler: Worker,
+    /// The embedder's snapshots.
+    pub(crate) snapshotter: Option<Worker>,
 }
 
 /// A shard and what only its core needs of it.
@@ -62,11 +65,11 @@ struct Local {
 
 /// Runs a core until the node stops. Says by `ready` when every shard takes appends.
 pub(crate) async fn run(setup: CoreSetup, ready: oneshot::Sender<Result<(), OpenError>>) {
-    let CoreSetup { number, shards, node, listener, keeper, filler } = setup;
+    let CoreSetup { number, shards, node, listener, keeper, filler, snapshotter } = setup;
     let mut local = BTreeMap::new();
     for shard in shards {
         let id = shard.id;
-        match start(shard, &node, &keeper, &filler).await {
+        match start(shard, &node, (&keeper, &filler, snapshotter.as_ref())).await {
             Ok(started) => local.insert(id, started),
             Err(e) => return ready.send(Err(e)),
         };
@@ -130,8 +133,7 @@ pub(crate) async fn run(setup: CoreSetup, ready: oneshot::Sender<Result<(), Open
 async fn start(
     setup: ShardSetup,
     node: &Arc<NodeShared>,
-    keeper: &Worker,
-    filler: &Worker,
+    (keeper, filler, snapshotter): (&Worker, &Worker, Option<&Worker>),
 ) -> Result<Local, OpenError> {
     let ShardSetup { id, config, role, slice, follow } = setup;
     let (first, end) = slice.segments;
@@ -149,6 +151,9 @@ async fn start(
     let settings = node.settings();
     let shard =
         Shard::new(id, (config, settings.as_deref()), role, log, segments, node.watermarks[id.0 as usize].clone());
+    if let Some(worker) = snapshotter {
+        let _ = shard.snapshotter.set(worker.clone());
+    }
     let keep = Keeper {
         shard: shard.clone(),
         superblock: superblock.clone(),
@@ -165,7 +170,8 @@ async fn start(
         Some(((name, process), primary, handler)) => {
             rt::spawn(applying::run(shard.clone(), handler(id)));
             let (shard, superblock, filler) = (shard.clone(), superblock.clone(), filler.clone());
-            rt::spawn(Follower { shard, superblock, filler, name, process, primary }.run());
+            let incoming = Incoming::new(shard.config.snapshot_bytes_max);
+            rt::spawn(Follower { shard, superblock, filler, name, process, primary, incoming }.run());
         }
     }
     Ok(Local { shard, superblock })

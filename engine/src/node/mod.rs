@@ -42,8 +42,8 @@ use crate::shard::wal::folder::FolderLock;
 use crate::sys;
 pub(crate) use prepare::mark_made;
 pub use primary::Primary;
-pub use replica::Replica;
-pub use status::{CatchUpStatus, ShardStatus, SlotState, SlotStatus};
+pub use replica::{Reads, Replica, StaleError};
+pub use status::{CatchUpStatus, ShardStatus, SlotState, SlotStatus, SnapshotStatus};
 
 /// What a core is told.
 pub(crate) enum Command {
@@ -72,15 +72,27 @@ pub(crate) type CoreMailbox = Mailbox<Command>;
 /// prefetcher takes them in pairs), so that no shard's progress slows another's.
 #[repr(align(128))]
 #[derive(Debug, Default)]
-pub(crate) struct Watermark(AtomicU64);
+pub(crate) struct Watermark {
+    commit: AtomicU64,
+    /// The embedder's state there is about to be replaced.
+    stale: AtomicBool,
+}
 
 impl Watermark {
     pub(crate) fn publish(&self, lsn: Lsn) {
-        self.0.store(lsn.0, Ordering::Release);
+        self.commit.store(lsn.0, Ordering::Release);
+    }
+
+    pub(crate) fn set_stale(&self, stale: bool) {
+        self.stale.store(stale, Ordering::Release);
+    }
+
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Acquire)
     }
 
     pub(crate) fn read(&self) -> Lsn {
-        Lsn(self.0.load(Ordering::Acquire))
+        Lsn(self.commit.load(Ordering::Acquire))
     }
 }
 
@@ -257,13 +269,14 @@ impl Running {
         let thread = |name| Worker::start(name).map_err(OpenError::io("starting a thread for", &config.data));
         let (keeper, keeper_thread) = thread("towline-keep")?;
         let (filler, filler_thread) = thread("towline-fill")?;
-        let mut running = Self {
-            shared,
-            executors: Vec::new(),
-            workers: vec![(keeper.clone(), keeper_thread), (filler.clone(), filler_thread)],
-            lock: Some(lock),
-            listening,
-        };
+        let mut workers = vec![(keeper.clone(), keeper_thread), (filler.clone(), filler_thread)];
+        let mut snapshotter = None;
+        if config.snapshot.is_some() {
+            let (worker, running) = thread("towline-snap")?;
+            workers.push((worker.clone(), running));
+            snapshotter = Some(worker);
+        }
+        let mut running = Self { shared, executors: Vec::new(), workers, lock: Some(lock), listening };
         let mut by_core: Vec<Vec<ShardSetup>> = (0..cores).map(|_| Vec::new()).collect();
         for setup in setups {
             by_core[setup.id.0 as usize % cores].push(setup);
@@ -279,6 +292,7 @@ impl Running {
                 listener: listener.take(),
                 keeper: keeper.clone(),
                 filler: filler.clone(),
+                snapshotter: snapshotter.clone(),
             };
             let executor = rt::start_executor(&format!("towline-{number}"), cpus[number], io_memory, move || {
                 rt::keep_until_executor_ends(CoreGuard { node: setup.node.clone(), number });
@@ -291,7 +305,7 @@ impl Running {
             running.executors.push(executor.map_err(|source| OpenError::IoUring { source })?);
             starting.push(started);
         }
-        drop((keeper, filler));
+        drop((keeper, filler, snapshotter));
         for started in starting {
             started.await??;
         }

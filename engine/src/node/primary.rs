@@ -102,7 +102,8 @@ impl Primary {
             let id = slice.superblock.shard;
             let gate = CommitGate::new(need, configured, slice.end.lsn, slice.commit);
             let identity = (system, id, config.shards);
-            let role = PrimaryState::new(identity, slice.superblock.term, slice.history.clone(), gate, slots);
+            let mut role = PrimaryState::new(identity, slice.superblock.term, slice.history.clone(), gate, slots);
+            role.makes_snapshots = config.node.snapshot.is_some();
             ShardSetup { id, config: shard, role: Role::Primary(role), slice, follow: None }
         });
         let description =

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use thiserror::Error;
 use towline_wire::handshake::NodeName;
 use towline_wire::{Lsn, ShardId, SystemId};
 
@@ -10,7 +11,7 @@ use super::core::{MakeHandler, ShardSetup};
 use super::status::ShardStatus;
 use super::{Machine, Running, prepare};
 use crate::apply::{Apply, LogApply};
-use crate::config::ReplicaConfig;
+use crate::config::{ReplicaConfig, StaleReads};
 use crate::oneshot;
 use crate::protocol::replica::Replica as ReplicaState;
 use crate::rt;
@@ -27,7 +28,22 @@ const ASK_IO_MEMORY: usize = 64 << 10;
 /// A running replica. Dropping it stops it.
 pub struct Replica {
     running: Running,
+    stale_reads: StaleReads,
 }
+
+/// What the embedder may answer reads of a shard from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// Its state, which follows the log.
+    Following,
+    /// Its old state, which follows nothing any more: a snapshot is about to replace it.
+    Stale,
+}
+
+/// Reads of a shard are refused while a snapshot replaces its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("shard {0} takes a snapshot: what is here is stale, read elsewhere or later")]
+pub struct StaleError(pub ShardId);
 
 impl std::fmt::Debug for Replica {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -79,6 +95,7 @@ impl Replica {
         F: Fn(ShardId) -> H + Send + Sync + 'static,
     {
         let name = config.check()?;
+        let stale_reads = config.stale_reads;
         let lock = folder::lock(&config.node.data)?;
         let data = config.node.data.clone();
         let (system, shards, segment_bytes) = match prepare::identity(&data)? {
@@ -117,7 +134,7 @@ impl Replica {
         });
         let description = super::Description { is_primary: false, name: config.name.clone(), system, settings: None };
         let running = Running::start(&config.node, description, setups.collect(), machine, lock).await?;
-        Ok(Self { running })
+        Ok(Self { running, stale_reads })
     }
 
     /// Where it listens, with the port that was chosen if 0 was asked for.
@@ -136,6 +153,20 @@ impl Replica {
     #[must_use]
     pub fn committed(&self, shard: ShardId) -> Lsn {
         self.running.shared.watermarks[shard.0 as usize].read()
+    }
+
+    /// Whether the embedder may answer reads of a shard, and whether what it reads is stale: that is from when
+    /// the primary has offered a snapshot until it is installed, whatever links break meanwhile. Costs one
+    /// load.
+    ///
+    /// # Errors
+    /// If stale reads are to be refused ([`StaleReads::Refuse`]).
+    pub fn reads(&self, shard: ShardId) -> Result<Reads, StaleError> {
+        match (self.running.shared.watermarks[shard.0 as usize].is_stale(), self.stale_reads) {
+            (false, _) => Ok(Reads::Following),
+            (true, StaleReads::Answer) => Ok(Reads::Stale),
+            (true, StaleReads::Refuse) => Err(StaleError(shard)),
+        }
     }
 
     /// Every shard's positions, counters and histograms.

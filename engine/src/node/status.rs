@@ -22,6 +22,8 @@ pub enum SlotState {
     Live,
     /// From disk: it is behind.
     CatchUp,
+    /// With a snapshot of the embedder's state, before its log.
+    Snapshot,
     /// Not at all: no link.
     Down,
     /// Not any more: the slot was lost.
@@ -33,6 +35,7 @@ impl SlotState {
         match self {
             Self::Live => "live",
             Self::CatchUp => "catch-up",
+            Self::Snapshot => "snapshot",
             Self::Down => "down",
             Self::Lost => "lost",
         }
@@ -75,6 +78,8 @@ pub struct SlotStatus {
     pub in_flight_bytes: u64,
     /// How it comes along, while it catches up.
     pub catch_up: Option<Shown>,
+    /// How far the snapshot is that is made for it.
+    pub snapshot: Option<SnapshotStatus>,
     /// Links so far.
     pub connects: u64,
     /// From the send of a live batch until this replica had it in memory.
@@ -96,6 +101,29 @@ pub struct CatchUpStatus {
     pub bytes_per_s: f64,
     /// Seconds left at that speed; `None` before anything came.
     pub eta_s: Option<f64>,
+}
+
+/// How far a snapshot is that is sent or taken.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SnapshotStatus {
+    /// Bytes that the replica has staged.
+    pub done_bytes: u64,
+    /// Of how many, if the producer knows.
+    pub total_bytes: Option<u64>,
+    /// Bytes in a second so far; on a replica, over this link.
+    pub bytes_per_s: f64,
+    /// Seconds left at that speed, if that can be told.
+    pub eta_s: Option<f64>,
+}
+
+impl SnapshotStatus {
+    fn new(from: u64, done_bytes: u64, total_bytes: Option<u64>, since_ns: u64) -> Self {
+        let seconds = crate::rt::now_ns().saturating_sub(since_ns) as f64 / 1e9;
+        let bytes_per_s = if seconds > 0.0 { done_bytes.saturating_sub(from) as f64 / seconds } else { 0.0 };
+        let left = total_bytes.map(|total| total.saturating_sub(done_bytes));
+        let eta_s = left.filter(|_| bytes_per_s > 0.0).map(|left| left as f64 / bytes_per_s);
+        Self { done_bytes, total_bytes, bytes_per_s, eta_s }
+    }
 }
 
 fn catch_up(r: &Replica, since_ns: u64) -> Option<CatchUpStatus> {
@@ -142,6 +170,8 @@ pub struct ShardStatus {
     pub lag_bytes: u64,
     /// On a replica that catches up: how far it is.
     pub catch_up: Option<CatchUpStatus>,
+    /// On a replica that takes a snapshot: how far that is.
+    pub snapshot: Option<SnapshotStatus>,
     /// Bytes of log that are kept.
     pub retained_bytes: u64,
     /// The most that may be kept for slots and not committed; 0 if there is no cap.
@@ -189,9 +219,16 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
                 let behind = inner.ring.at(at.flushed).map(|b| b.header().timestamp_us());
                 let wall_us = crate::rt::wall_us();
                 let catch_up = slot.progress.map(|p| p.shown(has, tail, wall_us));
+                let producing = shard.producing.borrow();
+                let producing = producing.as_ref().filter(|p| p.name == slot.name);
+                let snapshot = producing.map(|p| {
+                    let (done, total) = p.sending.as_ref().map_or((0, None), |s| s.progress());
+                    SnapshotStatus::new(0, done, total, p.began_ns)
+                });
                 let state = match slot.link {
                     _ if !slot.is_valid() => SlotState::Lost,
                     None => SlotState::Down,
+                    Some(link) if producing.is_some_and(|p| p.is_sent_by(link)) => SlotState::Snapshot,
                     Some(_) if slot.sent >= durable || inner.ring.at(slot.sent).is_some() => SlotState::Live,
                     Some(_) => SlotState::CatchUp,
                 };
@@ -215,6 +252,7 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
                     },
                     in_flight_bytes: slot.link.map_or(0, |_| slot.sent.since(at.received)),
                     catch_up,
+                    snapshot,
                     connects: slot.connects,
                     ack_received: Percentiles::of(&shard.ack_times.borrow()[n][0]),
                     ack_flushed: Percentiles::of(&shard.ack_times.borrow()[n][1]),
@@ -239,6 +277,7 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
         link: shard.link.borrow().clone(),
         lag_bytes,
         catch_up: inner.replica_if_any().and_then(|r| catch_up(r, shard.linked_ns.get())),
+        snapshot: shard.taking.get().map(|t| SnapshotStatus::new(t.from, t.done, t.total, t.since_ns)),
         retained_bytes: tail.since(inner.oldest),
         quorum_lag_bytes: match &inner.role {
             Role::Primary(p) => p.gate.quorum_lag(tail),
@@ -320,7 +359,7 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         out,
         "{{\"shard\":{},\"state\":\"{state}\",\"term\":{},\"oldest_lsn\":{},\"appended_lsn\":{},\"written_lsn\":{},\
          \"durable_lsn\":{},\"commit_lsn\":{},\"applied_lsn\":{},\"tail_seq\":{},\"chain\":\"{}\",\"memory_bytes\":{},\
-         \"link\":\"{}\",\"lag_bytes\":{},\"catch_up\":{},\"retained_bytes\":{},\"retention_cap_bytes\":{},\"quorum_lag_bytes\":{},\
+         \"link\":\"{}\",\"lag_bytes\":{},\"catch_up\":{},\"snapshot\":{},\"retained_bytes\":{},\"retention_cap_bytes\":{},\"quorum_lag_bytes\":{},\
          \"lag_target_bytes\":{},\"throttle_us\":{},\"packed_ratio\":{:.3},\"core_tasks\":{},\"held_by\":\"{}\",\"settings_version\":{},\
          \"too_few_fresh\":{},\"slots\":[",
         s.shard,
@@ -337,6 +376,7 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         escape(&s.link),
         s.lag_bytes,
         s.catch_up.as_ref().map_or_else(|| "null".into(), own_catch_up_json),
+        s.snapshot.as_ref().map_or_else(|| "null".into(), snapshot_json),
         s.retained_bytes,
         s.retention_cap_bytes,
         s.quorum_lag_bytes,
@@ -354,7 +394,7 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
             out,
             "{comma}{{\"name\":\"{}\",\"kind\":\"{}\",\"state\":\"{}\",\"lost\":\"{}\",\"sent_lsn\":{},\"received_lsn\":{},\"flushed_lsn\":{},\
              \"applied_lsn\":{},\"restart_lsn\":{},\"retained_bytes\":{},\"idle_ms\":{},\"lag_bytes\":{},\"lag_records\":{},\"lag_ms\":{:.3},\"connects\":{},\
-             \"in_flight_bytes\":{},\"catch_up\":{},\"ack_received\":{},\"ack_flushed\":{}}}",
+             \"in_flight_bytes\":{},\"catch_up\":{},\"snapshot\":{},\"ack_received\":{},\"ack_flushed\":{}}}",
             slot.name,
             slot.kind.name(),
             slot.state.name(),
@@ -372,6 +412,7 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
             slot.connects,
             slot.in_flight_bytes,
             slot.catch_up.map_or_else(|| "null".into(), |c| catch_up_json(&c)),
+            slot.snapshot.as_ref().map_or_else(|| "null".into(), snapshot_json),
             percentiles_json(&slot.ack_received),
             percentiles_json(&slot.ack_flushed),
         );
@@ -393,6 +434,15 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
 fn catch_up_json(c: &Shown) -> String {
     let left = c.left_ms.map_or_else(|| "null".into(), |ms| ms.to_string());
     format!("{{\"bytes_per_s\":{},\"percent\":{:.2},\"left_ms\":{left}}}", c.bytes_per_s, c.percent)
+}
+
+fn snapshot_json(s: &SnapshotStatus) -> String {
+    let total = s.total_bytes.map_or_else(|| "null".into(), |t| t.to_string());
+    let eta = s.eta_s.map_or_else(|| "null".into(), |s| format!("{s:.1}"));
+    format!(
+        "{{\"done_bytes\":{},\"total_bytes\":{total},\"bytes_per_s\":{:.0},\"eta_s\":{eta}}}",
+        s.done_bytes, s.bytes_per_s
+    )
 }
 
 fn own_catch_up_json(c: &CatchUpStatus) -> String {

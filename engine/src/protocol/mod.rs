@@ -19,6 +19,7 @@
 //! | [`squeeze`] | whether a link compresses its next batch |
 //! | [`progress`] | how a replica comes along while it catches up |
 //! | [`replica`] | which batch may follow, what may be cut, what an ack may say |
+//! | [`snapshot`] | what of a snapshot is sent next, where it goes on after a cut, what of it may be taken |
 //! | [`recovery`] | how far a log is whole after a crash, and whether what follows is a tear or damage |
 
 pub mod admission;
@@ -36,4 +37,5 @@ pub mod replica;
 pub mod retention;
 pub mod settings;
 pub mod slots;
+pub mod snapshot;
 pub mod squeeze;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use thiserror::Error;
-use towline_wire::handshake::{FEATURE_BEGIN, Hello, NodeName, Refusal, Role, Verdict};
+use towline_wire::handshake::{FEATURE_BEGIN, FEATURE_SNAPSHOT, Hello, NodeName, Refusal, Role, Verdict};
 use towline_wire::message::Ack;
 use towline_wire::superblock::{Base, SlotLoss};
 use towline_wire::{Chain, Lsn, PROTOCOL_VERSION, ShardId, SystemId, Term};
@@ -37,6 +37,9 @@ pub enum HelloAnswer {
     /// It may begin its log at this LSN, the oldest that is kept, which its slot holds from now on:
     /// read what came before it, then call [`Primary::answer_begin`].
     NeedBase(Lsn),
+    /// It is to take a snapshot, with this verdict; its slot holds the log from the oldest batch on from
+    /// now on.
+    Snapshot(Verdict),
     /// The replica follows a newer term: refuse it, and stop to acknowledge anything.
     Deposed,
 }
@@ -84,6 +87,8 @@ pub struct Primary {
     pub history: History,
     /// The commit gate.
     pub gate: CommitGate,
+    /// Whether the embedder makes snapshots.
+    pub makes_snapshots: bool,
     slots: Slots,
     /// Slots that were lost, and of which nobody was told yet.
     lost: Vec<Lost>,
@@ -100,7 +105,18 @@ impl Primary {
         gate: CommitGate,
         slots: Slots,
     ) -> Self {
-        Self { system, shard, shard_count, term, history, gate, slots, lost: Vec::new(), deposed: false }
+        Self {
+            system,
+            shard,
+            shard_count,
+            term,
+            history,
+            gate,
+            makes_snapshots: false,
+            slots,
+            lost: Vec::new(),
+            deposed: false,
+        }
     }
 
     /// The slots.
@@ -154,6 +170,10 @@ impl Primary {
         if hello.end_lsn < log.oldest && hello.features & FEATURE_BEGIN != 0 {
             self.slots.hold(slot, log.oldest);
             return HelloAnswer::NeedBase(log.oldest);
+        }
+        if hello.end_lsn < log.oldest && hello.features & FEATURE_SNAPSHOT != 0 && self.makes_snapshots {
+            self.slots.hold(slot, log.oldest);
+            return HelloAnswer::Snapshot(Verdict::Snapshot { oldest: log.oldest, known: self.knows(hello) });
         }
         let too_old = HelloAnswer::Verdict(Verdict::NeedSnapshot { oldest: log.oldest });
         if hello.end_lsn < log.oldest {
@@ -231,9 +251,44 @@ impl Primary {
             return Verdict::NeedSnapshot { oldest };
         }
         let Some(base) = base else { return Verdict::Refused(Refusal::Busy) };
+        Verdict::Begin { at, base, known: self.knows(hello) }
+    }
+
+    /// Whether a replica's log is a part of this one, as far as this one remembers.
+    fn knows(&self, hello: &Hello) -> bool {
         // One node wrote that term, and went on to where it ended here: so both hold the same up to there.
         let ended = self.history.end_of(hello.last_term, Lsn(u64::MAX));
-        Verdict::Begin { at, base, known: ended.is_some_and(|end| hello.end_lsn <= end) }
+        ended.is_some_and(|end| hello.end_lsn <= end)
+    }
+
+    /// A link begins to send a slot's replica a snapshot. What the replica has stays what it was.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub fn stage(&mut self, slot: usize, link: u64, process: u64, now_ns: u64) -> Result<(), Refusal> {
+        if self.deposed {
+            return Err(Refusal::StalePrimary);
+        }
+        if let Some(cause) = self.slots.refusal(slot, process, now_ns) {
+            return Err(cause);
+        }
+        self.slots.stage(slot, (link, process), now_ns);
+        Ok(())
+    }
+
+    /// The snapshot that this link sends stands at `at`, which is committed: the slot holds the log from there.
+    pub fn goes_on_at(&mut self, slot: usize, link: u64, at: Lsn) {
+        self.slots.goes_on_at(slot, link, at);
+    }
+
+    /// The replica that takes a snapshot on this link was heard.
+    pub fn on_staged(&mut self, slot: usize, link: u64, now_ns: u64) {
+        self.slots.on_staged(slot, link, now_ns);
+    }
+
+    /// The link sends a snapshot no more.
+    pub fn unstage(&mut self, slot: usize, link: u64, now_ns: u64) {
+        self.slots.unstage(slot, link, now_ns);
     }
 
     fn is_served(&self, slot: usize) -> bool {

@@ -1,6 +1,7 @@
 //! Hellos and their answers, acks that can and cannot be true, lost slots, a newer term.
 
 use super::*;
+use crate::limits;
 use crate::protocol::gate::Waiter;
 use crate::protocol::policy::Requirement;
 use towline_wire::Seq;
@@ -329,4 +330,57 @@ fn a_replica_that_never_held_a_record_does_not_count_for_it() {
     p.gate.drain(|_| {});
     p.gate.wait(need, waiter(12288));
     assert_eq!(p.answer(&begun, log(), 0), HelloAnswer::NeedChain(Lsn(8192)));
+}
+
+#[test]
+fn a_replica_with_state_is_told_to_take_a_snapshot_if_the_embedder_makes_them_and_its_slot_holds_the_log() {
+    let mut p = primary();
+    p.slots.get_mut(0).unwrap().restart = Lsn(20480);
+    let takes = |features| Hello { features, ..begins(0, 0) };
+    let need = HelloAnswer::Verdict(Verdict::NeedSnapshot { oldest: Lsn(4096) });
+    assert_eq!(p.answer(&takes(FEATURE_SNAPSHOT), log(), 0), need, "nobody makes one");
+    p.makes_snapshots = true;
+    let told = Verdict::Snapshot { oldest: Lsn(4096), known: false };
+    assert_eq!(p.answer(&takes(0), log(), 0), need, "it takes none");
+    assert_eq!(p.slots().get(0).unwrap().restart, Lsn(20480));
+    assert_eq!(p.answer(&takes(FEATURE_SNAPSHOT), log(), 0), HelloAnswer::Snapshot(told));
+    assert_eq!(p.slots().get(0).unwrap().restart, Lsn(4096), "from this moment on");
+    // Who can do without one begins without.
+    assert_eq!(p.answer(&takes(FEATURE_SNAPSHOT | FEATURE_BEGIN), log(), 0), HelloAnswer::NeedBase(Lsn(4096)));
+    // Who can go on takes none.
+    let goes_on = Hello { features: FEATURE_SNAPSHOT, ..begins(8192, 1) };
+    assert_eq!(p.answer(&goes_on, log(), 0), HelloAnswer::NeedChain(Lsn(8192)));
+}
+
+#[test]
+fn a_slot_is_in_use_while_a_snapshot_is_sent_and_nothing_that_it_says_changes() {
+    const SILENT: u64 = 3 * limits::HEARTBEAT.as_nanos() as u64 + 1;
+    let mut p = primary();
+    p.attach(0, (1, 7), Lsn(8192), 0).unwrap();
+    p.on_sent(0, 1, Lsn(12288));
+    let before = p.slots().get(0).unwrap().at;
+    p.detach(0, 1, 0);
+    assert_eq!(p.stage(0, 2, 7, 10), Ok(()));
+    assert_eq!(p.slots().get(0).unwrap().at, before);
+    assert!(p.slots().is_served_by(0, 2));
+    p.goes_on_at(0, 1, Lsn(40960));
+    assert_eq!(p.slots().get(0).unwrap().restart, Lsn(8192).min(p.gate.durable()), "not its link");
+    p.goes_on_at(0, 2, Lsn(20480));
+    assert_eq!(p.slots().get(0).unwrap().restart, Lsn(20480), "what is in front of the state is not needed");
+    // It acknowledges nothing, and lives all the same.
+    assert_eq!(p.stage(0, 3, 8, 11), Err(Refusal::SlotInUse));
+    p.on_staged(0, 2, SILENT);
+    assert_eq!(p.stage(0, 3, 8, SILENT + 10), Err(Refusal::SlotInUse));
+    assert_eq!(p.stage(0, 3, 8, 3 * SILENT), Ok(()), "it was silent for too long");
+    p.unstage(0, 2, 3 * SILENT);
+    assert!(p.slots().is_served_by(0, 3), "the old link's end is no matter");
+    p.unstage(0, 3, 3 * SILENT);
+    assert!(p.slots().get(0).unwrap().link.is_none());
+    // A slot for one link waits for that link still.
+    let t = p.make_slot(NodeName::new("t").unwrap(), true, Lsn(4096), 0).unwrap();
+    p.stage(t, 4, 9, 0).unwrap();
+    p.unstage(t, 4, 0);
+    assert!(p.slots().get(t).is_some());
+    p.depose();
+    assert_eq!(p.stage(0, 5, 7, 0), Err(Refusal::StalePrimary));
 }

@@ -3,7 +3,7 @@
 
 use thiserror::Error;
 use towline_wire::batch::BatchHeader;
-use towline_wire::handshake::{FEATURE_BEGIN, Hello, NodeName, Refusal, Role, Verdict, Welcome};
+use towline_wire::handshake::{FEATURE_BEGIN, FEATURE_SNAPSHOT, Hello, NodeName, Refusal, Role, Verdict, Welcome};
 use towline_wire::message::{Ack, Heartbeat};
 use towline_wire::superblock::Base;
 use towline_wire::{Chain, Lsn, PROTOCOL_VERSION, Seq, ShardId, SystemId, Term};
@@ -26,6 +26,13 @@ pub enum Plan {
     },
     /// The log begins anew, further on than it ends now: set it up, durably, and say hello again.
     Begin(Beginning),
+    /// Take a snapshot on this connection; then the log begins anew where that stands.
+    Snapshot {
+        /// The term to promise then.
+        term: Term,
+        /// What is given up is a part of the primary's log, as far as that remembers.
+        known: bool,
+    },
     /// The log here is too old to be continued.
     NeedSnapshot {
         /// The oldest position that the primary keeps.
@@ -153,6 +160,8 @@ pub struct Replica {
     primary_tail: Lsn,
     /// Whether the log may begin anew where it is too old.
     may_begin: bool,
+    /// The same, with a snapshot.
+    may_take: bool,
     /// While it catches up: where this log ended when the link began, and the primary's.
     catching_up: Option<(Lsn, Lsn)>,
     /// It has never caught up since it began anew.
@@ -215,6 +224,7 @@ impl Replica {
             commit,
             primary_tail: end.lsn,
             may_begin: false,
+            may_take: false,
             catching_up: None,
             bootstraps: false,
             has_caught_up: false,
@@ -234,6 +244,11 @@ impl Replica {
         self.may_begin = gaps && (rebuild || self.is_empty());
     }
 
+    /// The same, where the handler `takes` snapshots.
+    pub fn allow_snapshot(&mut self, takes: bool, rebuild: bool) {
+        self.may_take = takes && (rebuild || self.is_empty());
+    }
+
     /// The hello for the next connection.
     #[must_use]
     pub fn hello(&self, name: NodeName, process: u64) -> Hello {
@@ -241,7 +256,9 @@ impl Replica {
             protocol: PROTOCOL_VERSION,
             role: Role::Replica,
             shard: self.shard,
-            features: squeeze::features() | if self.may_begin { FEATURE_BEGIN } else { 0 },
+            features: squeeze::features()
+                | if self.may_begin { FEATURE_BEGIN } else { 0 }
+                | if self.may_take { FEATURE_SNAPSHOT } else { 0 },
             system: self.system,
             term: self.term,
             last_term: self.last_term,
@@ -302,6 +319,10 @@ impl Replica {
                 Err(Violation::KnowsLess { theirs: w.commit_lsn, ours: self.committed() })
             }
             Verdict::Begin { at, base, known } => Ok(Plan::Begin(Beginning { at, base, term: w.term, known })),
+            Verdict::Snapshot { oldest, .. } if !self.may_take || oldest <= self.flushed => {
+                Err(Violation::WrongStart { from: oldest, end: self.flushed })
+            }
+            Verdict::Snapshot { known, .. } => Ok(Plan::Snapshot { term: w.term, known }),
             Verdict::Client | Verdict::Refused(_) => Err(Violation::NotForReplica),
         }
     }

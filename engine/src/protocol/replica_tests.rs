@@ -371,3 +371,19 @@ fn a_log_that_has_begun_takes_the_first_batch_there_and_nothing_else() {
     assert!(r.is_caught_up() && r.catch_up().is_none());
     assert_eq!(r.history.entries(), [(Term(3), b.at)]);
 }
+
+#[test]
+fn a_snapshot_is_taken_only_by_who_has_asked_and_where_the_log_ends_before() {
+    let mut r = replica(2, 0);
+    let snapshot = |oldest| welcome(4, Verdict::Snapshot { oldest: Lsn(oldest), known: true });
+    let end = r.flushed().0;
+    assert!(r.on_welcome(&snapshot(end + BLOCK)).is_err(), "it has not asked");
+    r.allow_snapshot(true, false);
+    assert!(!r.is_empty() && r.on_welcome(&snapshot(end + BLOCK)).is_err(), "its log may not be given up");
+    r.allow_snapshot(false, true);
+    assert!(r.on_welcome(&snapshot(end + BLOCK)).is_err(), "its handler takes none");
+    r.allow_snapshot(true, true);
+    assert!(r.hello(NodeName::NONE, 1).features & FEATURE_SNAPSHOT != 0);
+    assert_eq!(r.on_welcome(&snapshot(end + BLOCK)), Ok(Plan::Snapshot { term: Term(4), known: true }));
+    assert!(matches!(r.on_welcome(&snapshot(end)), Err(Violation::WrongStart { .. })), "it needs none");
+}

@@ -71,6 +71,8 @@ pub struct Slot {
     process: u64,
     /// When that was heard last, in nanoseconds of the shard's clock.
     heard_ns: u64,
+    /// The same, of one that takes a snapshot: that acknowledges nothing.
+    staged_ns: u64,
     /// Since when nobody serves it.
     idle_since_ns: u64,
 }
@@ -92,6 +94,7 @@ impl Slot {
             connects: 0,
             process: 0,
             heard_ns: 0,
+            staged_ns: 0,
             idle_since_ns: now_ns,
         }
     }
@@ -250,7 +253,7 @@ impl Slots {
             return Some(refusal_of(cause));
         }
         let same = process != 0 && process == s.process;
-        let silent = now_ns.saturating_sub(s.heard_ns) > 3 * limits::HEARTBEAT.as_nanos() as u64;
+        let silent = now_ns.saturating_sub(s.heard_ns.max(s.staged_ns)) > 3 * limits::HEARTBEAT.as_nanos() as u64;
         (s.link.is_some() && !same && !silent).then_some(Refusal::SlotInUse)
     }
 
@@ -275,6 +278,36 @@ impl Slots {
         let applied = s.at.applied.min(from);
         s.at = SlotPositions { received: from, flushed: from, applied };
         s.link.replace(link)
+    }
+
+    /// A link begins to send a snapshot: the slot is in use, and no position of it changes.
+    pub(super) fn stage(&mut self, slot: usize, (link, process): (u64, u64), now_ns: u64) {
+        if let Some(s) = self.get_mut(slot) {
+            (s.link, s.process, s.staged_ns, s.progress) = (Some(link), process, now_ns, None);
+            s.at.received = s.at.flushed;
+            s.connects += 1;
+        }
+    }
+
+    /// Where the log goes on behind the snapshot that it sends: nothing before that is needed.
+    pub(super) fn goes_on_at(&mut self, slot: usize, link: u64, at: Lsn) {
+        if let Some(s) = self.get_mut(slot).filter(|s| s.link == Some(link)) {
+            s.restart = s.restart.max(at);
+        }
+    }
+
+    /// Its replica was heard.
+    pub(super) fn on_staged(&mut self, slot: usize, link: u64, now_ns: u64) {
+        if let Some(s) = self.get_mut(slot).filter(|s| s.link == Some(link)) {
+            s.staged_ns = now_ns;
+        }
+    }
+
+    /// It has ended: a slot for one link waits for that link still.
+    pub(super) fn unstage(&mut self, slot: usize, link: u64, now_ns: u64) {
+        if let Some(s) = self.get_mut(slot).filter(|s| s.link == Some(link)) {
+            (s.link, s.idle_since_ns) = (None, now_ns);
+        }
     }
 
     /// The link is gone, and what its replica held in memory only. Says whether it served the slot.

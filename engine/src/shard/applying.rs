@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use towline_wire::{BatchView, Lsn};
+use towline_wire::{BatchView, Lsn, Seq};
 
 use super::Shard;
 use super::wal::cursor::{Cursor, position_at};
@@ -25,7 +25,12 @@ async fn apply_all(shard: &Rc<Shard>, handler: &mut dyn Apply) -> Result<(), App
         let inner = shard.inner.borrow();
         (inner.oldest, inner.pipeline.durable())
     };
-    if resume > end {
+    // A handler that stands further on than the log ends has installed a snapshot, and the node has died
+    // before the log began there. What it stands on is committed: it goes on there, whether the log comes to
+    // it batch by batch or with the next snapshot.
+    shard.takes_snapshots.set(shard.config.snapshot.is_some() && deliver == Deliver::Committed);
+    let mut ahead = resume > end && shard.takes_snapshots.get();
+    if resume > end && !ahead {
         return Err(ApplyError(format!("the handler stands at LSN {resume}, the log ends at {end}")));
     }
     if resume < oldest && !handler.takes_gaps() {
@@ -40,7 +45,7 @@ async fn apply_all(shard: &Rc<Shard>, handler: &mut dyn Apply) -> Result<(), App
     let from = if handler.takes_gaps() { resume.max(shard.committed()).max(oldest) } else { resume };
     let mut cursor = Cursor::new(shard, from);
     let next = cursor.next();
-    if next > Lsn::ZERO {
+    if next > Lsn::ZERO && !ahead {
         let seq = if next == end {
             Some(shard.inner.borrow_mut().replica().next_seq())
         } else {
@@ -55,9 +60,31 @@ async fn apply_all(shard: &Rc<Shard>, handler: &mut dyn Apply) -> Result<(), App
             return Ok(());
         }
         if let Some((at, seq)) = shard.begun.take() {
-            cursor = Cursor::new(shard, at);
-            shard.inner.borrow_mut().replica().on_applied(at, seq);
+            if shard.installed.take() {
+                let stands = handler.resume_at(shard.id);
+                if stands != at {
+                    return Err(ApplyError(format!(
+                        "the handler stands at LSN {stands} after a snapshot was installed that stands at {at}"
+                    )));
+                }
+                ahead = false;
+            }
+            // One that is ahead even of that waits on.
+            ahead &= cursor.next() > at;
+            if !ahead {
+                cursor = Cursor::new(shard, at);
+                shard.inner.borrow_mut().replica().on_applied(at, seq);
+            }
             shard.moved.notify();
+        }
+        if ahead && !shard.cutting.get() {
+            match reached(shard, cursor.next()).await? {
+                Some(seq) if !shard.cutting.get() && cursor.next() <= shard.durable() => {
+                    shard.inner.borrow_mut().replica().on_applied(cursor.next(), seq);
+                    ahead = false;
+                }
+                _ => {}
+            }
         }
         if !shard.cutting.get() && shard.takes_gaps.replace(Some(handler.takes_gaps())).is_none() {
             shard.moved.notify();
@@ -71,7 +98,8 @@ async fn apply_all(shard: &Rc<Shard>, handler: &mut dyn Apply) -> Result<(), App
             // The handler goes back before the log is cut: after a crash in between it is given again
             // what it took back, and never stands on records that the log does not have.
             if let Some((to, seq)) = shard.take_back.take() {
-                if cursor.next() > to {
+                // One that is ahead has nothing of what is cut.
+                if cursor.next() > to && !ahead {
                     if !canary!(ApplyForgetsCut) {
                         handler.cut(shard.id, to)?;
                     }
@@ -85,7 +113,7 @@ async fn apply_all(shard: &Rc<Shard>, handler: &mut dyn Apply) -> Result<(), App
             continue;
         }
         let (cuts, at) = (shard.cuts.get(), cursor.next());
-        let next = cursor.next_batch(limit).await;
+        let next = if ahead { Ok(None) } else { cursor.next_batch(limit).await };
         if shard.cutting.get() || shard.cuts.get() != cuts {
             // What was read may be what is cut.
             cursor = Cursor::new(shard, at);
@@ -111,4 +139,23 @@ async fn apply_all(shard: &Rc<Shard>, handler: &mut dyn Apply) -> Result<(), App
         shard.moved.notify();
         rt::yield_if_needed().await;
     }
+}
+
+/// The number of the record at `next`, where a handler stands that is ahead of the log, once the log has come
+/// there.
+async fn reached(shard: &Rc<Shard>, next: Lsn) -> Result<Option<Seq>, ApplyError> {
+    let (durable, at_end) = {
+        let inner = &mut *shard.inner.borrow_mut();
+        let durable = inner.pipeline.durable();
+        (durable, (inner.pipeline.appended() == durable).then_some(inner.next_seq))
+    };
+    if durable == next {
+        return Ok(at_end);
+    }
+    if durable < next {
+        return Ok(None);
+    }
+    let position = position_at(shard, next).await.map_err(|e| ApplyError(e.to_string()))?;
+    let seq = position.map(|(_, seq)| seq);
+    seq.map(Some).ok_or_else(|| ApplyError(format!("the handler stands at LSN {next}, where no batch starts")))
 }

@@ -16,7 +16,7 @@ pub(crate) mod wal;
 #[cfg(feature = "sim")]
 mod watched;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,10 +33,13 @@ use crate::protocol::primary::Primary;
 use crate::protocol::replica::{Beginning, Replica};
 use crate::protocol::settings::Settings;
 use crate::rt;
+use crate::rt::worker::Worker;
+use crate::snapshot::Snapshots;
 use crate::telemetry::{self, SlotHistogram, Telemetry};
 use append::OpenBatch;
 use lanes::Lanes;
 use link::conn::Conn;
+use link::snapshot_out::Producing;
 use mesh::ticket::TicketSlots;
 use settings::Live;
 use wal::live::LiveSegments;
@@ -65,6 +68,20 @@ pub(crate) struct ShardConfig {
     pub(crate) reconnect_max: Duration,
     /// Whether a replica whose log is too old gives it up for a new one.
     pub(crate) rebuild: bool,
+    /// The embedder's state as snapshots, and the largest of them.
+    pub(crate) snapshot: Option<Snapshots>,
+    pub(crate) snapshot_bytes_max: u64,
+}
+
+/// How far a replica is with a snapshot.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TakingShown {
+    /// Where it was when this link began.
+    pub(crate) from: u64,
+    pub(crate) done: u64,
+    pub(crate) total: Option<u64>,
+    /// When that was.
+    pub(crate) since_ns: u64,
 }
 
 /// How a primary's shard sends, and what it does while replicas are behind.
@@ -99,6 +116,8 @@ impl ShardConfig {
             too_few: TooFewReplicas::Wait,
             reconnect_max: limits::RECONNECT_MAX,
             rebuild: false,
+            snapshot: node.snapshot.clone(),
+            snapshot_bytes_max: node.snapshot_bytes_max,
         }
     }
 }
@@ -154,6 +173,16 @@ pub(crate) struct Shard {
     pub(crate) begun: Cell<Option<(Lsn, Seq)>>,
     /// Whether the handler can do without what is left out then; `None` before it has looked at the log.
     pub(crate) takes_gaps: Cell<Option<bool>>,
+    /// The thread on which the embedder makes and installs snapshots, if it does.
+    pub(crate) snapshotter: OnceCell<Worker>,
+    /// On a primary: the snapshot that is being made.
+    pub(crate) producing: RefCell<Option<Producing>>,
+    /// On a replica: whether the handler can go on behind a snapshot; known with `takes_gaps`.
+    pub(crate) takes_snapshots: Cell<bool>,
+    /// How far a snapshot is that is being taken.
+    pub(crate) taking: Cell<Option<TakingShown>>,
+    /// The log begins anew behind a snapshot: the handler stands there.
+    pub(crate) installed: Cell<bool>,
     /// When the link to the primary began, in nanoseconds of the shard's clock.
     pub(crate) linked_ns: Cell<u64>,
     /// How often the log was cut: what was read before may be gone.
@@ -260,6 +289,11 @@ impl Shard {
             begin: Cell::new(None),
             begun: Cell::new(None),
             takes_gaps: Cell::new(None),
+            snapshotter: OnceCell::new(),
+            producing: RefCell::default(),
+            takes_snapshots: Cell::new(false),
+            taking: Cell::new(None),
+            installed: Cell::new(false),
             linked_ns: Cell::new(0),
             cuts: Cell::new(0),
             throttled_ns: Cell::new(0),

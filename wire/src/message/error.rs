@@ -35,6 +35,8 @@ pub enum ErrorCode {
     SlotRefused = 10,
     /// The settings cannot be changed so; the text says why, `arg` is their version.
     ControlRefused = 11,
+    /// A part of a snapshot that cannot be right. The connection is closed.
+    BadSnapshot = 12,
 }
 
 impl ErrorCode {
@@ -53,6 +55,7 @@ impl ErrorCode {
             9 => Some(Self::Idle),
             10 => Some(Self::SlotRefused),
             11 => Some(Self::ControlRefused),
+            12 => Some(Self::BadSnapshot),
             _ => None,
         }
     }

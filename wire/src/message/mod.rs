@@ -7,6 +7,7 @@ mod packed;
 mod policy;
 mod positions;
 mod slot;
+mod snapshot;
 mod tail;
 
 /// A payload that is one struct, whose size is fixed.
@@ -27,4 +28,8 @@ pub use packed::{PACKED_HEAD, PACKED_RATIO_MAX, PackedHead};
 pub use policy::{AckLevel, WirePolicy};
 pub use positions::{ACK, Ack, HEARTBEAT, Heartbeat};
 pub use slot::{SLOT_REQUEST, SlotAction, SlotRequest};
+pub use snapshot::{
+    SNAPSHOT_ALIVE, SNAPSHOT_BEGIN, SNAPSHOT_CHUNK_BYTES_MAX, SNAPSHOT_END, SNAPSHOT_REQUEST, SnapshotBegin,
+    SnapshotEnd, SnapshotId, SnapshotPoint, SnapshotRequest, snapshot_checksum,
+};
 pub use tail::{TAIL_REQUEST, TailRequest, TailStart};

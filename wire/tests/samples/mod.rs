@@ -7,7 +7,8 @@ use towline_wire::frame::{self, FLAG_ACK_RECEIVED, FLAG_REPLY_NOW, FrameKind};
 use towline_wire::handshake::{Hello, NodeName, Refusal, Role, Verdict, Welcome};
 use towline_wire::message::{
     Ack, AckLevel, AppendHead, CommitStatus, Committed, ControlAction, ControlRequest, ErrorCode, ErrorHead, Goodbye,
-    Heartbeat, PackedHead, SlotAction, SlotRequest, TailRequest, TailStart, WirePolicy,
+    Heartbeat, PackedHead, SlotAction, SlotRequest, SnapshotBegin, SnapshotEnd, SnapshotId, SnapshotPoint,
+    SnapshotRequest, TailRequest, TailStart, WirePolicy,
 };
 use towline_wire::superblock::{self, Base, SettingsEntry, SlotEntry, SlotKind, SlotLoss, Superblock};
 use towline_wire::{BatchFields, Chain, Lsn, Seq, ShardId, SystemId, Term, batch, record};
@@ -109,11 +110,12 @@ pub(crate) fn welcome(verdict: Verdict) -> Welcome {
 }
 
 /// Each verdict, by the name of its golden vector.
-pub(crate) const VERDICTS: [(&str, Verdict); 6] = [
+pub(crate) const VERDICTS: [(&str, Verdict); 7] = [
     ("frame-welcome-stream", Verdict::Stream { from: Lsn(16_384) }),
     ("frame-welcome-cut", Verdict::Cut { to: Lsn(12_288) }),
     ("frame-welcome-need-snapshot", Verdict::NeedSnapshot { oldest: Lsn(4_096) }),
     ("frame-welcome-begin", Verdict::Begin { at: Lsn(4_096), base: Base { chain: CHAIN, seq: Seq(41) }, known: true }),
+    ("frame-welcome-snapshot", Verdict::Snapshot { oldest: Lsn(4_096), known: true }),
     ("frame-welcome-client", Verdict::Client),
     ("frame-welcome-refused", Verdict::Refused(Refusal::CutBelowCommit)),
 ];
@@ -170,6 +172,32 @@ pub(crate) fn slot_request() -> SlotRequest {
     SlotRequest { name: NodeName::new("reader").unwrap(), action: SlotAction::CreateTemporary }
 }
 
+const SNAPSHOT: SnapshotPoint = SnapshotPoint {
+    id: SnapshotId([0x10, 0x21, 0x32, 0x43, 0x54, 0x65, 0x76, 0x87, 0x98, 0xa9, 0xba, 0xcb, 0xdc, 0xed, 0xfe, 0x0f]),
+    at: Lsn(16_384),
+    base: Base { chain: CHAIN, seq: Seq(41) },
+};
+
+/// A snapshot's only chunk.
+pub(crate) const SNAPSHOT_CHUNK: &[u8] = b"ada=1 bob=2";
+
+pub(crate) fn snapshot_request() -> SnapshotRequest {
+    SnapshotRequest { id: SNAPSHOT.id, offset: 6 }
+}
+
+pub(crate) fn snapshot_begin() -> SnapshotBegin {
+    SnapshotBegin { point: SNAPSHOT, total: Some(11), offset: 6 }
+}
+
+pub(crate) fn snapshot_end() -> SnapshotEnd {
+    SnapshotEnd {
+        point: SNAPSHOT,
+        total: 11,
+        chunks: 1,
+        checksum: towline_wire::message::snapshot_checksum(0, SNAPSHOT_CHUNK),
+    }
+}
+
 /// The batch compressed, as an LZ4 block of literals and matches, behind its head.
 pub(crate) fn packed_bytes() -> Vec<u8> {
     const BLOCK: &str = "\
@@ -223,6 +251,11 @@ pub(crate) fn frames() -> Vec<(&'static str, FrameKind, Vec<u8>)> {
         add(name, FrameKind::ControlRequest, 0, 0, &request.to_bytes());
     }
     add("frame-packed", FrameKind::Packed, FLAG_ACK_RECEIVED, 8_192, &packed_bytes());
+    add("frame-snapshot-request", FrameKind::SnapshotRequest, 0, 0, &snapshot_request().to_bytes());
+    add("frame-snapshot-begin", FrameKind::SnapshotBegin, 0, 0, &snapshot_begin().to_bytes());
+    add("frame-snapshot-chunk", FrameKind::SnapshotChunk, 0, 6, SNAPSHOT_CHUNK);
+    add("frame-snapshot-end", FrameKind::SnapshotEnd, 0, 20_480, &snapshot_end().to_bytes());
+    add("frame-snapshot-ack", FrameKind::SnapshotAck, 0, 11, &[]);
     all
 }
 

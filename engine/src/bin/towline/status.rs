@@ -245,6 +245,7 @@ fn show(status: &Value) -> String {
     let mut behind = Table::new(2, &["SHARD", "CATCHES UP", "BEHIND", "RATE", "DONE", "TIME LEFT"]);
     let mut links = Table::new(3, &["SHARD", "LAG", "LINK TO THE PRIMARY"]);
     let mut own = Table::new(2, &["SHARD", "BEHIND", "DONE", "OF", "SPEED", "TIME LEFT"]);
+    let mut snapshots = Table::new(2, &["SHARD", "SNAPSHOT", "DONE", "OF", "SPEED", "TIME LEFT"]);
     let mut stages = Table::new(2, &["SHARD", "STAGE", "COUNT", "P50", "P90", "P99", "P99.9", "MAX"]);
     let mut counters = Table::new(2, &["SHARD", "COUNTER", "VALUE"]);
     for shard in items(&status["shards"]) {
@@ -266,14 +267,10 @@ fn show(status: &Value) -> String {
         }
         let here = &shard["catch_up"];
         if here.is_object() {
-            own.row(vec![
-                number.clone(),
-                text(here, "state"),
-                size(here, "done_bytes"),
-                size(here, "total_bytes"),
-                or_dash(here["bytes_per_s"].as_f64(), |b| format!("{:.1} MB/s", b / 1e6)),
-                or_dash(here["eta_s"].as_f64(), duration),
-            ]);
+            own.row(progress(&number, text(here, "state"), here));
+        }
+        if shard["snapshot"].is_object() {
+            snapshots.row(progress(&number, "taken".to_owned(), &shard["snapshot"]));
         }
         if shard["held_by"].is_string() {
             let cap = match shard["retention_cap_bytes"].as_u64() {
@@ -307,6 +304,9 @@ fn show(status: &Value) -> String {
             if slot["catch_up"].is_object() {
                 behind.row(catch_up(number.clone(), slot));
             }
+            if slot["snapshot"].is_object() {
+                snapshots.row(progress(&number, format!("for {}", text(slot, "name")), &slot["snapshot"]));
+            }
             if slot["kind"].is_string() {
                 let idle = match slot["idle_ms"].as_u64() {
                     Some(0) | None => "-".to_owned(),
@@ -326,10 +326,22 @@ fn show(status: &Value) -> String {
             counters.row(vec![number.clone(), clean(name), counter(name, value)]);
         }
     }
-    for table in [shards, held, quorum, slots, behind, kept, links, own, packed, stages, counters] {
+    for table in [shards, held, quorum, slots, behind, snapshots, kept, links, own, packed, stages, counters] {
         table.write(&mut out);
     }
     out
+}
+
+/// How much of something is done.
+fn progress(shard: &str, what: String, of: &Value) -> Vec<String> {
+    vec![
+        shard.to_owned(),
+        what,
+        size(of, "done_bytes"),
+        size(of, "total_bytes"),
+        or_dash(of["bytes_per_s"].as_f64(), |b| format!("{:.1} MB/s", b / 1e6)),
+        or_dash(of["eta_s"].as_f64(), duration),
+    ]
 }
 
 /// One replica that catches up.
@@ -444,6 +456,21 @@ SHARD  CATCHES UP   BEHIND       RATE    DONE  TIME LEFT
         let status = serde_json::json!({"shards": [{"shard": 0, "catch_up": {"state": "bootstrap",
             "done_bytes": 1 << 20, "total_bytes": 4 << 20, "bytes_per_s": 1_048_576, "eta_s": 3.0}}]});
         let expected = "SHARD  BEHIND        DONE       OF     SPEED  TIME LEFT\n0      bootstrap  1.0 MiB  4.0 MiB  1.0 MB/s      3.0 s\n";
+        let shown = show(&status);
+        assert!(shown.contains(expected), "{shown}");
+    }
+
+    #[test]
+    fn a_snapshot_is_shown_on_both_sides_and_a_length_that_is_not_known_is_a_dash() {
+        let status = serde_json::json!({"shards": [
+            {"shard": 0, "snapshot": {"done_bytes": 1 << 20, "total_bytes": null, "bytes_per_s": 0, "eta_s": null}},
+            {"shard": 1, "slots": [{"name": "r1", "snapshot":
+                {"done_bytes": 1 << 20, "total_bytes": 4 << 20, "bytes_per_s": 1_048_576, "eta_s": 3.0}}]}]});
+        let expected = "\
+SHARD  SNAPSHOT     DONE       OF     SPEED  TIME LEFT
+0      taken     1.0 MiB        -  0.0 MB/s          -
+1      for r1    1.0 MiB  4.0 MiB  1.0 MB/s      3.0 s
+";
         let shown = show(&status);
         assert!(shown.contains(expected), "{shown}");
     }

@@ -16,6 +16,7 @@ use super::conn::Conn;
 use super::frames::{self, LinkError};
 use super::lookahead::Lookahead;
 use super::packing;
+use super::snapshot_in::{Incoming, Taken};
 use super::to_replica::refusal_text;
 use crate::limits;
 use crate::protocol::replica::{Beginning, Plan};
@@ -36,10 +37,12 @@ pub(crate) struct Follower {
     /// This process's number.
     pub(crate) process: u64,
     pub(crate) primary: SocketAddr,
+    /// What it has of a snapshot.
+    pub(crate) incoming: Incoming,
 }
 
 /// What a session came to.
-enum Ended {
+pub(super) enum Ended {
     /// The tail was cut: say hello again at once.
     Cut,
     /// The link ended after it had begun to stream.
@@ -97,6 +100,7 @@ impl Follower {
             let inner = &mut *self.shard.inner.borrow_mut();
             let replica = inner.replica();
             replica.allow_begin(gaps, rebuild);
+            replica.allow_snapshot(self.shard.takes_snapshots.get(), rebuild);
             (replica.hello(self.name, self.process).to_bytes(), replica.is_empty())
         };
         conn.send(&[&PREAMBLE, &frame::header(FrameKind::Hello, 0, 0, &hello), &hello]).await?;
@@ -135,11 +139,13 @@ impl Follower {
                 self.begin(beginning, is_empty).await?;
                 Ok(Ended::Cut)
             }
+            Plan::Snapshot { term, known } => self.take_snapshot(&conn, Taken { term, known, is_empty }).await,
             Plan::NeedSnapshot { oldest } => {
-                let what = match (gaps, is_empty) {
+                let what = match (gaps || self.shard.takes_snapshots.get(), is_empty) {
                     (true, false) => {
                         "start the replica with --rebuild to have it begin anew there, or from an empty folder"
                     }
+                    (true, true) if !gaps => "the primary makes no snapshots",
                     (true, true) => "it is tried again",
                     (false, _) => {
                         "its handler has state, and would miss what came before: start the replica anew from a copy"
@@ -158,17 +164,23 @@ impl Follower {
         }
     }
 
-    /// Has the log begin anew where the primary's begins.
-    async fn begin(&self, beginning: Beginning, is_empty: bool) -> Result<(), LinkError> {
+    /// Whether the old log may be given up: no other one is set aside that somebody may need.
+    pub(super) async fn may_set_aside(&self, known: bool, is_empty: bool) -> Result<(), LinkError> {
         let folder = folder::shard_of(self.shard.segments.folder());
         let is_there = self.filler.call(move || replaced::is_there(&folder)).await;
-        if self.must(is_there)? && !is_empty && !beginning.known {
+        if self.must(is_there)? && !is_empty && !known {
             return Err(LinkError::Refused(
                 "this log is too old, and may hold what the primary has not; another one is set aside already: \
                  look at `superblock.replaced` and `wal/*.replaced` in the shard's folder, and remove them"
                     .into(),
             ));
         }
+        Ok(())
+    }
+
+    /// Has the log begin anew where the primary's begins, or a snapshot stands.
+    pub(super) async fn begin(&self, beginning: Beginning, is_empty: bool) -> Result<(), LinkError> {
+        self.may_set_aside(beginning.known, is_empty).await?;
         self.shard.cutting.set(true);
         self.shard.begin.set(Some(beginning));
         self.shard.keep.notify();
@@ -195,7 +207,7 @@ impl Follower {
     }
 
     /// An error on the device is final (law 8).
-    fn must<T, E: std::fmt::Display>(&self, result: Result<T, E>) -> Result<T, LinkError> {
+    pub(super) fn must<T, E: std::fmt::Display>(&self, result: Result<T, E>) -> Result<T, LinkError> {
         result.map_err(|e| {
             self.shard.stop(&e.to_string());
             LinkError::Stopped(e.to_string())
@@ -473,7 +485,7 @@ impl Follower {
     }
 }
 
-fn closed(e: io::Error) -> LinkError {
+pub(super) fn closed(e: io::Error) -> LinkError {
     if e.kind() == io::ErrorKind::UnexpectedEof { LinkError::Closed } else { LinkError::Io(e) }
 }
 
@@ -485,7 +497,7 @@ fn jitter(pause: Duration) -> Duration {
 }
 
 /// Reads an error frame's payload: always an error, which one it says.
-async fn read_error(conn: &Conn, head: &FrameHead) -> Result<LinkError, LinkError> {
+pub(super) async fn read_error(conn: &Conn, head: &FrameHead) -> Result<LinkError, LinkError> {
     let mut payload = vec![0; head.len];
     conn.receive_all(&mut payload, &mut []).await.map_err(closed)?;
     error_of(head, &payload)
@@ -525,7 +537,7 @@ async fn read_reason(conn: &Conn) -> Result<LinkError, LinkError> {
 }
 
 /// Ends a connection whose peer has missed three heartbeats.
-async fn watch_idle(conn: Rc<Conn>) {
+pub(super) async fn watch_idle(conn: Rc<Conn>) {
     loop {
         rt::sleep(limits::HEARTBEAT).await;
         if conn.silent_for() > 3 * limits::HEARTBEAT {

@@ -11,6 +11,7 @@ use towline_wire::{Lsn, PROTOCOL_VERSION};
 use super::conn::Conn;
 use super::feed::Link;
 use super::frames::{self, LinkError};
+use super::snapshot_out;
 use crate::limits;
 use crate::protocol::primary::{HelloAnswer, LogEnds};
 use crate::protocol::squeeze::{self, Squeeze};
@@ -98,7 +99,7 @@ pub(crate) const fn refusal_text(cause: Refusal) -> &'static str {
         }
         Refusal::Diverged => "both logs hold other bytes at the same term and LSN: rebuild the replica from scratch",
         Refusal::Busy => {
-            "a limit on connections is reached, or a commit is awaited in front of where the replica begins: try again later"
+            "a limit on connections is reached, a commit is awaited in front of where the replica begins, or a snapshot is made for another replica: try again later"
         }
         Refusal::Stopping => "the node is stopping, or the shard has stopped after an error",
         Refusal::NotPrimary => "the node is a replica: connect to the primary",
@@ -136,8 +137,11 @@ pub(crate) async fn serve(shard: Rc<Shard>, superblock: Rc<LiveSuperblock>, conn
 
 async fn run(shard: &Rc<Shard>, superblock: &LiveSuperblock, conn: &Rc<Conn>, hello: &Hello) -> Result<(), LinkError> {
     let verdict = decide(shard, superblock, hello).await?;
+    if matches!(verdict, Verdict::Snapshot { .. }) {
+        return snapshot_out::serve(shard, conn, hello, verdict).await;
+    }
     let Verdict::Stream { from } = verdict else {
-        // Cut or snapshot: the replica does what it has to and comes back.
+        // The replica does what it has to and comes back.
         return send_welcome(shard, conn, verdict, Some(hello)).await;
     };
     let number = shard.number_link();
@@ -204,7 +208,7 @@ async fn decide(shard: &Rc<Shard>, superblock: &LiveSuperblock, hello: &Hello) -
         let log = LogEnds { oldest: inner.oldest, tail: inner.pipeline.appended(), chain: inner.chain };
         inner.primary().answer(hello, log, rt::now_ns())
     };
-    if matches!(answer, HelloAnswer::NeedBase(_)) {
+    if matches!(answer, HelloAnswer::NeedBase(_) | HelloAnswer::Snapshot(_)) {
         // What the slot holds from now on is what the next start would hold too.
         if let Err(e) = superblock.persist(|s| s.slots = shard.slot_entries()).await {
             shard.stop(&e.to_string());
@@ -213,6 +217,8 @@ async fn decide(shard: &Rc<Shard>, superblock: &LiveSuperblock, hello: &Hello) -
     }
     let decided = match answer {
         HelloAnswer::Verdict(verdict) => Ok(verdict),
+        HelloAnswer::Snapshot(_) if !shard.may_produce_for(hello.name) => Ok(Verdict::Refused(Refusal::Busy)),
+        HelloAnswer::Snapshot(verdict) => Ok(verdict),
         HelloAnswer::Deposed => {
             tracing::error!(shard = shard.id.0, replica = %hello.name, term = hello.term.0, "deposed: a replica follows a newer term");
             shard.fence();

@@ -51,12 +51,7 @@ impl Keeper {
         shard.cuts.set(shard.cuts.get() + 1);
         shard.begun.set(Some((b.at, b.base.seq)));
         shard.publish_commit();
-        tracing::warn!(
-            shard = shard.id.0,
-            at = b.at.0,
-            old_end = end.0,
-            "the log begins anew at the oldest batch that the primary keeps"
-        );
+        tracing::warn!(shard = shard.id.0, at = b.at.0, old_end = end.0, "the log begins anew further on");
         Ok(())
     }
 

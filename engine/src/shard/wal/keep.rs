@@ -154,6 +154,7 @@ impl Keeper {
         }
         self.remove_replaced().await?;
         self.shard.expire_slots();
+        self.shard.expire_producer();
         self.persist_floor().await?;
         let mut full = false;
         loop {
