@@ -66,11 +66,13 @@ pub enum Canary {
     BeginsTooLate,
     /// A replica that began in the middle counts for what is in front of that, although somebody waits.
     BegunCountsForAll,
+    /// A replica feeds others what it has only received.
+    FeedsUnflushed,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::AckBeforeFlush,
         Self::OwnCopyInFlight,
         Self::ReceivedAsFlushed,
@@ -101,6 +103,7 @@ impl Canary {
         Self::HeardForEver,
         Self::BeginsTooLate,
         Self::BegunCountsForAll,
+        Self::FeedsUnflushed,
     ];
 }
 

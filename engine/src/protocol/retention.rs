@@ -52,6 +52,8 @@ pub enum Holder {
     LastBatch,
     /// A slot.
     Slot(usize),
+    /// Those that a slot's replica feeds.
+    Below(usize),
 }
 
 impl Holder {
@@ -64,6 +66,7 @@ impl Holder {
             Self::Archive => "archive",
             Self::LastBatch => "last batch",
             Self::Slot(_) => "slot",
+            Self::Below(_) => "below",
         }
     }
 }
@@ -120,6 +123,17 @@ impl Limits {
             }
         }
         Recycling { lost, below: free, holder }
+    }
+
+    /// Keeps more for those that replicas feed, as far as the cap allows: no slot is lost for them, as
+    /// the replica that feeds them has what they need.
+    #[must_use]
+    pub fn keep_below(&self, log: &Log, r: Recycling, fed: impl Iterator<Item = (usize, Lsn)>) -> Recycling {
+        let fits = |at: &Lsn| self.cap.is_none_or(|cap| log.durable.since(self.segment(*at)) <= cap);
+        match fed.filter(|(_, at)| *at < r.below && fits(at)).min_by_key(|(slot, at)| (*at, *slot)) {
+            Some((slot, at)) => Recycling { below: at, holder: Holder::Below(slot), ..r },
+            None => r,
+        }
     }
 
     /// Whether the log may have another segment: not if what nobody may let go of, as it is not
