@@ -101,6 +101,9 @@ fn within(v: &ShardView) -> Result<(), String> {
         if s.applied > s.flushed || s.flushed > s.received || s.received > s.sent.max(s.flushed) {
             return Err("a slot's positions are out of order".into());
         }
+        if !v.is_primary && s.connected && s.sent > s.flushed.max(v.durable) {
+            return Err("a replica feeds others what is not on its device".into());
+        }
         if s.lost.is_none() && s.restart < v.oldest {
             return Err("the log was let go of above a valid slot's restart LSN".into());
         }

@@ -22,5 +22,6 @@ pub mod nemesis;
 pub mod operator;
 pub mod oracle;
 pub mod plan;
+mod readers;
 pub mod run;
 pub mod world;

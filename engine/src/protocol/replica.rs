@@ -371,7 +371,6 @@ impl Replica {
         self.commit = b.at;
         self.begun = b.at;
         self.has_caught_up = false;
-        self.below.on_begin(b.at);
     }
 
     /// A batch whose header and body passed their CRCs. If it may follow, it counts as received.

@@ -242,6 +242,24 @@ mod tests {
     }
 
     #[test]
+    fn those_that_a_replica_feeds_hold_log_up_to_the_cap_and_cost_no_slot() {
+        let l = limits(Some(2), Some(5));
+        let kept = |fed: &[(usize, Lsn)]| {
+            let log = log(12);
+            let r = l.keep_below(&log, l.recycle(&log, [(0, at(9))].into_iter()), fed.iter().copied());
+            assert!(r.lost.is_empty());
+            (r.below, r.holder)
+        };
+        assert_eq!(kept(&[]), (at(9), Holder::Slot(0)));
+        assert_eq!(kept(&[(0, at(10))]), (at(9), Holder::Slot(0)), "it is kept anyway");
+        assert_eq!(kept(&[(0, at(8)), (3, at(7))]), (at(7), Holder::Below(3)), "exactly five segments");
+        assert_eq!(kept(&[(0, at(8)), (3, at(6))]), (at(8), Holder::Below(0)), "what does not fit is let go of");
+        let none = limits(Some(2), None);
+        let r = none.keep_below(&log(100), none.recycle(&log(100), [].into_iter()), [(0, at(1))].into_iter());
+        assert_eq!(r.below, at(1));
+    }
+
+    #[test]
     fn log_that_is_not_committed_may_not_fill_the_disk() {
         let l = limits(Some(2), Some(5));
         assert!(l.may_grow(&log(100)));

@@ -133,6 +133,9 @@ pub(crate) async fn change(
     if let Some(why) = shard.stopped() {
         return Err(SlotError::NotServing(why));
     }
+    if shard.cutting.get() {
+        return Err(SlotError::NotServing("this replica's log is being cut or begins anew: try again".into()));
+    }
     let (now, name) = (
         rt::now_ns(),
         match change {

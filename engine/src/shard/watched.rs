@@ -44,6 +44,7 @@ impl Shard {
         ShardView {
             shard: self.id,
             is_primary: matches!(inner.role, Role::Primary(_)),
+            depth: inner.replica_if_any().map_or(0, Replica::depth),
             term: inner.term(),
             oldest: inner.oldest,
             begun: inner.replica_if_any().map_or(Lsn::ZERO, Replica::begun),

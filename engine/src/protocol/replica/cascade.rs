@@ -70,11 +70,6 @@ impl Below {
     pub(super) fn on_cut(&mut self, end: Lsn) {
         self.side.slots_mut().rewind(end);
     }
-
-    /// The log begins at `at` now.
-    pub(super) fn on_begin(&mut self, at: Lsn) {
-        self.side.slots_mut().begin(at);
-    }
 }
 
 impl Replica {
@@ -83,6 +78,11 @@ impl Replica {
     pub fn feeding(mut self, slots: Slots) -> Self {
         *self.below.side.slots_mut() = slots;
         self
+    }
+
+    /// The log is about to begin at `at`: links below end, and no slot holds what was before that.
+    pub fn about_to_begin(&mut self, at: Lsn) {
+        self.below.side.slots_mut().begin(at);
     }
 
     /// The slots of those that it feeds.
