@@ -51,6 +51,9 @@ impl Seen {
                 if before.is_some_and(|b| b.begun < view.begun) {
                     cluster.world.hit("log begun anew");
                 }
+                if view.depth > 1 && before.is_none_or(|b| b.depth != view.depth) {
+                    cluster.world.hit("replica fed by a replica");
+                }
                 if view.is_primary {
                     let told = lock(&cluster.oracle).told(n);
                     let names = view.slots.iter().filter(|s| s.counts).map(|s| s.name.clone());

@@ -64,9 +64,6 @@ impl Cluster {
             }
             let views = self.world.views(self.nodes[n].id);
             let says = |text| views.iter().any(|v| v.unlinked.contains(text));
-            if views.iter().any(|v| v.depth > 1) {
-                self.world.hit("reader below a replica");
-            }
             let two = says("another one is set aside already");
             let too_old = says("the oldest that the primary keeps") && !says("it is tried again");
             if two || (too_old && !self.plan.rebuild) {

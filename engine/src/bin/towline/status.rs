@@ -239,11 +239,11 @@ fn show(status: &Value) -> String {
         ],
     );
     let mut held = Table::new(2, &["SHARD", "HELD BY", "KEPT", "CAP"]);
-    let mut kept = Table::new(5, &["SHARD", "SLOT", "KIND", "LOST", "WITHOUT A LINK", "RESTART", "HOLDS"]);
+    let mut kept = Table::new(5, &["SHARD", "SLOT", "KIND", "LOST", "WITHOUT A LINK", "RESTART", "BELOW", "HOLDS"]);
     let mut quorum = Table::new(1, &["SHARD", "QUORUM LAG", "TARGET", "HELD BACK"]);
     let mut packed = Table::new(1, &["SHARD", "COMPRESSED", "SENT AS", "RATIO"]);
     let mut behind = Table::new(2, &["SHARD", "CATCHES UP", "BEHIND", "RATE", "DONE", "TIME LEFT"]);
-    let mut links = Table::new(3, &["SHARD", "LAG", "LINK TO THE PRIMARY"]);
+    let mut links = Table::new(5, &["SHARD", "LAG", "HEARD", "DEPTH", "LINK TO THE PRIMARY"]);
     let mut own = Table::new(2, &["SHARD", "BEHIND", "DONE", "OF", "SPEED", "TIME LEFT"]);
     let mut stages = Table::new(2, &["SHARD", "STAGE", "COUNT", "P50", "P90", "P99", "P99.9", "MAX"]);
     let mut counters = Table::new(2, &["SHARD", "COUNTER", "VALUE"]);
@@ -262,7 +262,9 @@ fn show(status: &Value) -> String {
             distance(shard, "commit_lsn", "appended_lsn"),
         ]);
         if shard["link"].as_str().is_some_and(|link| !link.is_empty()) {
-            links.row(vec![number.clone(), size(shard, "lag_bytes"), text(shard, "link")]);
+            let heard = or_dash(shard["heard_ms"].as_f64(), |ms| duration(ms / 1000.0));
+            let row = vec![number.clone(), size(shard, "lag_bytes"), heard, text(shard, "depth"), text(shard, "link")];
+            links.row(row);
         }
         let here = &shard["catch_up"];
         if here.is_object() {
@@ -313,7 +315,7 @@ fn show(status: &Value) -> String {
                     Some(ms) => duration(ms as f64 / 1000.0),
                 };
                 let mut row = vec![number.clone(), text(slot, "name"), text(slot, "kind"), text(slot, "lost"), idle];
-                row.extend([text(slot, "restart_lsn"), size(slot, "retained_bytes")]);
+                row.extend([text(slot, "restart_lsn"), text(slot, "below_lsn"), size(slot, "retained_bytes")]);
                 kept.row(row);
             }
         }
