@@ -346,5 +346,6 @@ fn replicas_that_feed_each_other_in_a_circle_or_themselves_are_refused() {
 
 fn commit_local(primary: &Primary) {
     let options = towline::AppendOptions { policy: Some("local".parse().unwrap()), deadline: None };
-    drop(primary.handle().try_append(ONE, b"before", options).unwrap().wait().unwrap());
+    let outcome = primary.handle().try_append(ONE, b"before", options).unwrap().wait().unwrap();
+    assert!(outcome.committed().is_some());
 }

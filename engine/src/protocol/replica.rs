@@ -160,7 +160,7 @@ pub struct Replica {
     /// and its clock.
     primary_us: u64,
     /// What it is to those that it feeds.
-    below: Below,
+    below: Box<Below>,
     /// Whether the log may begin anew where it is too old.
     may_begin: bool,
     /// While it catches up: where this log ended when the link began, and the primary's.
@@ -226,7 +226,7 @@ impl Replica {
             primary_tail: end.lsn,
             primary_seq: end.next_seq,
             primary_us: 0,
-            below: Below::new(system, shard, shard_count),
+            below: Box::new(Below::new(system, shard, shard_count)),
             may_begin: false,
             catching_up: None,
             bootstraps: false,

@@ -390,10 +390,10 @@ SHARD  COUNTER                    VALUE
 
     #[test]
     fn a_replica_says_whom_it_follows_and_how_far_behind_it_is() {
-        let status =
-            serde_json::json!({"shards": [{"shard": 0, "link": "following 10.0.0.1:7401", "lag_bytes": 8192}]});
+        let status = serde_json::json!({"shards": [{"shard": 0, "link": "following 10.0.0.1:7401", "lag_bytes": 8192,
+            "heard_ms": 1500.0, "depth": 2}]});
         let shown = show(&status);
-        let expected = "SHARD  LAG      LINK TO THE PRIMARY\n0      8.0 KiB  following 10.0.0.1:7401\n";
+        let expected = "SHARD  LAG      HEARD  DEPTH  LINK TO THE PRIMARY\n0      8.0 KiB  1.5 s  2      following 10.0.0.1:7401\n";
         assert!(shown.contains(expected), "{shown}");
     }
 
@@ -454,7 +454,7 @@ SHARD  CATCHES UP   BEHIND       RATE    DONE  TIME LEFT
     fn what_slots_hold_and_which_are_lost_is_shown() {
         let status = serde_json::json!({"shards": [{"shard": 0, "held_by": "slot r1", "retained_bytes": 8192,
             "retention_cap_bytes": 1 << 20, "slots": [
-            {"name": "r1", "kind": "configured", "state": "down", "lost": "", "restart_lsn": 4096, "retained_bytes": 8192,
+            {"name": "r1", "kind": "configured", "state": "down", "lost": "", "restart_lsn": 4096, "below_lsn": 1024, "retained_bytes": 8192,
                 "idle_ms": 61_000},
             {"name": "x", "kind": "made", "state": "lost", "lost": "retention cap", "restart_lsn": 0,
                 "retained_bytes": 12288, "idle_ms": 0}]}]});
@@ -465,9 +465,9 @@ SHARD  HELD BY     KEPT      CAP
 ";
         assert!(shown.contains(expected), "{shown}");
         let expected = "\
-SHARD  SLOT  KIND        LOST           WITHOUT A LINK  RESTART     HOLDS
-0      r1    configured  -              1 min 1 s          4096   8.0 KiB
-0      x     made        retention cap  -                     0  12.0 KiB
+SHARD  SLOT  KIND        LOST           WITHOUT A LINK  RESTART  BELOW     HOLDS
+0      r1    configured  -              1 min 1 s          4096   1024   8.0 KiB
+0      x     made        retention cap  -                     0      -  12.0 KiB
 ";
         assert!(shown.contains(expected), "{shown}");
     }

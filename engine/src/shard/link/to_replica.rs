@@ -106,7 +106,8 @@ pub(crate) const fn refusal_text(cause: Refusal) -> &'static str {
         Refusal::ForeignSystem => "the peer belongs to another system: its folder is another cluster's",
         Refusal::NoSuchShard => "there is no such shard",
         Refusal::UnknownReplica => {
-            "the replica's name has no slot there: see `towline slot create` and, on a primary, `towline ctl replica add`"
+            "the replica's name is not configured on the primary: see `towline ctl replica add` and `towline slot create`, \
+             the latter also where a replica is to feed it"
         }
         Refusal::StalePrimary => "this primary was deposed by a newer one: connect to that one",
         Refusal::Future => {
