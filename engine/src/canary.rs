@@ -68,11 +68,13 @@ pub enum Canary {
     BegunCountsForAll,
     /// What was under way when a snapshot's link was cut is not sent again, and nobody looks.
     SnapshotHoleTaken,
+    /// A replica feeds others what it has only received.
+    FeedsUnflushed,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::AckBeforeFlush,
         Self::OwnCopyInFlight,
         Self::ReceivedAsFlushed,
@@ -104,6 +106,7 @@ impl Canary {
         Self::BeginsTooLate,
         Self::BegunCountsForAll,
         Self::SnapshotHoleTaken,
+        Self::FeedsUnflushed,
     ];
 }
 

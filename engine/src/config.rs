@@ -12,9 +12,10 @@ use towline_wire::{BLOCK, RECORD_BYTES_MAX, Term};
 use crate::limits;
 use crate::protocol::policy::{CommitPolicy, PolicyError};
 use crate::protocol::settings::Settings;
-use crate::shard::Flow;
 use crate::snapshot::Snapshots;
 use crate::sys;
+
+mod feeding;
 
 /// How much of the log a node keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -289,7 +290,7 @@ impl PrimaryConfig {
         }
         check_listen(self.listen, self.insecure_no_auth)?;
         self.check_retention()?;
-        self.check_flow()?;
+        self.feeding().check()?;
         self.commit.requirement(names.len())?;
         bounds("min_replicas", self.min_replicas.into(), 0, names.len() as u64)?;
         let (min, max) = (limits::MIN_REPLICAS_AGE_MIN, limits::MIN_REPLICAS_AGE_MAX);
@@ -309,38 +310,12 @@ impl PrimaryConfig {
         })
     }
 
-    fn check_flow(&self) -> Result<(), ConfigError> {
-        if self.compress == Compress::Lz4 && !cfg!(feature = "lz4") {
-            return Err(ConfigError::NotBuilt("lz4"));
-        }
-        bounds("link_window_bytes", self.link_window_bytes as u64, BLOCK as u64, limits::LINK_WINDOW_MAX)?;
-        self.catch_up_max.map_or(Ok(()), |rate| bounds("catch_up_max", rate, limits::CATCH_UP_MAX_MIN, u64::MAX))?;
-        self.lag_target.map_or(Ok(()), |lag| bounds("lag_target", lag, limits::LAG_TARGET_MIN, u64::MAX))
-    }
-
-    /// How each shard sends.
-    pub(crate) fn flow(&self) -> Flow {
-        let catch_up_max = self.catch_up_max.map(|rate| (rate / u64::from(self.shards)).max(1));
-        Flow {
-            catch_up_max,
-            link_window: self.link_window_bytes as u64,
-            lag_target: self.lag_target,
-            compress: self.compress == Compress::Lz4,
-        }
-    }
-
     fn check_retention(&self) -> Result<(), ConfigError> {
         let min = RetainMax::least(self.node.retain.keep(), self.node.segment_bytes);
         if let RetainMax::Bytes(value) = self.retain_max {
             bounds("retain_max", value, min, u64::MAX)?;
         }
-        let (min, max) = (limits::SLOT_IDLE_MIN.as_secs(), limits::SLOT_IDLE_MAX.as_secs());
-        match self.slot_idle_max {
-            Some(idle) if idle < limits::SLOT_IDLE_MIN || idle > limits::SLOT_IDLE_MAX => {
-                Err(ConfigError::Bounds { field: "slot_idle_max in s", value: idle.as_secs(), min, max })
-            }
-            _ => Ok(()),
-        }
+        Ok(())
     }
 }
 
@@ -349,11 +324,12 @@ impl PrimaryConfig {
 pub struct ReplicaConfig {
     /// What every node has. The segment size is the primary's.
     pub node: NodeConfig,
-    /// The name under which the primary has it configured.
+    /// The name under which the primary has it configured, or under which it has a slot where it follows.
     pub name: String,
-    /// The primary.
+    /// The primary, or a replica that feeds this one.
     pub primary: SocketAddr,
-    /// Where clients connect for tails and the status. `None`: nobody can.
+    /// Where clients connect for tails and the status, and the replicas that this one feeds. `None`:
+    /// nobody can.
     pub listen: Option<SocketAddr>,
     /// Longest pause before a shard connects again, 1 ms to 60 s. Default 2 s.
     pub reconnect_max: Duration,
@@ -365,6 +341,20 @@ pub struct ReplicaConfig {
     /// What [`Replica::reads`](crate::Replica::reads) says of a shard while a snapshot replaces its state.
     /// Default: that it may be read, and is stale.
     pub stale_reads: StaleReads,
+    /// The most log that is kept for the replicas that this one feeds, for each shard: one that is further
+    /// behind loses its slot here. Default: see [`RetainMax::Auto`]. Less than what is to be kept and two
+    /// segments counts as that.
+    pub retain_max: RetainMax,
+    /// How long such a slot may be without a link before it is lost. Default: for ever; 1 s to 366 days.
+    pub slot_idle_max: Option<Duration>,
+    /// To those replicas: see [`PrimaryConfig::zero_copy`].
+    pub zero_copy: ZeroCopy,
+    /// To those replicas: see [`PrimaryConfig::catch_up_max`].
+    pub catch_up_max: Option<u64>,
+    /// To those replicas: see [`PrimaryConfig::link_window_bytes`].
+    pub link_window_bytes: usize,
+    /// To those replicas: see [`PrimaryConfig::compress`].
+    pub compress: Compress,
     /// Listen on an address that is not loopback although nothing authenticates a peer yet.
     pub insecure_no_auth: bool,
 }
@@ -391,6 +381,12 @@ impl ReplicaConfig {
             reconnect_max: limits::RECONNECT_MAX,
             rebuild: false,
             stale_reads: StaleReads::Answer,
+            retain_max: RetainMax::Auto,
+            slot_idle_max: None,
+            zero_copy: ZeroCopy::Auto,
+            catch_up_max: None,
+            link_window_bytes: 32 << 20,
+            compress: Compress::Off,
             insecure_no_auth: false,
         }
     }
@@ -398,6 +394,7 @@ impl ReplicaConfig {
     pub(crate) fn check(&self) -> Result<NodeName, ConfigError> {
         self.node.check()?;
         check_listen(self.listen, self.insecure_no_auth)?;
+        self.feeding().check()?;
         bounds("reconnect_max in ms", self.reconnect_max.as_millis() as u64, 1, 60_000)?;
         name(&self.name)
     }

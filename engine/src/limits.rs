@@ -115,6 +115,8 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const RECONNECT_MIN: Duration = Duration::from_millis(20);
 /// Longest pause before a reconnect, unless configured.
 pub const RECONNECT_MAX: Duration = Duration::from_secs(2);
+/// Most links between the primary and a replica: replicas feed each other in rows no longer than this.
+pub const CASCADE_DEPTH_MAX: u8 = 8;
 /// Time between heartbeats. A peer that is silent for three of them is dropped.
 pub const HEARTBEAT: Duration = Duration::from_millis(1000);
 /// How long a commit LSN or an applied position waits for a batch or an ack to ride on before it is

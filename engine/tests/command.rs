@@ -442,8 +442,26 @@ fn slots_are_made_and_dropped_on_a_running_primary_and_the_status_shows_them() {
     assert!(status().contains("removed"));
     slot(&["create", "r1"]).expect(0, "");
     append(&primary, &["--shard", "0", "--lines"], b"three\n").expect(0, "");
-    // A replica has no slots.
-    run(&["slot", "create", "x", "--at", &replica.addr()], b"").expect(4, "the node is a replica");
+}
+
+#[test]
+fn a_replica_feeds_another_one_that_has_a_slot_there() {
+    let dir = folder();
+    let (primary, replica) = pair(dir.path());
+    let below = Node::replica(&dir.path().join("r3"), "r3", &replica.addr(), &["--retain-max", "none"]);
+    let status = |node: &Node| run(&["status", "--at", &node.addr()], b"").expect(0, "").text();
+    eventually("it is told what it needs", || status(&below).contains("towline slot create").then_some(()));
+    run(&["slot", "create", "r3", "--at", &replica.addr()], b"").expect(0, "");
+    append(&primary, &["--shard", "0", "--lines"], b"one\ntwo\n").expect(0, "");
+    await_tail(&below, "0", "--lines", b"one\ntwo\n");
+    let (above, here) = (status(&replica), status(&below));
+    assert_eq!(above.lines().filter(|l| l.split_whitespace().skip(1).take(2).eq(["r3", "made"])).count(), 3, "{above}");
+    let depth = |l: &&str| l.contains("following") && l.split_whitespace().any(|w| w == "2");
+    assert_eq!(here.lines().filter(depth).count(), 3, "{here}");
+    append(&below, &["--shard", "0", "--lines"], b"three\n").expect(4, "this node is a replica");
+    below.stop();
+    replica.stop();
+    primary.stop();
 }
 
 #[test]

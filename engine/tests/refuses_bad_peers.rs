@@ -239,6 +239,7 @@ fn a_replica_takes_no_batch_that_does_not_check() {
         let welcome = Welcome {
             protocol: towline::wire::PROTOCOL_VERSION,
             verdict: Verdict::Stream { from: end },
+            depth: 0,
             shard_count: 1,
             heartbeat_ms: 1000,
             system,

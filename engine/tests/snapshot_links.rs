@@ -209,6 +209,7 @@ fn lie(listener: &TcpListener, bytes: &[u8]) -> Option<ErrorCode> {
             verdict,
             shard_count: 1,
             heartbeat_ms: 1000,
+            depth: 0,
             system: SYSTEM,
             features: 0,
             term: Term(3),

@@ -138,6 +138,7 @@ fn welcome(u: &mut Unstructured<'_>) -> Result<()> {
     let w = Welcome {
         protocol: u.arbitrary()?,
         verdict,
+        depth: u.arbitrary()?,
         shard_count: u.arbitrary()?,
         heartbeat_ms: u.arbitrary()?,
         system: SystemId(u.arbitrary()?),

@@ -162,6 +162,7 @@ impl PrimaryNode {
         Welcome {
             protocol: PROTOCOL_VERSION,
             verdict,
+            depth: 0,
             shard_count: SHARDS,
             heartbeat_ms: 1000,
             system: SYSTEM,

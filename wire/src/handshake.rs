@@ -314,6 +314,11 @@ refusals! {
     SlotRemoved = 15;
     /// The replica's slot was lost: its log held other bytes at the same term and LSN.
     SlotDiverged = 16;
+    /// The node is a replica that cannot tell yet: it has not followed its own upstream since it was
+    /// started, or its log ends before the asking replica's. Try again later.
+    Behind = 17;
+    /// As many replicas feed each other in a row as may, or they do so in a circle.
+    TooDeep = 18;
 }
 
 /// The answer to a hello, as it crosses the network.
@@ -322,10 +327,10 @@ refusals! {
 pub struct WelcomeBytes {
     protocol: U16,
     verdict: u8,
-    reserved: [u8; 1],
+    depth: u8,
     cause: U16,
     known: u8,
-    reserved2: [u8; 1],
+    reserved: [u8; 1],
     shard_count: U32,
     heartbeat_ms: U32,
     system: [u8; 16],
@@ -352,6 +357,8 @@ pub struct Welcome {
     pub protocol: u16,
     /// What it decided.
     pub verdict: Verdict,
+    /// Links between this node and the primary: 0 on the primary itself.
+    pub depth: u8,
     /// Shards of this system.
     pub shard_count: u32,
     /// Milliseconds between heartbeats: three missed ones end the connection.
@@ -362,13 +369,14 @@ pub struct Welcome {
     pub features: u64,
     /// The node's term.
     pub term: Term,
-    /// Where its log ends.
+    /// Where its log ends; from a replica that feeds others, where the primary's does, as heard last.
     pub tail: Lsn,
     /// What is committed.
     pub commit_lsn: Lsn,
     /// The size of a segment, the same on every node of a system.
     pub segment_bytes: u64,
-    /// The node's clock, in microseconds since 1970.
+    /// The node's clock, in microseconds since 1970; from a replica that feeds others, the primary's, as
+    /// heard last.
     pub time_us: u64,
     /// The largest record that is accepted, in bytes.
     pub record_bytes_max: u64,
@@ -395,10 +403,10 @@ impl Welcome {
         zerocopy::transmute!(WelcomeBytes {
             protocol: U16::new(self.protocol),
             verdict,
-            reserved: [0],
+            depth: self.depth,
             cause: U16::new(cause),
             known: known.into(),
-            reserved2: [0],
+            reserved: [0],
             shard_count: U32::new(self.shard_count),
             heartbeat_ms: U32::new(self.heartbeat_ms),
             system: self.system.0,
@@ -426,7 +434,7 @@ impl Welcome {
         };
         let bad = |field| Err(FrameError::Field { kind, field });
         let base = Base { chain: Chain(b.base_chain.get()), seq: Seq(b.base_seq.get()) };
-        if b.reserved != [0] || b.reserved2 != [0] {
+        if b.reserved != [0] {
             return bad("reserved");
         }
         let at = Lsn(b.at.get());
@@ -464,6 +472,7 @@ impl Welcome {
         Ok(Self {
             protocol: b.protocol.get(),
             verdict,
+            depth: b.depth,
             shard_count: b.shard_count.get(),
             heartbeat_ms: b.heartbeat_ms.get(),
             system: SystemId(b.system),

@@ -171,7 +171,6 @@ fn a_welcome_outside_its_bounds_is_refused_by_name() {
         let cases: &[(usize, &[u8], _)] = &[
             (2, &[0], "verdict"),
             (2, &[8], "verdict"),
-            (3, &[1], "reserved"),
             (7, &[1], "reserved"),
             (8, &[0; 4], "shard_count"),
             (48, &1u64.to_le_bytes(), "at"),
@@ -189,7 +188,7 @@ fn a_welcome_outside_its_bounds_is_refused_by_name() {
         };
         refused(FrameKind::Welcome, &welcome, Welcome::check, cases);
         let unused: (_, &[u8], _) = match verdict {
-            Verdict::Refused(_) => (4, &[17, 0], "cause"),
+            Verdict::Refused(_) => (4, &[19, 0], "cause"),
             _ => (4, &[1, 0], "verdict"),
         };
         refused(FrameKind::Welcome, &welcome, Welcome::check, &[unused]);

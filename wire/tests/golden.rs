@@ -537,7 +537,7 @@ fn the_documents_numbers_are_the_codes_numbers() {
     let errors: Vec<_> = (0..=u16::MAX).filter_map(ErrorCode::from_number).collect();
     let errors: Vec<_> = errors.iter().map(|e| (*e as u64, format!("{e:?}"))).collect();
     assert_eq!(pairs("Error codes"), errors);
-    let goodbyes = [Goodbye::Stopping, Goodbye::Done, Goodbye::Replaced];
+    let goodbyes = [Goodbye::Stopping, Goodbye::Done, Goodbye::Replaced, Goodbye::Again];
     let goodbyes: Vec<_> = goodbyes.iter().map(|g| (*g as u64, format!("{g:?}"))).collect();
     assert_eq!(pairs("Goodbye reasons"), goodbyes);
     let mut statuses = Vec::new();

@@ -89,12 +89,12 @@ proptest! {
 
     #[test]
     fn any_welcome_comes_back(
-        (protocol, shard_count, heartbeat_ms) in (any::<u16>(), 1..=u32::MAX, any::<u32>()),
+        (protocol, depth, shard_count, heartbeat_ms) in (any::<u16>(), any::<u8>(), 1..=u32::MAX, any::<u32>()),
         (features, term, tail, commit_lsn, time_us, record_bytes_max) in any::<(u64, u64, u64, u64, u64, u64)>(),
         verdict in verdict(), system in uniform16(any::<u8>()), segment_blocks in 1..1u64 << 52,
     ) {
         let value = Welcome {
-            protocol, verdict, shard_count, heartbeat_ms, system: SystemId(system), features, term: Term(term),
+            protocol, verdict, depth, shard_count, heartbeat_ms, system: SystemId(system), features, term: Term(term),
             tail: Lsn(tail), commit_lsn: Lsn(commit_lsn), segment_bytes: segment_blocks * 4_096, time_us,
             record_bytes_max,
         };

@@ -63,6 +63,9 @@ impl Seen {
                         cluster.world.hit("snapshot installed");
                     }
                 }
+                if view.depth > 1 && before.is_none_or(|b| b.depth != view.depth) {
+                    cluster.world.hit("replica fed by a replica");
+                }
                 if view.is_primary {
                     let told = lock(&cluster.oracle).told(n);
                     let names = view.slots.iter().filter(|s| s.counts).map(|s| s.name.clone());
@@ -112,6 +115,9 @@ fn within(v: &ShardView) -> Result<(), String> {
         }
         if s.applied > s.flushed || s.flushed > s.received || s.received > s.sent.max(s.flushed) {
             return Err("a slot's positions are out of order".into());
+        }
+        if !v.is_primary && s.connected && s.sent > s.flushed.max(v.durable) {
+            return Err("a replica feeds others what is not on its device".into());
         }
         if s.lost.is_none() && s.restart < v.oldest {
             return Err("the log was let go of above a valid slot's restart LSN".into());

@@ -100,12 +100,6 @@ impl Control {
         })
         .await
     }
-
-    async fn stopped(&self) {
-        while self.next().await.is_some() {
-            lock(&self.asks).remove(0);
-        }
-    }
 }
 
 /// What a node is to be.
@@ -118,7 +112,7 @@ pub enum Role {
     },
     /// A replica of another node.
     Replica {
-        /// The primary.
+        /// The primary, or for a reader another one that follows it.
         of: usize,
     },
 }
@@ -175,9 +169,14 @@ impl Cluster {
     /// A cluster whose nodes are all down.
     #[must_use]
     pub fn new(world: Rc<SimWorld>, plan: Plan) -> Self {
-        let nodes = (0..=plan.replicas).map(|n| Node {
+        let nodes = (0..=plan.replicas + plan.readers).map(|n| Node {
             id: world.add_node(),
-            role: if n == 0 { Role::Primary { promote: false } } else { Role::Replica { of: 0 } },
+            role: match n {
+                0 => Role::Primary { promote: false },
+                n if n <= plan.replicas => Role::Replica { of: 0 },
+                // Readers in a row, until they are told otherwise.
+                n => Role::Replica { of: n - 1 },
+            },
             control: Arc::default(),
             start_at: Some(0),
             refused: 0,
@@ -243,7 +242,7 @@ impl Cluster {
     /// Starts a node's process.
     pub fn start(&mut self, n: usize) {
         let node_config = self.node_config();
-        let others: Vec<String> = (0..self.nodes.len()).filter(|o| *o != n).map(Self::name).collect();
+        let others: Vec<String> = (0..=self.plan.replicas).filter(|o| *o != n).map(Self::name).collect();
         let plan = self.plan.clone();
         let seed = self.rng.next();
         let node = &mut self.nodes[n];
@@ -325,6 +324,12 @@ impl Cluster {
                 config.node.snapshot = store.as_ref().and_then(Store::snapshots);
                 config.insecure_no_auth = true;
                 config.rebuild = self.plan.rebuild;
+                if plan.readers > 0 {
+                    config.listen = Some(self.world.address(id, PORT));
+                    (config.retain_max, config.slot_idle_max) = (plan.retain_max, plan.slot_idle_max);
+                    (config.zero_copy, config.compress) = (plan.zero_copy, plan.compress);
+                    (config.catch_up_max, config.link_window_bytes) = (plan.catch_up_max, plan.link_window);
+                }
                 let handler = {
                     let (kept, oracle, wrong) = (self.kept.clone(), self.oracle.clone(), self.wrong.clone());
                     let flushed = self.plan.deliver_flushed;
@@ -346,7 +351,12 @@ impl Cluster {
                         Err(e) => control.set(Phase::Refused(e)),
                         Ok(replica) => {
                             control.set(Phase::Serving);
-                            control.stopped().await;
+                            while let Some(ask) = control.next().await {
+                                if let Ask::Slot(slot) = ask {
+                                    drop(replica.create_slot_soon(&slot, false).await);
+                                }
+                                lock(&control.asks).remove(0);
+                            }
                             control.set(Phase::Stopping);
                             replica.stop_simulated().await;
                             control.set(Phase::Stopped);
@@ -390,7 +400,7 @@ impl Cluster {
         self.world.wipe(self.nodes[n].id);
         lock(&self.kept).retain(|(node, _), _| *node != n);
         let mut oracle = lock(&self.oracle);
-        if !self.nodes[n].tainted {
+        if !self.nodes[n].tainted && !self.is_reader(n) {
             oracle.lose_copies();
         }
         self.nodes[n].tainted = false;
@@ -433,7 +443,7 @@ impl Cluster {
             // It has not begun to reign.
             return false;
         }
-        let replicas: Vec<usize> = (0..self.nodes.len()).filter(|n| *n != old).collect();
+        let replicas: Vec<usize> = (0..=self.plan.replicas).filter(|n| *n != old).collect();
         let is_ready = |n: &usize| !self.nodes[*n].tainted && (self.serves(*n) || !self.is_up(*n));
         if !replicas.iter().all(is_ready) {
             return false;
@@ -456,9 +466,10 @@ impl Cluster {
         lock(&self.oracle).lose_copies();
         self.world.hit(if old_lives_on { "promotion beside a living primary" } else { "promotion" });
         self.primary = best;
-        for n in 0..self.nodes.len() {
+        for n in 0..=self.plan.replicas {
             self.nodes[n].role = Role::Replica { of: best };
         }
+        self.repoint_some();
         self.nodes[best].control = Arc::default();
         self.nodes[best].role = Role::Primary { promote: true };
         self.nodes[best].start_at = Some(self.world.now_ns() + 1_000_000);
@@ -477,6 +488,9 @@ impl Cluster {
     /// Starts a replica that has promised to follow the newest primary with the address of an old one
     /// that does not know. Says whether there is such a pair.
     pub fn misdirect(&mut self, n: usize) -> bool {
+        if self.is_reader(n) {
+            return false;
+        }
         let old = lock(&self.oracle).deposed.first().copied().filter(|old| self.is_up(*old) && *old != n);
         let views = self.world.views(self.nodes[n].id);
         let promised = !views.is_empty() && views.iter().all(|v| v.term == self.newest_term);

@@ -75,7 +75,7 @@ impl Watch {
 /// The workload: records of many sizes, segments that are recycled, two shards.
 fn plan(seed: u64) -> Plan {
     let mut plan = Plan::draw(seed, &Less::default());
-    (plan.shards, plan.replicas, plan.cores) = (1 + (seed % 2) as u32, 1, 1);
+    (plan.shards, plan.replicas, plan.readers, plan.cores) = (1 + (seed % 2) as u32, 1, 0, 1);
     (plan.segment_bytes, plan.segments_ahead, plan.batch_bytes) = (64 << 10, 1, 16 << 10);
     plan.min_replicas.0 = 0;
     plan.record_max = 40_000;

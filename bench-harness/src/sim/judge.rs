@@ -103,6 +103,6 @@ impl Judge {
 /// # Errors
 /// What does not fit.
 pub fn judge(c: &Cluster) -> Result<(), String> {
-    let nodes: Vec<usize> = (0..c.nodes.len()).filter(|n| !c.nodes[*n].tainted).collect();
+    let nodes: Vec<usize> = (0..=c.plan.replicas).filter(|n| !c.nodes[*n].tainted).collect();
     lock(&c.oracle).judge.as_ref().map_or(Ok(()), |judge| judge.verdict(c, &nodes))
 }

@@ -31,7 +31,7 @@ fn mend_slots(c: &mut Cluster) {
         .flat_map(|v| v.slots.iter().filter(|s| s.lost.is_some()).map(|s| s.name.clone()))
         .collect();
     for n in 0..c.nodes.len() {
-        if n == primary {
+        if n == primary || c.is_reader(n) {
             continue;
         }
         if !c.is_member(n) {
@@ -80,6 +80,7 @@ fn mend_slots(c: &mut Cluster) {
 /// The operator starts again what has stopped after an error.
 pub fn mend(c: &mut Cluster) {
     mend_slots(c);
+    c.mend_readers();
     for n in 0..c.nodes.len() {
         if !c.is_up(n) {
             continue;
@@ -129,7 +130,8 @@ fn views(c: &Cluster, n: usize) -> BTreeMap<ShardId, ShardView> {
 /// Whether every node has everything, and knows that it is committed.
 #[must_use]
 pub fn is_together(c: &Cluster) -> bool {
-    if !(0..c.nodes.len()).all(|n| c.serves(n) && (n == c.primary || c.is_member(n))) || c.is_asked() {
+    if !(0..c.nodes.len()).all(|n| c.serves(n) && (n == c.primary || c.is_reader(n) || c.is_member(n))) || c.is_asked()
+    {
         return false;
     }
     let primary = views(c, c.primary);
@@ -138,7 +140,8 @@ pub fn is_together(c: &Cluster) -> bool {
     }
     // The primary knows it, too: else the next append may reach the cap before the last ack does, and take
     // the slot.
-    let served = |v: &ShardView| v.slots.iter().all(|s| s.connected && s.lost.is_none() && s.restart == v.appended);
+    let served =
+        |v: &ShardView| v.slots.iter().all(|s| !s.counts || s.connected && s.lost.is_none() && s.restart == v.appended);
     let at_rest = |v: &ShardView| {
         v.is_primary && v.durable == v.appended && v.commit == v.appended && served(v) && !is_beyond_cap(v)
     };
@@ -270,10 +273,11 @@ pub fn check(c: &Cluster) -> Result<(), String> {
         let end = ids.last().map_or(oldest, |(_, end)| *end);
         for n in (0..c.nodes.len()).filter(|n| *n != c.primary) {
             let whole = c.world.with_node(c.nodes[n].id, || offline::verify(Path::new(DATA)));
-            // What it has let go of it does not read, and a bit may have flipped there.
+            // What it has let go of it does not read, and a bit may have flipped there; and a reader's log
+            // may begin where that of a replica did.
             let own = whole.as_ref().ok().and_then(|r| r.shards.iter().find(|s| s.shard == shard)).map(|s| s.oldest);
             // One that began behind a snapshot has nothing of what is in that.
-            let own = own.filter(|_| c.nodes[n].tainted || c.plan.snapshots).unwrap_or(oldest);
+            let own = own.filter(|_| c.nodes[n].tainted || c.plan.snapshots || c.is_reader(n)).unwrap_or(oldest);
             if let Err(e) = same_bytes(c, n, shard, oldest.max(own), end) {
                 // Flipped bits must not go unnoticed.
                 if !c.nodes[n].tainted || whole.is_ok_and(|r| r.is_whole()) {

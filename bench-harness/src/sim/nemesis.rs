@@ -76,6 +76,7 @@ impl Nemesis {
             Fault::AddReplica,
             Fault::RemoveReplica,
             Fault::SetPolicy,
+            Fault::Repoint,
         ];
         let kinds = by_event.into_iter().filter(|f| plan.has(*f)).collect();
         let every_ns = plan.every.as_nanos() as u64;
@@ -153,18 +154,19 @@ impl Nemesis {
                 }
             }
             Fault::Replace if matches!(c.nodes[n].role, Role::Replica { .. }) && c.may_replace() => c.replace(n, back),
-            Fault::AddReplica if n != c.primary && !c.is_member(n) => {
+            Fault::AddReplica if n != c.primary && !c.is_reader(n) && !c.is_member(n) => {
                 c.note(|| format!("node {n} is to be configured"));
                 c.world.hit("replica added");
                 let slot_first = self.rng.chance(0.5);
                 c.add_replica(n, slot_first);
             }
-            Fault::RemoveReplica if n != c.primary && c.settings().is_some() && c.is_member(n) => {
+            Fault::RemoveReplica if n != c.primary && !c.is_reader(n) && c.settings().is_some() && c.is_member(n) => {
                 c.note(|| format!("node {n} is to be configured no more"));
                 c.world.hit("replica removed");
                 c.remove_replica(n);
             }
             Fault::SetPolicy => self.set_policy(c),
+            Fault::Repoint if c.is_reader(n) => c.repoint(n),
             _ => {}
         }
     }
@@ -215,7 +217,12 @@ impl Nemesis {
     /// Flips a bit of a segment on a replica's disk; only ever on one node of a run.
     fn rot(&mut self, c: &mut Cluster, n: usize) {
         let another = c.nodes.iter().enumerate().any(|(o, node)| o != n && node.tainted);
-        if another || n == c.primary || !matches!(c.nodes[n].role, Role::Replica { .. }) || c.plan.replicas < 2 {
+        if another
+            || n == c.primary
+            || c.is_reader(n)
+            || !matches!(c.nodes[n].role, Role::Replica { .. })
+            || c.plan.replicas < 2
+        {
             return;
         }
         let id = c.nodes[n].id;

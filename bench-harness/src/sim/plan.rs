@@ -61,11 +61,13 @@ pub enum Fault {
     RemoveReplica,
     /// The default policy, its deadline, the idle expiry or the write gate is changed.
     SetPolicy,
+    /// A reader is told to follow another node.
+    Repoint,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Kill,
         Self::PowerLoss,
         Self::CrashInCall,
@@ -90,6 +92,7 @@ impl Fault {
         Self::AddReplica,
         Self::RemoveReplica,
         Self::SetPolicy,
+        Self::Repoint,
     ];
 
     /// Changes that an operator makes while all goes on.
@@ -133,6 +136,8 @@ pub struct Plan {
     pub shards: u32,
     /// Replicas.
     pub replicas: usize,
+    /// Replicas that only read, and follow another one.
+    pub readers: usize,
     /// Cores of each node.
     pub cores: usize,
     /// Bytes of a segment.
@@ -219,7 +224,7 @@ impl Plan {
         let quiet = r.chance(0.08);
         let each = 0.1 + 0.5 * r.unit();
         let mut faults: Vec<Fault> = Vec::new();
-        for fault in Fault::ALL.into_iter().filter(|f| !Fault::SETTINGS.contains(f)) {
+        for fault in Fault::ALL.into_iter().filter(|f| !Fault::SETTINGS.contains(f) && *f != Fault::Repoint) {
             let drawn = r.chance(each);
             if drawn && !quiet && !less.without.contains(&fault) {
                 faults.push(fault);
@@ -290,12 +295,18 @@ impl Plan {
         if replaces && !faults.contains(&Fault::Replace) {
             faults.push(Fault::Replace);
         }
+        let s = &mut Rng::new(seed ^ 0x6361_7363);
+        let readers = if replicas > 0 { [0, 0, 0, 1, 2, 3][s.below(6) as usize] } else { 0 };
+        if readers > 0 && s.chance(0.5) && !quiet && !less.without.contains(&Fault::Repoint) {
+            faults.push(Fault::Repoint);
+        }
         let clients = 1 + r.below(4) as usize;
         let appends = 20 + r.below(240);
         Self {
             seed,
             shards: less.shards.map_or(shards, |most| shards.min(most)),
             replicas,
+            readers,
             cores: [1, 1, 1, 2, 3][r.below(5) as usize],
             segment_bytes,
             segments_ahead: 1 + r.below(3) as usize,

@@ -210,7 +210,10 @@ fn all(cluster: &mut Cluster, steps: &mut u64, failing: Option<Failing>) {
         return;
     }
     let until = cluster.world.now_ns() + CONVERGE_NS;
-    if !go(cluster, &mut seen, steps, until, |_| {}, last::is_together) && lock(&cluster.wrong).is_empty() {
+    // Nobody waited for readers, which may have fallen behind the cap.
+    if !go(cluster, &mut seen, steps, until, Cluster::mend_readers, last::is_together)
+        && lock(&cluster.wrong).is_empty()
+    {
         cluster.fail(format!("the last appends do not reach everybody: {}", last::describe(cluster)));
         return;
     }

@@ -39,6 +39,7 @@ pub(super) fn welcome(verdict: Verdict) -> Welcome {
     Welcome {
         protocol: PROTOCOL_VERSION,
         verdict,
+        depth: 0,
         shard_count: 4,
         heartbeat_ms: 20_000,
         system: SYSTEM,

@@ -14,11 +14,14 @@ use crate::apply::{Apply, LogApply};
 use crate::config::{ReplicaConfig, StaleReads};
 use crate::oneshot;
 use crate::protocol::replica::Replica as ReplicaState;
+use crate::protocol::slots::{SlotError, Slots};
 use crate::rt;
 use crate::shard::link::ask;
 use crate::shard::mesh::ticket::block_on;
+use crate::shard::slots::SlotChange;
 use crate::shard::wal::error::OpenError;
 use crate::shard::wal::folder;
+use crate::shard::wal::open::OpenedSlice;
 use crate::shard::wal::superblock_file::SuperblockFile;
 use crate::shard::{Role, ShardConfig};
 
@@ -125,8 +128,13 @@ impl Replica {
             let id = slice.superblock.shard;
             let identity = (system, id, shards, segment_bytes);
             let (term, history) = (slice.superblock.term, slice.history.clone());
-            let role = ReplicaState::new(identity, term, history, slice.end, slice.commit);
+            let slots = slots_of(&slice);
+            let role = ReplicaState::new(identity, term, history, slice.end, slice.commit).feeding(slots);
             let mut config_of_shard = ShardConfig::new(&config.node, shards, segment_bytes);
+            config_of_shard.cap = config.retain_max.cap(config.node.retain.keep(), segment_bytes);
+            config_of_shard.slot_idle_max = config.slot_idle_max;
+            config_of_shard.flow = config.flow(shards);
+            config_of_shard.zero_copy = config.zero_copy;
             config_of_shard.reconnect_max = config.reconnect_max;
             config_of_shard.rebuild = config.rebuild;
             let follow = Some(((name, process), config.primary, make.clone()));
@@ -169,7 +177,43 @@ impl Replica {
         }
     }
 
-    /// Every shard's positions, counters and histograms.
+    /// Makes a slot on every shard, durably: a replica of that name may follow this one then, and the log
+    /// is kept for it here. It only reads: no commit waits for it. A `temporary` slot ends with its link,
+    /// and no restart keeps it. One that was lost is made anew.
+    ///
+    /// # Errors
+    /// [`SlotError`] says why not.
+    pub fn create_slot(&self, name: &str, temporary: bool) -> Result<(), SlotError> {
+        block_on(self.create_slot_soon(name, temporary))
+    }
+
+    /// As [`Replica::create_slot`], for a task.
+    ///
+    /// # Errors
+    /// [`SlotError`] says why not.
+    pub async fn create_slot_soon(&self, name: &str, temporary: bool) -> Result<(), SlotError> {
+        let name = NodeName::new(name).ok_or_else(|| SlotError::Name(name.into()))?;
+        self.running.shared.change_slots(SlotChange::Make { name, temporary }).await
+    }
+
+    /// Removes a slot on every shard, durably: its link ends, and the log is kept for it here no more.
+    ///
+    /// # Errors
+    /// [`SlotError`] says why not.
+    pub fn drop_slot(&self, name: &str) -> Result<(), SlotError> {
+        block_on(self.drop_slot_soon(name))
+    }
+
+    /// As [`Replica::drop_slot`], for a task.
+    ///
+    /// # Errors
+    /// [`SlotError`] says why not.
+    pub async fn drop_slot_soon(&self, name: &str) -> Result<(), SlotError> {
+        let name = NodeName::new(name).ok_or_else(|| SlotError::Name(name.into()))?;
+        self.running.shared.change_slots(SlotChange::Remove { name }).await
+    }
+
+    /// Every shard's positions, slots, counters and histograms.
     #[must_use]
     pub fn status(&self) -> Vec<ShardStatus> {
         block_on(self.running.shared.shard_statuses())
@@ -192,6 +236,15 @@ impl Replica {
     pub async fn stop_simulated(mut self) {
         self.running.stop().await;
     }
+}
+
+/// The slots of those that a replica feeds, as its folder has them.
+fn slots_of(slice: &OpenedSlice) -> Slots {
+    let superblock = &slice.superblock;
+    let mut saved = superblock.slots.clone();
+    // A tail may have been cut off, with what was known of those below.
+    saved.iter_mut().for_each(|s| s.restart_lsn = s.restart_lsn.min(slice.end.lsn));
+    Slots::new(&[], &saved, true, superblock.oldest_lsn, rt::now_ns()).0
 }
 
 /// Asks a primary for its system, shards and segment size, until it answers.

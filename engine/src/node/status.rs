@@ -63,6 +63,8 @@ pub struct SlotStatus {
     pub applied_lsn: Lsn,
     /// The log from here on is kept for it; where that was, if the slot is lost.
     pub restart_lsn: Lsn,
+    /// If those that it feeds need more: from where on. That is kept too, as far as the cap allows.
+    pub below_lsn: Option<Lsn>,
     /// From there to this log's end, in bytes.
     pub retained_bytes: u64,
     /// How long it has had no link, in milliseconds.
@@ -168,6 +170,12 @@ pub struct ShardStatus {
     /// On a replica: from what it has on its device to the primary's end, as it heard of that last, in
     /// bytes. 0 on a primary, and before a primary was heard.
     pub lag_bytes: u64,
+    /// On a replica: links between it and the primary, 1 where it follows that itself; 0 before it has
+    /// followed anybody, and on a primary.
+    pub depth: u8,
+    /// On a replica: how long ago, by both clocks, the primary said what was heard of it last, in
+    /// milliseconds. `None` on a primary, and before one was heard.
+    pub heard_ms: Option<f64>,
     /// On a replica that catches up: how far it is.
     pub catch_up: Option<CatchUpStatus>,
     /// On a replica that takes a snapshot: how far that is.
@@ -188,13 +196,14 @@ pub struct ShardStatus {
     pub packed_ratio: f64,
     /// Tasks of the core that the shard runs on, all its shards together.
     pub core_tasks: u64,
-    /// What keeps the oldest log: `keep size`, `commit`, `archive`, `last batch`, or `slot NAME`.
+    /// What keeps the oldest log: `keep size`, `commit`, `archive`, `last batch`, `slot NAME`, or
+    /// `below NAME`: those that the replica feeds.
     pub held_by: String,
     /// The version of the settings that are in force; 0 on a replica.
     pub settings_version: u64,
     /// Whether appends are refused as too few replicas have acknowledged lately.
     pub too_few_fresh: bool,
-    /// The slots, on a primary.
+    /// The slots of those that this node feeds.
     pub slots: Vec<SlotStatus>,
     /// Histograms and counters.
     pub telemetry: Telemetry,
@@ -210,57 +219,56 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
     let deposed = matches!(&inner.role, Role::Primary(p) if p.is_deposed());
     let (term, applied_lsn, lag_bytes) = match &inner.role {
         Role::Replica(r) => (r.term, r.applied(), r.lag_bytes()),
-        Role::Primary(p) => {
-            let now = crate::rt::now_ns();
-            for (n, slot) in p.slots().iter() {
-                let at = slot.at;
-                // After a restart nothing was heard yet, but this is known.
-                let has = at.flushed.max(slot.restart);
-                let behind = inner.ring.at(at.flushed).map(|b| b.header().timestamp_us());
-                let wall_us = crate::rt::wall_us();
-                let catch_up = slot.progress.map(|p| p.shown(has, tail, wall_us));
-                let producing = shard.producing.borrow();
-                let producing = producing.as_ref().filter(|p| p.name == slot.name);
-                let snapshot = producing.map(|p| {
-                    let (done, total) = p.sending.as_ref().map_or((0, None), |s| s.progress());
-                    SnapshotStatus::new(0, done, total, p.began_ns)
-                });
-                let state = match slot.link {
-                    _ if !slot.is_valid() => SlotState::Lost,
-                    None => SlotState::Down,
-                    Some(link) if producing.is_some_and(|p| p.is_sent_by(link)) => SlotState::Snapshot,
-                    Some(_) if slot.sent >= durable || inner.ring.at(slot.sent).is_some() => SlotState::Live,
-                    Some(_) => SlotState::CatchUp,
-                };
-                slots.push(SlotStatus {
-                    name: slot.name.to_string(),
-                    kind: slot.kind,
-                    lost: slot.lost,
-                    state,
-                    sent_lsn: slot.sent,
-                    received_lsn: at.received,
-                    flushed_lsn: at.flushed,
-                    applied_lsn: at.applied,
-                    restart_lsn: slot.restart,
-                    retained_bytes: tail.since(slot.restart),
-                    idle_ms: slot.idle_ns(now) / 1_000_000,
-                    lag_bytes: tail.since(has),
-                    lag_records: inner.next_seq.0.saturating_sub(slot.applied_seq.0),
-                    lag_ms: match (behind, catch_up) {
-                        (Some(us), _) => wall_us.saturating_sub(us) as f64 / 1000.0,
-                        (None, shown) => shown.map_or(0.0, |s| s.behind_ms),
-                    },
-                    in_flight_bytes: slot.link.map_or(0, |_| slot.sent.since(at.received)),
-                    catch_up,
-                    snapshot,
-                    connects: slot.connects,
-                    ack_received: Percentiles::of(&shard.ack_times.borrow()[n][0]),
-                    ack_flushed: Percentiles::of(&shard.ack_times.borrow()[n][1]),
-                });
-            }
-            (p.term, p.gate.commit(), 0)
-        }
+        Role::Primary(p) => (p.term, p.gate.commit(), 0),
     };
+    let now = crate::rt::now_ns();
+    for (n, slot) in inner.slots().iter() {
+        let at = slot.at;
+        // After a restart nothing was heard yet, but this is known.
+        let has = at.flushed.max(slot.restart);
+        let behind = inner.ring.at(at.flushed).map(|b| b.header().timestamp_us());
+        let wall_us = crate::rt::wall_us();
+        let catch_up = slot.progress.map(|p| p.shown(has, tail, wall_us));
+        let producing = shard.producing.borrow();
+        let producing = producing.as_ref().filter(|p| p.name == slot.name);
+        let snapshot = producing.map(|p| {
+            let (done, total) = p.sending.as_ref().map_or((0, None), |s| s.progress());
+            SnapshotStatus::new(0, done, total, p.began_ns)
+        });
+        let state = match slot.link {
+            _ if !slot.is_valid() => SlotState::Lost,
+            None => SlotState::Down,
+            Some(link) if producing.is_some_and(|p| p.is_sent_by(link)) => SlotState::Snapshot,
+            Some(_) if slot.sent >= durable || inner.ring.at(slot.sent).is_some() => SlotState::Live,
+            Some(_) => SlotState::CatchUp,
+        };
+        slots.push(SlotStatus {
+            name: slot.name.to_string(),
+            kind: slot.kind,
+            lost: slot.lost,
+            state,
+            sent_lsn: slot.sent,
+            received_lsn: at.received,
+            flushed_lsn: at.flushed,
+            applied_lsn: at.applied,
+            restart_lsn: slot.restart,
+            below_lsn: Some(slot.below).filter(|below| *below < Lsn(u64::MAX)),
+            retained_bytes: tail.since(slot.restart.min(slot.below)),
+            idle_ms: slot.idle_ns(now) / 1_000_000,
+            lag_bytes: tail.since(has),
+            lag_records: inner.next_seq.0.saturating_sub(slot.applied_seq.0),
+            lag_ms: match (behind, catch_up) {
+                (Some(us), _) => wall_us.saturating_sub(us) as f64 / 1000.0,
+                (None, shown) => shown.map_or(0.0, |s| s.behind_ms),
+            },
+            in_flight_bytes: slot.link.map_or(0, |_| slot.sent.since(at.received)),
+            catch_up,
+            snapshot,
+            connects: slot.connects,
+            ack_received: Percentiles::of(&shard.ack_times.borrow()[n][0]),
+            ack_flushed: Percentiles::of(&shard.ack_times.borrow()[n][1]),
+        });
+    }
     ShardStatus {
         shard: shard.id,
         stopped: inner.stopped.clone().or_else(|| deposed.then(|| "deposed: a newer primary reigns".into())),
@@ -276,6 +284,12 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
         memory_bytes: inner.ring.bytes(),
         link: shard.link.borrow().clone(),
         lag_bytes,
+        depth: inner.replica_if_any().map_or(0, Replica::depth),
+        heard_ms: inner
+            .replica_if_any()
+            .map(|r| r.heard().time_us)
+            .filter(|us| *us > 0)
+            .map(|us| crate::rt::wall_us().saturating_sub(us) as f64 / 1000.0),
         catch_up: inner.replica_if_any().and_then(|r| catch_up(r, shard.linked_ns.get())),
         snapshot: shard.taking.get().map(|t| SnapshotStatus::new(t.from, t.done, t.total, t.since_ns)),
         retained_bytes: tail.since(inner.oldest),
@@ -293,11 +307,11 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
         retention_cap_bytes: shard.live.retention.get().cap.unwrap_or(0),
         settings_version: shard.live.version.get(),
         too_few_fresh: matches!(shard.live.open_until_ns.get(), until if until < u64::MAX && crate::rt::now_ns() >= until),
-        held_by: match (holder, &inner.role) {
-            (Holder::Slot(n), Role::Primary(p)) => {
-                p.slots().get(n).map_or_else(String::new, |s| format!("slot {}", s.name))
+        held_by: match holder {
+            Holder::Slot(n) | Holder::Below(n) => {
+                inner.slots().get(n).map_or_else(String::new, |s| format!("{} {}", holder.name(), s.name))
             }
-            (holder, _) => holder.name().into(),
+            holder => holder.name().into(),
         },
         slots,
         telemetry: shard.telemetry.borrow().clone(),
@@ -359,7 +373,7 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         out,
         "{{\"shard\":{},\"state\":\"{state}\",\"term\":{},\"oldest_lsn\":{},\"appended_lsn\":{},\"written_lsn\":{},\
          \"durable_lsn\":{},\"commit_lsn\":{},\"applied_lsn\":{},\"tail_seq\":{},\"chain\":\"{}\",\"memory_bytes\":{},\
-         \"link\":\"{}\",\"lag_bytes\":{},\"catch_up\":{},\"snapshot\":{},\"retained_bytes\":{},\"retention_cap_bytes\":{},\"quorum_lag_bytes\":{},\
+         \"link\":\"{}\",\"lag_bytes\":{},\"depth\":{},\"heard_ms\":{},\"catch_up\":{},\"snapshot\":{},\"retained_bytes\":{},\"retention_cap_bytes\":{},\"quorum_lag_bytes\":{},\
          \"lag_target_bytes\":{},\"throttle_us\":{},\"packed_ratio\":{:.3},\"core_tasks\":{},\"held_by\":\"{}\",\"settings_version\":{},\
          \"too_few_fresh\":{},\"slots\":[",
         s.shard,
@@ -375,6 +389,8 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         s.memory_bytes,
         escape(&s.link),
         s.lag_bytes,
+        s.depth,
+        s.heard_ms.map_or_else(|| "null".into(), |ms| format!("{ms:.3}")),
         s.catch_up.as_ref().map_or_else(|| "null".into(), own_catch_up_json),
         s.snapshot.as_ref().map_or_else(|| "null".into(), snapshot_json),
         s.retained_bytes,
@@ -393,7 +409,7 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         let _ = write!(
             out,
             "{comma}{{\"name\":\"{}\",\"kind\":\"{}\",\"state\":\"{}\",\"lost\":\"{}\",\"sent_lsn\":{},\"received_lsn\":{},\"flushed_lsn\":{},\
-             \"applied_lsn\":{},\"restart_lsn\":{},\"retained_bytes\":{},\"idle_ms\":{},\"lag_bytes\":{},\"lag_records\":{},\"lag_ms\":{:.3},\"connects\":{},\
+             \"applied_lsn\":{},\"restart_lsn\":{},\"below_lsn\":{},\"retained_bytes\":{},\"idle_ms\":{},\"lag_bytes\":{},\"lag_records\":{},\"lag_ms\":{:.3},\"connects\":{},\
              \"in_flight_bytes\":{},\"catch_up\":{},\"snapshot\":{},\"ack_received\":{},\"ack_flushed\":{}}}",
             slot.name,
             slot.kind.name(),
@@ -404,6 +420,7 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
             slot.flushed_lsn,
             slot.applied_lsn,
             slot.restart_lsn,
+            slot.below_lsn.map_or_else(|| "null".into(), |lsn| lsn.0.to_string()),
             slot.retained_bytes,
             slot.idle_ms,
             slot.lag_bytes,

@@ -125,6 +125,10 @@ impl Primary {
         &self.slots
     }
 
+    pub(super) const fn slots_mut(&mut self) -> &mut Slots {
+        &mut self.slots
+    }
+
     /// Whether a newer term was seen: nothing is acknowledged any more.
     #[must_use]
     pub const fn is_deposed(&self) -> bool {
@@ -460,6 +464,15 @@ impl Primary {
         self.slots.on_ack(slot, now, ack.applied_seq, self.gate.durable(), now_ns);
         self.tell_gate(slot);
         Ok(())
+    }
+
+    /// With its ack a replica says that those it feeds need the log from so many bytes in front of what
+    /// it has flushed. That is kept as far as the cap allows, and moves no commit.
+    pub fn on_owed(&mut self, slot: usize, link: u64, bytes: u64) {
+        if let Some(s) = self.slots.get_mut(slot).filter(|s| s.link == Some(link)) {
+            let from = Lsn(s.at.flushed.0.saturating_sub(bytes));
+            s.below = if bytes > 0 { from } else { Lsn(u64::MAX) };
+        }
     }
 }
 

@@ -10,6 +10,10 @@ use towline_wire::{Chain, Lsn, PROTOCOL_VERSION, Seq, ShardId, SystemId, Term};
 
 use super::history::History;
 use super::squeeze;
+use cascade::Below;
+pub use cascade::Heard;
+
+mod cascade;
 
 /// What to do after a welcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,8 +160,14 @@ pub struct Replica {
     applied_seq: Seq,
     /// What the primary says is committed; may lie ahead of what is received.
     commit: Lsn,
-    /// The primary's end, as heard last.
+    /// The primary's end, as heard last,
     primary_tail: Lsn,
+    /// the number of the next record there,
+    primary_seq: Seq,
+    /// and its clock.
+    primary_us: u64,
+    /// What it is to those that it feeds.
+    below: Box<Below>,
     /// Whether the log may begin anew where it is too old.
     may_begin: bool,
     /// The same, with a snapshot.
@@ -223,6 +233,9 @@ impl Replica {
             applied_seq: Seq(0),
             commit,
             primary_tail: end.lsn,
+            primary_seq: end.next_seq,
+            primary_us: 0,
+            below: Box::new(Below::new(system, shard, shard_count)),
             may_begin: false,
             may_take: false,
             catching_up: None,
@@ -335,8 +348,10 @@ impl Replica {
             // What an older primary announced and this node never got is not this history's.
             self.commit = self.commit.min(self.flushed);
         }
+        self.below.on_follow(w.depth, w.term == self.term);
         self.term = w.term;
         self.primary_tail = w.tail.max(self.received);
+        (self.primary_seq, self.primary_us) = (self.next_seq, w.time_us);
         self.bootstraps |= self.is_empty();
         self.catching_up = Some((self.flushed, w.tail));
         self.on_flushed(self.flushed);
@@ -364,6 +379,7 @@ impl Replica {
         (self.next_seq, self.last_term) = (end.next_seq, end.last_term);
         self.applied = self.applied.min(end.lsn);
         self.applied_seq = self.applied_seq.min(end.next_seq);
+        self.below.on_cut(end.lsn);
     }
 
     /// The log has begun anew, durably, as [`Plan::Begin`] said.
@@ -406,6 +422,8 @@ impl Replica {
         (self.last_term, self.chain) = (h.term(), h.chain());
         (self.received, self.next_seq) = (h.end_lsn(), h.end_seq());
         self.primary_tail = self.primary_tail.max(self.received);
+        self.primary_seq = self.primary_seq.max(self.next_seq);
+        self.primary_us = self.primary_us.max(h.timestamp_us());
         self.on_commit(commit.max(h.commit_lsn()));
         Ok(())
     }
@@ -419,6 +437,8 @@ impl Replica {
             return Err(Violation::StalePrimary { theirs: beat.term, ours: self.term });
         }
         self.primary_tail = self.primary_tail.max(beat.tail);
+        self.primary_seq = self.primary_seq.max(beat.tail_seq);
+        self.primary_us = self.primary_us.max(beat.time_us);
         self.on_commit(beat.commit_lsn);
         Ok(())
     }

@@ -24,6 +24,7 @@ fn welcome(term: u64, verdict: Verdict) -> Welcome {
     Welcome {
         protocol: PROTOCOL_VERSION,
         verdict,
+        depth: 0,
         shard_count: 4,
         heartbeat_ms: 1000,
         system: SYSTEM,

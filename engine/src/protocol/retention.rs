@@ -52,6 +52,8 @@ pub enum Holder {
     LastBatch,
     /// A slot.
     Slot(usize),
+    /// Those that a slot's replica feeds.
+    Below(usize),
 }
 
 impl Holder {
@@ -64,6 +66,7 @@ impl Holder {
             Self::Archive => "archive",
             Self::LastBatch => "last batch",
             Self::Slot(_) => "slot",
+            Self::Below(_) => "below",
         }
     }
 }
@@ -120,6 +123,17 @@ impl Limits {
             }
         }
         Recycling { lost, below: free, holder }
+    }
+
+    /// Keeps more for those that replicas feed, as far as the cap allows: no slot is lost for them, as
+    /// the replica that feeds them has what they need.
+    #[must_use]
+    pub fn keep_below(&self, log: &Log, r: Recycling, fed: impl Iterator<Item = (usize, Lsn)>) -> Recycling {
+        let fits = |at: &Lsn| self.cap.is_none_or(|cap| log.durable.since(self.segment(*at)) <= cap);
+        match fed.filter(|(_, at)| *at < r.below && fits(at)).min_by_key(|(slot, at)| (*at, *slot)) {
+            Some((slot, at)) => Recycling { below: at, holder: Holder::Below(slot), ..r },
+            None => r,
+        }
     }
 
     /// Whether the log may have another segment: not if what nobody may let go of, as it is not
@@ -225,6 +239,24 @@ mod tests {
         assert!(!l.may_grow(&full));
         let r = l.recycle(&full, [(0, at(94)), (1, at(93)), (2, at(92))].into_iter());
         assert_eq!(r, Recycling { lost: vec![2], below: at(93), holder: Holder::Slot(1) });
+    }
+
+    #[test]
+    fn those_that_a_replica_feeds_hold_log_up_to_the_cap_and_cost_no_slot() {
+        let l = limits(Some(2), Some(5));
+        let kept = |fed: &[(usize, Lsn)]| {
+            let log = log(12);
+            let r = l.keep_below(&log, l.recycle(&log, [(0, at(9))].into_iter()), fed.iter().copied());
+            assert!(r.lost.is_empty());
+            (r.below, r.holder)
+        };
+        assert_eq!(kept(&[]), (at(9), Holder::Slot(0)));
+        assert_eq!(kept(&[(0, at(10))]), (at(9), Holder::Slot(0)), "it is kept anyway");
+        assert_eq!(kept(&[(0, at(8)), (3, at(7))]), (at(7), Holder::Below(3)), "exactly five segments");
+        assert_eq!(kept(&[(0, at(8)), (3, at(6))]), (at(8), Holder::Below(0)), "what does not fit is let go of");
+        let none = limits(Some(2), None);
+        let r = none.keep_below(&log(100), none.recycle(&log(100), [].into_iter()), [(0, at(1))].into_iter());
+        assert_eq!(r.below, at(1));
     }
 
     #[test]

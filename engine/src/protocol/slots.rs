@@ -61,6 +61,9 @@ pub struct Slot {
     pub began: Lsn,
     /// The log from here on may be needed.
     pub restart: Lsn,
+    /// The log from here on is needed by those that the replica feeds, as it said last; the highest LSN
+    /// if by none. Not kept across a restart: the replica has it too.
+    pub below: Lsn,
     /// How it comes along, while it catches up.
     pub progress: Option<Progress>,
     /// Records applied, as the replica said last.
@@ -89,6 +92,7 @@ impl Slot {
             at: SlotPositions::default(),
             began: Lsn::ZERO,
             restart,
+            below: Lsn(u64::MAX),
             progress: None,
             applied_seq: Seq(0),
             connects: 0,
@@ -344,7 +348,24 @@ impl Slots {
 
     /// No link is served any more.
     pub(super) fn let_go_of_links(&mut self) {
-        self.all.iter_mut().flatten().for_each(|s| s.link = None);
+        for s in self.all.iter_mut().flatten().filter(|s| s.link.is_some()) {
+            // It was served until now, or nearly.
+            s.idle_since_ns = s.heard_ns.max(s.idle_since_ns);
+            (s.link, s.progress, s.at.received) = (None, None, s.at.flushed);
+        }
+    }
+
+    /// The log ends at `end` now, on a replica that feeds others: what they have above it may go too,
+    /// and then they need the log from there.
+    pub(super) fn rewind(&mut self, end: Lsn) {
+        self.let_go_of_links();
+        self.all.iter_mut().flatten().filter(|s| s.is_valid()).for_each(|s| s.restart = s.restart.min(end));
+    }
+
+    /// The log begins at `at` now, on a replica that feeds others, and cannot hold what came before.
+    pub(super) fn begin(&mut self, at: Lsn) {
+        self.let_go_of_links();
+        self.all.iter_mut().flatten().filter(|s| s.is_valid()).for_each(|s| s.restart = s.restart.max(at));
     }
 
     /// A slot is lost: nothing is kept for it, and its link serves it no more.
@@ -356,7 +377,7 @@ impl Slots {
             return Some(lost);
         }
         (s.lost, s.link, s.progress, s.idle_since_ns) = (Some(cause), None, None, now_ns);
-        s.at = SlotPositions::default();
+        (s.at, s.below) = (SlotPositions::default(), Lsn(u64::MAX));
         Some(lost)
     }
 
@@ -494,6 +515,12 @@ impl Slots {
     /// replica may have more of than this log: that is cut, and need not begin anew.
     pub fn holding(&self) -> impl Iterator<Item = (usize, Lsn)> + Clone {
         self.iter().filter(|(_, s)| s.is_valid()).map(|(n, s)| (n, Lsn(s.restart.0.saturating_sub(1))))
+    }
+
+    /// Each valid slot whose replica feeds others, and where those need the log from, in the same way.
+    pub fn holding_below(&self) -> impl Iterator<Item = (usize, Lsn)> + Clone {
+        let fed = self.iter().filter(|(_, s)| s.is_valid() && s.below < Lsn(u64::MAX));
+        fed.map(|(n, s)| (n, Lsn(s.below.0.saturating_sub(1))))
     }
 
     /// What the superblock is to say.

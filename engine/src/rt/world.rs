@@ -155,6 +155,8 @@ pub struct ShardView {
     pub shard: ShardId,
     /// Whether it is a primary's.
     pub is_primary: bool,
+    /// On a replica: links between it and the primary, once it has followed.
+    pub depth: u8,
     /// The term of the primary that it is or follows.
     pub term: Term,
     /// Where what is kept begins.

@@ -55,14 +55,15 @@ impl Shard {
         self.moved.notify();
     }
 
-    /// A replica's ack came in.
-    pub(crate) fn on_ack(&self, slot: usize, link: u64, ack: &Ack) -> Result<(), AckViolation> {
+    /// A replica's ack came in, and how much log in front of what it has flushed those below it need.
+    pub(crate) fn on_ack(&self, (slot, link): (usize, u64), ack: &Ack, owed: u64) -> Result<(), AckViolation> {
         let now = rt::now_ns();
         let before;
         {
             let inner = &mut *self.inner.borrow_mut();
             before = inner.committed();
-            inner.primary().on_ack(slot, link, ack, now)?;
+            inner.feeding().on_ack(slot, link, ack, now)?;
+            inner.feeding().on_owed(slot, link, owed);
             let mut telemetry = self.telemetry.borrow_mut();
             telemetry.counters.acks += 1;
             self.complete(inner, &mut telemetry, now);

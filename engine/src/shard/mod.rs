@@ -32,6 +32,7 @@ use crate::protocol::pipeline::Pipeline;
 use crate::protocol::primary::Primary;
 use crate::protocol::replica::{Beginning, Replica};
 use crate::protocol::settings::Settings;
+use crate::protocol::slots::Slots;
 use crate::rt;
 use crate::rt::worker::Worker;
 use crate::snapshot::Snapshots;
@@ -59,6 +60,10 @@ pub(crate) struct ShardConfig {
     pub(crate) max_linger: Duration,
     /// Bytes of log that are kept in any case; `None`: all.
     pub(crate) keep: Option<u64>,
+    /// A replica's cap on what its slots hold, and how long one may be without a link. A primary has
+    /// them in its settings.
+    pub(crate) cap: Option<u64>,
+    pub(crate) slot_idle_max: Option<Duration>,
     pub(crate) live_window_bytes: u64,
     pub(crate) zero_copy: ZeroCopy,
     /// How links send.
@@ -110,6 +115,8 @@ impl ShardConfig {
             write_depth: node.write_depth,
             max_linger: node.max_linger,
             keep: node.retain.keep(),
+            cap: None,
+            slot_idle_max: None,
             live_window_bytes: node.live_window_bytes as u64,
             zero_copy: ZeroCopy::Auto,
             flow: Flow::default(),
@@ -247,9 +254,10 @@ impl Shard {
             Role::Replica(r) => r.committed(),
         });
         let slots = match &role {
-            Role::Primary(p) => p.slots().iter().map(|(n, _)| n + 1).max().unwrap_or(0),
-            Role::Replica(_) => 0,
+            Role::Primary(p) => p.slots(),
+            Role::Replica(r) => r.slots(),
         };
+        let slots = slots.iter().map(|(n, _)| n + 1).max().unwrap_or(0);
         let ack_times = (0..slots).map(|_| ack_histograms()).collect();
         let pipeline = Pipeline::new(log.end, log.last_batch, config.write_depth, config.in_flight_bytes_max);
         let shard = Rc::new(Self {
@@ -392,6 +400,11 @@ impl Shard {
         matches!(&self.inner.borrow().role, Role::Primary(p) if p.is_deposed())
     }
 
+    /// Whether this node follows another one.
+    pub(crate) fn is_replica(&self) -> bool {
+        matches!(self.inner.borrow().role, Role::Replica(_))
+    }
+
     /// Whether somebody waits for a commit.
     pub(crate) fn has_waiters(&self) -> bool {
         let inner = self.inner.borrow();
@@ -460,6 +473,39 @@ impl Inner {
         match &self.role {
             Role::Primary(p) => p.gate.commit(),
             Role::Replica(r) => r.committed(),
+        }
+    }
+
+    /// What serves those that this node feeds.
+    pub(crate) fn feeding(&mut self) -> &mut Primary {
+        match &mut self.role {
+            Role::Primary(p) => p,
+            Role::Replica(r) => r.below(),
+        }
+    }
+
+    /// As [`Inner::feeding`], to answer a hello.
+    pub(crate) fn answering(&mut self) -> &mut Primary {
+        match &mut self.role {
+            Role::Primary(p) => p,
+            Role::Replica(r) => r.answering(),
+        }
+    }
+
+    /// The slots of those that this node feeds.
+    pub(crate) const fn slots(&self) -> &Slots {
+        match &self.role {
+            Role::Primary(p) => p.slots(),
+            Role::Replica(r) => r.slots(),
+        }
+    }
+
+    /// Up to where those that this node feeds may be sent: a primary sends while it writes, a replica
+    /// what is on its own device, so that nobody below has what it may lose.
+    pub(crate) fn sendable(&self) -> Lsn {
+        match &self.role {
+            Role::Replica(_) if !canary!(FeedsUnflushed) => self.pipeline.durable(),
+            _ => self.pipeline.appended(),
         }
     }
 

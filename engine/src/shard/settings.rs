@@ -37,13 +37,13 @@ pub(crate) struct Live {
 impl Live {
     pub(crate) fn new(config: &ShardConfig, settings: Option<&Settings>) -> Self {
         let local = CommitPolicy::Local.requirement(0).expect("local always holds");
-        let limits = Limits { keep: config.keep, cap: None, segment_bytes: config.segment_bytes };
+        let limits = Limits { keep: config.keep, cap: config.cap, segment_bytes: config.segment_bytes };
         let live = Self {
             version: Cell::new(0),
             need: Cell::new(local),
             deadline: Cell::new(Duration::MAX),
             retention: Cell::new(limits),
-            slot_idle_max: Cell::new(None),
+            slot_idle_max: Cell::new(config.slot_idle_max),
             min_replicas: Cell::new((0, Duration::ZERO)),
             open_until_ns: Cell::new(u64::MAX),
         };

@@ -57,27 +57,20 @@ impl Inner {
 impl Shard {
     /// What the superblock is to say of slots.
     pub(crate) fn slot_entries(&self) -> Vec<SlotEntry> {
-        match &self.inner.borrow().role {
-            Role::Primary(p) => p.slots().entries(),
-            Role::Replica(_) => Vec::new(),
-        }
+        self.inner.borrow().slots().entries()
     }
 
     /// What may go now, and which slots would go before it.
     pub(crate) fn recyclable(&self) -> Recycling {
         let inner = self.inner.borrow();
-        match &inner.role {
-            Role::Primary(p) => self.live.retention.get().recycle(&inner.log(), p.slots().holding()),
-            Role::Replica(_) => self.live.retention.get().recycle(&inner.log(), std::iter::empty()),
-        }
+        let (limits, log, slots) = (self.live.retention.get(), inner.log(), inner.slots());
+        limits.keep_below(&log, limits.recycle(&log, slots.holding()), slots.holding_below())
     }
 
     /// Slots that hold too much are lost. Returns up to where the log may go then.
     pub(crate) fn recycle(&self) -> Lsn {
         let recycling = self.recyclable();
-        if let Role::Primary(p) = &mut self.inner.borrow_mut().role {
-            p.lose_for_cap(&recycling.lost, rt::now_ns());
-        }
+        self.inner.borrow_mut().feeding().lose_for_cap(&recycling.lost, rt::now_ns());
         recycling.below
     }
 
@@ -95,9 +88,7 @@ impl Shard {
 
     /// Slots that nobody has used for too long are lost.
     pub(crate) fn expire_slots(&self) {
-        if let Role::Primary(p) = &mut self.inner.borrow_mut().role {
-            p.expire_slots(self.live.slot_idle_max.get(), rt::now_ns());
-        }
+        self.inner.borrow_mut().feeding().expire_slots(self.live.slot_idle_max.get(), rt::now_ns());
         self.tell_lost();
     }
 
@@ -105,8 +96,7 @@ impl Shard {
     pub(crate) fn tell_lost(&self) -> bool {
         let (lost, oldest, end) = {
             let inner = &mut *self.inner.borrow_mut();
-            let Role::Primary(p) = &mut inner.role else { return false };
-            (p.take_lost(), inner.oldest, inner.pipeline.appended())
+            (inner.feeding().take_lost(), inner.oldest, inner.pipeline.appended())
         };
         for slot in &lost {
             tracing::warn!(
@@ -143,6 +133,9 @@ pub(crate) async fn change(
     if let Some(why) = shard.stopped() {
         return Err(SlotError::NotServing(why));
     }
+    if shard.cutting.get() {
+        return Err(SlotError::NotServing("this replica's log is being cut or begins anew: try again".into()));
+    }
     let (now, name) = (
         rt::now_ns(),
         match change {
@@ -154,9 +147,7 @@ pub(crate) async fn change(
     {
         let inner = &mut *shard.inner.borrow_mut();
         let oldest = inner.oldest.max(Lsn(going.0 - going.0 % BLOCK as u64));
-        let Role::Primary(p) = &mut inner.role else {
-            return Err(SlotError::NotServing("the node is a replica".into()));
-        };
+        let p = inner.feeding();
         match change {
             SlotChange::Make { name, temporary } => {
                 let slot = p.make_slot(name, temporary, oldest, now)?;

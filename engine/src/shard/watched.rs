@@ -18,28 +18,33 @@ impl Shard {
 
     fn view(&self) -> ShardView {
         let inner = self.inner.borrow();
-        let (applied, is_deposed, slots) = match &inner.role {
-            Role::Primary(p) => {
-                let slot = |(n, s): (usize, &Slot)| SlotView {
-                    name: s.name.to_string(),
-                    connected: s.link.is_some(),
-                    lost: s.lost,
-                    restart: s.restart,
-                    sent: s.sent,
-                    received: s.at.received,
-                    flushed: s.at.flushed,
-                    applied: s.at.applied,
-                    counts: p.gate.slot(n).is_some(),
-                    heard_ns: s.heard_ns(),
-                    counted: p.gate.slot(n).map_or(Lsn::ZERO, |at| at.flushed),
-                };
-                (p.gate.commit(), p.is_deposed(), p.slots().iter().map(slot).collect())
-            }
-            Role::Replica(r) => (r.applied(), false, Vec::new()),
+        let gate = match &inner.role {
+            Role::Primary(p) => Some(&p.gate),
+            Role::Replica(_) => None,
         };
+        let counted = |n: usize| gate.and_then(|g| g.slot(n));
+        let slot = |(n, s): (usize, &Slot)| SlotView {
+            name: s.name.to_string(),
+            connected: s.link.is_some(),
+            lost: s.lost,
+            restart: s.restart,
+            sent: s.sent,
+            received: s.at.received,
+            flushed: s.at.flushed,
+            applied: s.at.applied,
+            counts: counted(n).is_some(),
+            heard_ns: s.heard_ns(),
+            counted: counted(n).map_or(Lsn::ZERO, |at| at.flushed),
+        };
+        let (applied, is_deposed) = match &inner.role {
+            Role::Primary(p) => (p.gate.commit(), p.is_deposed()),
+            Role::Replica(r) => (r.applied(), false),
+        };
+        let slots = inner.slots().iter().map(slot).collect();
         ShardView {
             shard: self.id,
             is_primary: matches!(inner.role, Role::Primary(_)),
+            depth: inner.replica_if_any().map_or(0, Replica::depth),
             term: inner.term(),
             oldest: inner.oldest,
             begun: inner.replica_if_any().map_or(Lsn::ZERO, Replica::begun),

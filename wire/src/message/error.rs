@@ -126,4 +126,6 @@ pub enum Goodbye {
     Done = 2,
     /// A newer connection of the same replica takes over.
     Replaced = 3,
+    /// The sender's log or term has changed: say hello again.
+    Again = 4,
 }

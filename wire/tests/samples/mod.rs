@@ -96,6 +96,7 @@ pub(crate) fn welcome(verdict: Verdict) -> Welcome {
     Welcome {
         protocol: 1,
         verdict,
+        depth: 0,
         shard_count: 4,
         heartbeat_ms: 100,
         system: SYSTEM,

@@ -27,7 +27,8 @@ pub(crate) struct Settings {
     #[arg(long)]
     pub(crate) role: Option<Role>,
 
-    /// Where replicas and clients connect, HOST:PORT; port 0 takes a free one. A primary needs it
+    /// Where replicas and clients connect, HOST:PORT; port 0 takes a free one. A primary needs it, and a
+    /// replica that feeds others
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<String>,
 
@@ -54,11 +55,11 @@ pub(crate) struct Settings {
     #[arg(long)]
     pub(crate) too_few: Option<TooFew>,
 
-    /// Replica: the name under which the primary has it configured
+    /// Replica: the name under which the primary has it configured, or whomever it follows a slot for it
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
 
-    /// Replica: the primary's address, HOST:PORT
+    /// Replica: the address of the primary, or of a replica that is to feed this one, HOST:PORT
     #[arg(long, value_name = "ADDR")]
     pub(crate) primary: Option<String>,
 
@@ -110,26 +111,26 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "all|SIZE")]
     pub(crate) retain: Option<Keep>,
 
-    /// Primary: the most log each shard keeps for replicas that are behind or away, and of what is not
+    /// The most log each shard keeps for replicas that are behind or away, and of what is not
     /// committed: auto, none or SIZE; a replica that is further behind loses its slot [default: auto,
     /// 8 times retain, or none with retain all]
     #[arg(long, value_name = "auto|none|SIZE")]
     pub(crate) retain_max: Option<Most>,
 
-    /// Primary: how long a replica may be away before it loses its slot, 1s and more [default: for ever]
+    /// How long a replica may be away before it loses its slot, 1s and more [default: for ever]
     #[arg(long, value_name = "TIME")]
     pub(crate) slot_idle_max: Option<Time>,
 
-    /// Primary: whether batches are sent without a copy by the kernel [default: auto, where it works]
+    /// Whether batches are sent without a copy by the kernel [default: auto, where it works]
     #[arg(long, value_enum, value_name = "auto|off|always", hide_possible_values = true)]
     pub(crate) zero_copy: Option<NoCopy>,
 
-    /// Primary: bytes in each second that a replica which catches up is sent from disk, 64KiB and more
+    /// Bytes in each second that a replica which catches up is sent from disk, 64KiB and more
     /// [default: no cap]
     #[arg(long, value_name = "SIZE")]
     pub(crate) catch_up_max: Option<Size>,
 
-    /// Primary: bytes that a link may have sent and not acknowledged, 4KiB to 1GiB [default: 32MiB]
+    /// Bytes that a link may have sent and not acknowledged, 4KiB to 1GiB [default: 32MiB]
     #[arg(long, value_name = "SIZE")]
     pub(crate) link_window: Option<Size>,
 
@@ -138,7 +139,7 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "SIZE")]
     pub(crate) lag_target: Option<Size>,
 
-    /// Primary: how links to replicas compress batches, where that pays; the log on disk stays what it is
+    /// How links to replicas compress batches, where that pays; the log on disk stays what it is
     /// [default: off]
     #[arg(long, value_name = "off|lz4")]
     pub(crate) compress: Option<Compress>,
@@ -227,13 +228,7 @@ impl Settings {
                 ("too-few", self.too_few.is_some()),
                 ("segment-size", self.segment_size.is_some()),
                 ("max-linger", self.max_linger.is_some()),
-                ("retain-max", self.retain_max.is_some()),
-                ("slot-idle-max", self.slot_idle_max.is_some()),
-                ("zero-copy", self.zero_copy.is_some()),
-                ("catch-up-max", self.catch_up_max.is_some()),
-                ("link-window", self.link_window.is_some()),
                 ("lag-target", self.lag_target.is_some()),
-                ("compress", self.compress.is_some()),
                 ("min-replicas", self.min_replicas.is_some()),
                 ("min-replicas-age", self.min_replicas_age.is_some()),
             ],

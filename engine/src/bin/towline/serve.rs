@@ -48,6 +48,7 @@ Exit status:
 Examples:
   towline serve --data p --role primary --listen 127.0.0.1:4790 --replicas r1,r2 --commit ack_n=1
   towline serve --data r1 --role replica --name r1 --primary 127.0.0.1:4790
+  towline serve --data r3 --role replica --name r3 --primary ADDR-OF-A-REPLICA
   towline serve --config /etc/towline.toml --listen 127.0.0.1:4791")]
 pub(crate) struct Args {
     /// A TOML file with the same settings, named as the flags are without their dashes in front;
@@ -363,6 +364,12 @@ fn plan(settings: Settings, promote: bool, above_term: Option<Term>) -> Result<R
             (config.node, config.listen, config.insecure_no_auth) = (node, listen, insecure_no_auth);
             config.reconnect_max = settings.reconnect_max.map_or(config.reconnect_max, |t| t.0);
             config.rebuild = settings.rebuild.unwrap_or(config.rebuild);
+            config.retain_max = settings.retain_max.map_or(config.retain_max, |m| m.0);
+            config.slot_idle_max = settings.slot_idle_max.map(|t| t.0);
+            config.zero_copy = settings.zero_copy.map_or(config.zero_copy, Into::into);
+            config.catch_up_max = settings.catch_up_max.map(|s| s.0);
+            config.link_window_bytes = bytes(settings.link_window).unwrap_or(config.link_window_bytes);
+            config.compress = settings.compress.map_or(config.compress, Into::into);
             Ok(Ok(Plan::Replica(config, primary)))
         }
     }

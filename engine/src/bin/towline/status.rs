@@ -239,11 +239,11 @@ fn show(status: &Value) -> String {
         ],
     );
     let mut held = Table::new(2, &["SHARD", "HELD BY", "KEPT", "CAP"]);
-    let mut kept = Table::new(5, &["SHARD", "SLOT", "KIND", "LOST", "WITHOUT A LINK", "RESTART", "HOLDS"]);
+    let mut kept = Table::new(5, &["SHARD", "SLOT", "KIND", "LOST", "WITHOUT A LINK", "RESTART", "BELOW", "HOLDS"]);
     let mut quorum = Table::new(1, &["SHARD", "QUORUM LAG", "TARGET", "HELD BACK"]);
     let mut packed = Table::new(1, &["SHARD", "COMPRESSED", "SENT AS", "RATIO"]);
     let mut behind = Table::new(2, &["SHARD", "CATCHES UP", "BEHIND", "RATE", "DONE", "TIME LEFT"]);
-    let mut links = Table::new(3, &["SHARD", "LAG", "LINK TO THE PRIMARY"]);
+    let mut links = Table::new(5, &["SHARD", "LAG", "HEARD", "DEPTH", "LINK TO THE PRIMARY"]);
     let mut own = Table::new(2, &["SHARD", "BEHIND", "DONE", "OF", "SPEED", "TIME LEFT"]);
     let mut snapshots = Table::new(2, &["SHARD", "SNAPSHOT", "DONE", "OF", "SPEED", "TIME LEFT"]);
     let mut stages = Table::new(2, &["SHARD", "STAGE", "COUNT", "P50", "P90", "P99", "P99.9", "MAX"]);
@@ -263,7 +263,9 @@ fn show(status: &Value) -> String {
             distance(shard, "commit_lsn", "appended_lsn"),
         ]);
         if shard["link"].as_str().is_some_and(|link| !link.is_empty()) {
-            links.row(vec![number.clone(), size(shard, "lag_bytes"), text(shard, "link")]);
+            let heard = or_dash(shard["heard_ms"].as_f64(), |ms| duration(ms / 1000.0));
+            let row = vec![number.clone(), size(shard, "lag_bytes"), heard, text(shard, "depth"), text(shard, "link")];
+            links.row(row);
         }
         let here = &shard["catch_up"];
         if here.is_object() {
@@ -313,7 +315,7 @@ fn show(status: &Value) -> String {
                     Some(ms) => duration(ms as f64 / 1000.0),
                 };
                 let mut row = vec![number.clone(), text(slot, "name"), text(slot, "kind"), text(slot, "lost"), idle];
-                row.extend([text(slot, "restart_lsn"), size(slot, "retained_bytes")]);
+                row.extend([text(slot, "restart_lsn"), text(slot, "below_lsn"), size(slot, "retained_bytes")]);
                 kept.row(row);
             }
         }
@@ -400,10 +402,10 @@ SHARD  COUNTER                    VALUE
 
     #[test]
     fn a_replica_says_whom_it_follows_and_how_far_behind_it_is() {
-        let status =
-            serde_json::json!({"shards": [{"shard": 0, "link": "following 10.0.0.1:7401", "lag_bytes": 8192}]});
+        let status = serde_json::json!({"shards": [{"shard": 0, "link": "following 10.0.0.1:7401", "lag_bytes": 8192,
+            "heard_ms": 1500.0, "depth": 2}]});
         let shown = show(&status);
-        let expected = "SHARD  LAG      LINK TO THE PRIMARY\n0      8.0 KiB  following 10.0.0.1:7401\n";
+        let expected = "SHARD  LAG      HEARD  DEPTH  LINK TO THE PRIMARY\n0      8.0 KiB  1.5 s  2      following 10.0.0.1:7401\n";
         assert!(shown.contains(expected), "{shown}");
     }
 
@@ -479,7 +481,7 @@ SHARD  SNAPSHOT     DONE       OF     SPEED  TIME LEFT
     fn what_slots_hold_and_which_are_lost_is_shown() {
         let status = serde_json::json!({"shards": [{"shard": 0, "held_by": "slot r1", "retained_bytes": 8192,
             "retention_cap_bytes": 1 << 20, "slots": [
-            {"name": "r1", "kind": "configured", "state": "down", "lost": "", "restart_lsn": 4096, "retained_bytes": 8192,
+            {"name": "r1", "kind": "configured", "state": "down", "lost": "", "restart_lsn": 4096, "below_lsn": 1024, "retained_bytes": 8192,
                 "idle_ms": 61_000},
             {"name": "x", "kind": "made", "state": "lost", "lost": "retention cap", "restart_lsn": 0,
                 "retained_bytes": 12288, "idle_ms": 0}]}]});
@@ -490,9 +492,9 @@ SHARD  HELD BY     KEPT      CAP
 ";
         assert!(shown.contains(expected), "{shown}");
         let expected = "\
-SHARD  SLOT  KIND        LOST           WITHOUT A LINK  RESTART     HOLDS
-0      r1    configured  -              1 min 1 s          4096   8.0 KiB
-0      x     made        retention cap  -                     0  12.0 KiB
+SHARD  SLOT  KIND        LOST           WITHOUT A LINK  RESTART  BELOW     HOLDS
+0      r1    configured  -              1 min 1 s          4096   1024   8.0 KiB
+0      x     made        retention cap  -                     0      -  12.0 KiB
 ";
         assert!(shown.contains(expected), "{shown}");
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use towline_wire::frame::{self, FrameError, FrameHead, FrameKind, PREAMBLE};
-use towline_wire::handshake::{FEATURES, HELLO, Hello, Refusal, Role, Verdict, Welcome};
+use towline_wire::handshake::{FEATURES, HELLO, Hello, Refusal, Verdict, Welcome};
 use towline_wire::message::ErrorCode;
 use towline_wire::{Lsn, PROTOCOL_VERSION, Term};
 
@@ -74,8 +74,6 @@ async fn handshake(socket: Detached, node: &Arc<NodeShared>) -> Result<(), LinkE
         Some(Refusal::Protocol)
     } else if hello.shard.0 >= node.shard_count {
         Some(Refusal::NoSuchShard)
-    } else if hello.role == Role::Replica && !node.is_primary {
-        Some(Refusal::NotPrimary)
     } else if node.is_stopping() {
         Some(Refusal::Stopping)
     } else if node.connections.load(Ordering::Relaxed) >= limits::CONNECTIONS_MAX {
@@ -120,6 +118,7 @@ async fn refuse(conn: &Conn, node: &NodeShared, cause: Refusal) -> Result<(), Li
     let welcome = Welcome {
         protocol: PROTOCOL_VERSION,
         verdict: Verdict::Refused(cause),
+        depth: 0,
         shard_count: node.shard_count,
         heartbeat_ms: limits::HEARTBEAT.as_millis() as u32,
         system: node.system,

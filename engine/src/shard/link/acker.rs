@@ -69,7 +69,10 @@ impl Acker {
                 return LinkError::Closed;
             }
             let now = self.now.take();
-            let ack = self.shard.inner.borrow_mut().replica().ack(now.unwrap_or(0));
+            let (ack, owed) = {
+                let inner = &mut *self.shard.inner.borrow_mut();
+                (inner.replica().ack(now.unwrap_or(0)), inner.replica().owed())
+            };
             let late = self.conn.mute_for() >= limits::PIGGYBACK;
             // So that the primary hears of this node although, while its device is behind, it does
             // not read what would ask it to answer.
@@ -83,7 +86,7 @@ impl Acker {
                 self.shard.moved.since(seen).await;
                 continue;
             }
-            if let Err(e) = frames::send(&self.conn, FrameKind::Ack, 0, 0, &ack.to_bytes()).await {
+            if let Err(e) = frames::send(&self.conn, FrameKind::Ack, 0, owed, &ack.to_bytes()).await {
                 return e.into();
             }
             said = (ack.flushed, ack.applied);

@@ -22,11 +22,11 @@ use crate::outcome::{AppendError, Outcome};
 use crate::protocol::policy::CommitPolicy;
 use crate::protocol::settings::{SettingChange, SettingsError};
 use crate::rt;
+use crate::shard::Shard;
 use crate::shard::append::Payload;
 use crate::shard::lanes::Lane;
 use crate::shard::slots::SlotChange;
 use crate::shard::wal::cursor::{Cursor, CursorError, position_at};
-use crate::shard::{Role, Shard};
 use std::sync::Arc;
 
 /// Serves a client to the end of its connection.
@@ -269,7 +269,7 @@ impl Session {
             }
             self.changed.notify();
         };
-        if matches!(self.shard.inner.borrow().role, Role::Replica(_)) {
+        if self.shard.is_replica() {
             return Err(LinkError::Rejected("this node is a replica: append to the primary".into()));
         }
         let deadline = (head.deadline_us > 0).then(|| Duration::from_micros(head.deadline_us));

@@ -14,7 +14,7 @@ use towline_wire::{Lsn, batch};
 use super::conn::Conn;
 use super::frames::{self, FrameReader, LinkError};
 use super::packing;
-use super::to_replica::{heartbeat, refusal_text};
+use super::to_replica::{heartbeat_below, refusal_text};
 use super::zero_copy::{Adaptive, Outgoing, Reports};
 use crate::limits;
 use crate::protocol::pace::Pace;
@@ -88,14 +88,14 @@ impl Link {
         if self.closed.replace(true) {
             return false;
         }
-        self.shard.inner.borrow_mut().primary().detach(self.slot, self.number, rt::now_ns());
+        self.shard.inner.borrow_mut().feeding().detach(self.slot, self.number, rt::now_ns());
         // The other task of this link, and who watches for lost replicas.
         self.shard.moved.notify();
         true
     }
 
     fn is_current(&self) -> bool {
-        self.shard.inner.borrow_mut().primary().slots().is_served_by(self.slot, self.number)
+        self.shard.inner.borrow_mut().feeding().slots().is_served_by(self.slot, self.number)
     }
 
     /// Tells the replica why the link serves its slot no more.
@@ -103,16 +103,21 @@ impl Link {
         let cause = {
             let inner = &mut *self.shard.inner.borrow_mut();
             // Its number may be another one's by now.
-            match inner.primary().slots().of(self.name) {
-                None => Some(Refusal::SlotRemoved),
-                Some(slot) => {
-                    inner.primary().slots().refusal(slot, 0, rt::now_ns()).filter(|c| *c != Refusal::SlotInUse)
-                }
+            match inner.slots().of(self.name) {
+                None => Err(Refusal::SlotRemoved),
+                Some(slot) => match inner.slots().refusal(slot, 0, rt::now_ns()) {
+                    Some(Refusal::SlotInUse) => Ok((Goodbye::Replaced, "a newer link serves the replica")),
+                    Some(cause) => Err(cause),
+                    None => Ok((Goodbye::Again, "the log or the term here has changed: it is to say hello again")),
+                },
             }
         };
-        let Some(cause) = cause else {
-            let _ = frames::send(&self.conn, FrameKind::Goodbye, 0, Goodbye::Replaced as u64, &[]).await;
-            return LinkError::Refused("a newer link serves the replica".into());
+        let cause = match cause {
+            Err(cause) => cause,
+            Ok((goodbye, text)) => {
+                let _ = frames::send(&self.conn, FrameKind::Goodbye, 0, goodbye as u64, &[]).await;
+                return LinkError::Refused(text.into());
+            }
         };
         frames::send_error(&self.conn, ErrorCode::Refused, cause as u64, refusal_text(cause)).await;
         LinkError::Refused(refusal_text(cause).into())
@@ -158,7 +163,7 @@ impl Link {
             }
             let now = rt::now_ns();
             if now >= not_before {
-                let tail = self.shard.inner.borrow().pipeline.appended();
+                let tail = self.shard.inner.borrow().sendable();
                 let others_live = pace.look(tail, now);
                 self.gather(&mut cursor, &mut batches, Pace::slice(others_live)).await?;
                 if let (Some(first), Some(last)) = (batches.first(), batches.last()) {
@@ -204,8 +209,8 @@ impl Link {
     async fn gather(&self, cursor: &mut Cursor, batches: &mut Vec<Rc<Batch>>, slice: usize) -> Result<(), LinkError> {
         let (tail, limits) = {
             let inner = &mut *self.shard.inner.borrow_mut();
-            let tail = inner.pipeline.appended();
-            (tail, inner.primary().may_send(self.slot, tail, self.shard.config.flow.link_window))
+            let tail = inner.sendable();
+            (tail, inner.feeding().may_send(self.slot, tail, self.shard.config.flow.link_window))
         };
         let limit = |batches: &[Rc<Batch>]| if batches.is_empty() { limits.first } else { limits.more };
         let mut bytes = 0;
@@ -255,8 +260,8 @@ impl Link {
         }
         self.catching_up.set(time_us.is_some());
         let inner = &mut *self.shard.inner.borrow_mut();
-        let tail = inner.pipeline.appended();
-        inner.primary().on_catch_up(self.slot, time_us, tail, rt::now_ns());
+        let tail = inner.sendable();
+        inner.feeding().on_catch_up(self.slot, time_us, tail, rt::now_ns());
     }
 
     async fn send_batches(
@@ -284,7 +289,7 @@ impl Link {
         }
         let end = batches.last().expect("there is something to send").end;
         // Sent counts from the moment the kernel may have taken it: an ack can overtake this task.
-        self.shard.inner.borrow_mut().primary().on_sent(self.slot, self.number, end);
+        self.shard.inner.borrow_mut().feeding().on_sent(self.slot, self.number, end);
         let began = rt::now_ns();
         if !from_disk {
             let mut timed = self.timed.borrow_mut();
@@ -341,11 +346,11 @@ impl Link {
     }
 
     fn wants_applied(&self) -> bool {
-        self.shard.inner.borrow_mut().primary().gate.wants_applied()
+        self.shard.inner.borrow_mut().feeding().gate.wants_applied()
     }
 
     async fn send_heartbeat(&self, reply_now: bool, prompt: bool) -> Result<(), LinkError> {
-        let beat = heartbeat(&self.shard);
+        let beat = heartbeat_below(&self.shard);
         let flags = if reply_now { FLAG_REPLY_NOW } else { 0 } | if prompt { FLAG_ACK_APPLIED } else { 0 };
         frames::send(&self.conn, FrameKind::Heartbeat, flags, 0, &beat.to_bytes()).await?;
         Ok(())
@@ -354,10 +359,10 @@ impl Link {
     async fn read_acks(&self) -> Result<(), LinkError> {
         let mut reader = FrameReader::new(self.conn.clone(), batch::HEADER.max(2048));
         loop {
-            let ack = {
+            let (ack, owed) = {
                 let Some((head, payload)) = reader.next().await? else { return Err(LinkError::Closed) };
                 match head.kind {
-                    FrameKind::Ack => Ack::check(payload)?,
+                    FrameKind::Ack => (Ack::check(payload)?, head.arg),
                     FrameKind::Goodbye => return Err(LinkError::Closed),
                     FrameKind::Error => {
                         let (_, text) = towline_wire::message::ErrorHead::check(payload)?;
@@ -373,7 +378,7 @@ impl Link {
             }
             self.time_ack(&ack);
             let waited = self.waits.take();
-            if let Err(violation) = self.shard.on_ack(self.slot, self.number, &ack) {
+            if let Err(violation) = self.shard.on_ack((self.slot, self.number), &ack, owed) {
                 tracing::error!(shard = self.shard.id.0, slot = self.slot, "ack refused: {violation}");
                 frames::send_error(&self.conn, ErrorCode::BadAck, 0, &violation.to_string()).await;
                 return Err(LinkError::Refused(violation.to_string()));

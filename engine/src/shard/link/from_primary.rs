@@ -264,7 +264,7 @@ impl Follower {
         }
         self.shard.keep.notify();
         let (_, _, history) = self.shard.floor();
-        let remembered = self.superblock.persist(|s| s.history = history).await;
+        let remembered = self.superblock.persist(|s| (s.history, s.slots) = (history, self.shard.slot_entries())).await;
         self.must(remembered)?;
         tracing::warn!(
             shard = self.shard.id.0,

@@ -14,11 +14,12 @@ use super::frames::{self, LinkError};
 use super::snapshot_out;
 use crate::limits;
 use crate::protocol::primary::{HelloAnswer, LogEnds};
+use crate::protocol::replica::Replica;
 use crate::protocol::squeeze::{self, Squeeze};
 use crate::rt;
-use crate::shard::Shard;
 use crate::shard::wal::cursor::{Cursor, position_at};
 use crate::shard::wal::keep::LiveSuperblock;
+use crate::shard::{Role, Shard};
 
 /// The welcome that this shard gives now.
 pub(crate) fn welcome(shard: &Shard, verdict: Verdict) -> Welcome {
@@ -26,6 +27,7 @@ pub(crate) fn welcome(shard: &Shard, verdict: Verdict) -> Welcome {
     Welcome {
         protocol: PROTOCOL_VERSION,
         verdict,
+        depth: inner.replica_if_any().map_or(0, Replica::depth),
         shard_count: shard.config.shard_count,
         heartbeat_ms: limits::HEARTBEAT.as_millis() as u32,
         system: inner.system,
@@ -36,6 +38,16 @@ pub(crate) fn welcome(shard: &Shard, verdict: Verdict) -> Welcome {
         segment_bytes: shard.config.segment_bytes,
         time_us: rt::wall_us(),
         record_bytes_max: shard.config.record_bytes_max as u64,
+    }
+}
+
+/// The heartbeat that this shard gives those that it feeds: a replica passes on what it heard of the
+/// primary, so that they know how far they are behind that.
+pub(super) fn heartbeat_below(shard: &Shard) -> Heartbeat {
+    let beat = heartbeat(shard);
+    match shard.inner.borrow().replica_if_any().map(Replica::heard) {
+        None => beat,
+        Some(heard) => Heartbeat { tail: heard.tail, tail_seq: heard.tail_seq, time_us: heard.time_us, ..beat },
     }
 }
 
@@ -60,6 +72,10 @@ pub(crate) async fn send_welcome(
 ) -> Result<(), LinkError> {
     let mut payload = welcome(shard, verdict);
     payload.features &= hello.map_or(0, |hello| hello.features);
+    if hello.is_some() {
+        let beat = heartbeat_below(shard);
+        (payload.tail, payload.time_us) = (beat.tail, beat.time_us);
+    }
     let payload = payload.to_bytes();
     frames::send(conn, FrameKind::Welcome, 0, 0, &payload).await?;
     let (code, arg, text) = match (verdict, hello) {
@@ -91,7 +107,8 @@ pub(crate) const fn refusal_text(cause: Refusal) -> &'static str {
         Refusal::ForeignSystem => "the peer belongs to another system: its folder is another cluster's",
         Refusal::NoSuchShard => "there is no such shard",
         Refusal::UnknownReplica => {
-            "the replica's name is not configured on the primary: see `towline ctl replica add` and `towline slot create`"
+            "the replica's name is not configured on the primary: see `towline ctl replica add` and `towline slot create`, \
+             the latter also where a replica is to feed it"
         }
         Refusal::StalePrimary => "this primary was deposed by a newer one: connect to that one",
         Refusal::Future => {
@@ -116,6 +133,12 @@ pub(crate) const fn refusal_text(cause: Refusal) -> &'static str {
         Refusal::SlotRemoved => "the slot was removed",
         Refusal::SlotDiverged => {
             "the slot was lost (diverged): the replica's log held other bytes at the same term and LSN"
+        }
+        Refusal::Behind => {
+            "that replica cannot tell yet: it has not followed its own upstream since it was started, or is behind this one; it is tried again"
+        }
+        Refusal::TooDeep => {
+            "too many replicas feed each other in a row, or they do so in a circle: follow one that is nearer to the primary"
         }
         _ => "refused",
     }
@@ -152,8 +175,8 @@ async fn run(shard: &Rc<Shard>, superblock: &LiveSuperblock, conn: &Rc<Conn>, he
     // What the replica holds may let commits through, and a link that it replaces ends: at once, for
     // this one may end before it has begun.
     shard.after_attach();
-    if let Err(e) = begin(shard, superblock, conn, hello, from).await {
-        shard.inner.borrow_mut().primary().detach(slot, number, rt::now_ns());
+    if let Err(e) = begin(shard, superblock, conn, hello, (slot, number, from)).await {
+        shard.inner.borrow_mut().feeding().detach(slot, number, rt::now_ns());
         return Err(e);
     }
     shard.count(|c| c.connects += 1);
@@ -171,7 +194,7 @@ fn attach(shard: &Rc<Shard>, hello: &Hello, number: u64, from: Lsn) -> Result<(u
         if from < oldest {
             return Err(Verdict::NeedSnapshot { oldest });
         }
-        let primary = inner.primary();
+        let primary = inner.feeding();
         let slot = primary.slots().of(hello.name).ok_or(Verdict::Refused(Refusal::UnknownReplica))?;
         primary.attach(slot, (number, hello.process), from, rt::now_ns()).map_err(Verdict::Refused)?;
         slot
@@ -185,7 +208,7 @@ async fn begin(
     superblock: &LiveSuperblock,
     conn: &Conn,
     hello: &Hello,
-    from: Lsn,
+    (slot, number, from): (usize, u64, Lsn),
 ) -> Result<(), LinkError> {
     let saved = superblock.current().slots.iter().find(|s| s.name == hello.name).map(|s| s.restart_lsn);
     if saved.is_some_and(|restart| restart > from) {
@@ -195,7 +218,10 @@ async fn begin(
             return Err(LinkError::Stopped(e.to_string()));
         }
     }
-    send_welcome(shard, conn, Verdict::Stream { from }, Some(hello)).await
+    // The log may have been cut meanwhile, on a replica: nobody follows a term with what that has not.
+    let serves = shard.inner.borrow().slots().is_served_by(slot, number) || !shard.is_replica();
+    let verdict = if serves { Verdict::Stream { from } } else { Verdict::Refused(Refusal::Behind) };
+    send_welcome(shard, conn, verdict, Some(hello)).await
 }
 
 /// Decides about a hello; reads the chain inside the log if the decision needs it.
@@ -203,10 +229,17 @@ async fn decide(shard: &Rc<Shard>, superblock: &LiveSuperblock, hello: &Hello) -
     if shard.is_stopped() {
         return Ok(Verdict::Refused(Refusal::Stopping));
     }
+    let log_now = (shard.cuts.get(), shard.cutting.get());
+    if log_now.1 {
+        return Ok(Verdict::Refused(Refusal::Behind));
+    }
     let answer = {
         let inner = &mut *shard.inner.borrow_mut();
         let log = LogEnds { oldest: inner.oldest, tail: inner.pipeline.appended(), chain: inner.chain };
-        inner.primary().answer(hello, log, rt::now_ns())
+        match &mut inner.role {
+            Role::Primary(p) => p.answer(hello, log, rt::now_ns()),
+            Role::Replica(r) => r.answer(hello, log, rt::now_ns()),
+        }
     };
     if matches!(answer, HelloAnswer::NeedBase(_) | HelloAnswer::Snapshot(_)) {
         // What the slot holds from now on is what the next start would hold too.
@@ -227,20 +260,26 @@ async fn decide(shard: &Rc<Shard>, superblock: &LiveSuperblock, hello: &Hello) -
         HelloAnswer::NeedBase(at) => {
             let at = late_by_one_batch(shard, at).await;
             let position = position_at(shard, at).await.map_err(|e| LinkError::Refused(e.to_string()))?;
+            if log_now != (shard.cuts.get(), shard.cutting.get()) {
+                return Ok(Verdict::Refused(Refusal::Behind));
+            }
             let inner = &mut *shard.inner.borrow_mut();
             // A log without a batch, as it is after the promotion of one.
             let at_end = at == inner.pipeline.appended() && inner.open.is_none();
             let position = position.or(at_end.then_some((inner.chain, inner.next_seq)));
             let base = position.map(|(chain, seq)| Base { chain, seq });
             let oldest = inner.oldest;
-            Ok(inner.primary().answer_begin(hello, oldest, at, base))
+            Ok(inner.answering().answer_begin(hello, oldest, at, base))
         }
         HelloAnswer::NeedChain(lsn) => {
             let position = position_at(shard, lsn).await.map_err(|e| LinkError::Refused(e.to_string()))?;
+            if log_now != (shard.cuts.get(), shard.cutting.get()) {
+                return Ok(Verdict::Refused(Refusal::Behind));
+            }
             let chain = position.map(|(chain, _)| chain);
             let inner = &mut *shard.inner.borrow_mut();
             let oldest = inner.oldest;
-            Ok(inner.primary().answer_with_chain(hello, oldest, chain, rt::now_ns()))
+            Ok(inner.answering().answer_with_chain(hello, oldest, chain, rt::now_ns()))
         }
     };
     // A log that has diverged loses its slot.

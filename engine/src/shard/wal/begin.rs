@@ -26,8 +26,11 @@ impl Keeper {
             self.spare.clear();
         }
         shard.count(|c| c.superblock_writes += 1);
+        // Slots first: none says that it holds what this log will not have.
+        shard.inner.borrow_mut().replica().about_to_begin(b.at);
         self.superblock
             .persist(|s| {
+                s.slots = shard.slot_entries();
                 s.term = s.term.max(b.term);
                 (s.oldest_lsn, s.floor_lsn, s.commit_lsn) = (b.at, b.at, b.at);
                 s.base = Some(b.base);
