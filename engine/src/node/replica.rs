@@ -169,6 +169,9 @@ impl Replica {
     ///
     /// # Errors
     /// If stale reads are to be refused ([`StaleReads::Refuse`]).
+    ///
+    /// # Panics
+    /// If there is no such shard.
     pub fn reads(&self, shard: ShardId) -> Result<Reads, StaleError> {
         match (self.running.shared.watermarks[shard.0 as usize].is_stale(), self.stale_reads) {
             (false, _) => Ok(Reads::Following),

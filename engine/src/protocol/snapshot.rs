@@ -161,7 +161,7 @@ impl Sending {
     }
 
     /// What to send next on this link, if there is something. It counts as sent.
-    pub fn next(&mut self) -> Option<Next> {
+    pub fn take_next(&mut self) -> Option<Next> {
         if let Some(bytes) = self.held.get(self.sent) {
             let before: usize = self.held.iter().take(self.sent).map(|b| b.len()).sum();
             self.sent += 1;

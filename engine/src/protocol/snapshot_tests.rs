@@ -134,9 +134,9 @@ fn a_primary_holds_a_window_of_chunks_and_no_more() {
     assert!(!s.wants_chunk());
     for n in 0..limits::SNAPSHOT_WINDOW as u64 {
         let bytes: Rc<[u8]> = b"chunk"[..].into();
-        assert_eq!(s.next(), Some(Next::Chunk { offset: 5 * n, bytes }));
+        assert_eq!(s.take_next(), Some(Next::Chunk { offset: 5 * n, bytes }));
     }
-    assert_eq!(s.next(), None);
+    assert_eq!(s.take_next(), None);
     s.on_ack(5).unwrap();
     assert!(s.wants_chunk());
     assert_eq!(s.progress(), (5, None));
@@ -146,7 +146,7 @@ fn a_primary_holds_a_window_of_chunks_and_no_more() {
 fn an_ack_for_what_was_not_sent_or_is_no_chunks_end_is_refused() {
     let mut s = sending(&[b"one", b"three"]);
     assert_eq!(s.on_ack(3), Err(SendError::BadAck { acked: 3 }), "not sent yet");
-    let _ = s.next();
+    let _ = s.take_next();
     for acked in [1, 4, 8, u64::MAX] {
         assert_eq!(s.on_ack(acked), Err(SendError::BadAck { acked }));
     }
@@ -171,14 +171,14 @@ fn a_producer_that_does_not_do_as_it_said_is_stopped() {
 #[test]
 fn what_was_let_go_of_cannot_be_asked_for_again() {
     let mut s = sending(&[b"one", b"three"]);
-    let (_, _) = (s.next(), s.next());
+    let (_, _) = (s.take_next(), s.take_next());
     s.on_ack(3).unwrap();
     let ask = |id: u8, offset| SnapshotRequest { id: SnapshotId([id; 16]), offset };
     assert!(!s.resume(&SnapshotRequest { id: SnapshotId::NONE, offset: 0 }));
     assert!(!s.resume(&ask(1, 0)) && !s.resume(&ask(2, 3)) && !s.resume(&ask(1, 4)));
     assert!(s.resume(&ask(1, 3)));
     assert_eq!(s.begin().offset, 3);
-    assert!(matches!(s.next(), Some(Next::Chunk { offset: 3, .. })), "what was under way is sent again");
+    assert!(matches!(s.take_next(), Some(Next::Chunk { offset: 3, .. })), "what was under way is sent again");
 }
 
 proptest! {
@@ -211,7 +211,7 @@ proptest! {
                     s.on_chunk(producer.next().cloned()).unwrap();
                 }
                 prop_assert!(s.held.len() <= limits::SNAPSHOT_WINDOW);
-                on_the_way.extend(s.next());
+                on_the_way.extend(s.take_next());
                 if what < 6 {
                     continue;
                 }

@@ -122,6 +122,7 @@ impl Follower {
                     self.must(promised)?;
                 }
                 self.shard.inner.borrow_mut().replica().follow(&welcome);
+                self.needs_no_snapshot();
                 self.shard.linked_ns.set(rt::now_ns());
                 self.shard.publish_commit();
                 self.shard.count(|c| c.connects += 1);

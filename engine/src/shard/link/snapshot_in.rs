@@ -210,10 +210,20 @@ impl Follower {
     }
 
     fn give_up(&self, why: &str) -> LinkError {
+        self.forget();
+        LinkError::Refused(why.into())
+    }
+
+    fn forget(&self) {
         self.incoming.taking.borrow_mut().give_up();
         self.drop_stage();
         self.shard.taking.set(None);
-        LinkError::Refused(why.into())
+    }
+
+    /// The log goes on after all, as with another primary that keeps more of it.
+    pub(super) fn needs_no_snapshot(&self) {
+        self.forget();
+        self.shard.watermark.set_stale(false);
     }
 
     /// The embedder's part may block while it is dropped.

@@ -188,7 +188,7 @@ impl Link {
             let now = rt::now_ns();
             if now >= not_before {
                 let others_live = pace.look(self.shard.inner.borrow().pipeline.appended(), now);
-                let next = self.with(|p| p.sending.as_mut().and_then(Sending::next));
+                let next = self.with(|p| p.sending.as_mut().and_then(Sending::take_next));
                 match next {
                     Some(Next::Chunk { offset, bytes }) => {
                         let header = frame::header(FrameKind::SnapshotChunk, 0, offset, &bytes);
@@ -231,22 +231,29 @@ impl Link {
                 return Err(LinkError::Rejected(refusal_text(Refusal::Busy).into()));
             }
             self.shard.expire_producer();
-            let mut producing = self.shard.producing.borrow_mut();
-            let p = producing.get_or_insert_with(|| Producing {
-                name: self.name,
-                link: Err(0),
-                sending: None,
-                chunks: None,
-                began_ns: rt::now_ns(),
-            });
-            if p.link.is_err() {
-                p.link = Ok(self.number);
+            if self.takes_over() {
                 return Ok(());
             }
-            drop(producing);
             // The link that it had ends first.
             let _ = rt::timeout(limits::HEARTBEAT, self.shard.moved.since(seen)).await;
         }
+    }
+
+    /// Whether what is being made for this replica, or will be, is this link's from now on.
+    fn takes_over(&self) -> bool {
+        let mut producing = self.shard.producing.borrow_mut();
+        let p = producing.get_or_insert_with(|| Producing {
+            name: self.name,
+            link: Err(0),
+            sending: None,
+            chunks: None,
+            began_ns: rt::now_ns(),
+        });
+        let is_free = p.link.is_err();
+        if is_free {
+            p.link = Ok(self.number);
+        }
+        is_free
     }
 
     /// What is being made, which is this link's.
