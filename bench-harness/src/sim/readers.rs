@@ -25,6 +25,10 @@ impl Cluster {
     /// Has a reader follow another node.
     pub fn repoint(&mut self, n: usize) {
         let of = self.draw_upstream(n);
+        self.point(n, of);
+    }
+
+    fn point(&mut self, n: usize, of: usize) {
         self.note(|| format!("reader {n} is to follow {of}"));
         self.world.hit("reader repointed");
         if self.is_up(n) {
@@ -64,6 +68,11 @@ impl Cluster {
             }
             let views = self.world.views(self.nodes[n].id);
             let says = |text| views.iter().any(|v| v.unlinked.contains(text));
+            if of != self.primary && says("makes no snapshots") {
+                // Only a primary does.
+                self.point(n, self.primary);
+                continue;
+            }
             let two = says("another one is set aside already");
             let too_old = says("the oldest that the primary keeps") && !says("it is tried again");
             if two || (too_old && !self.plan.rebuild) {

@@ -142,11 +142,11 @@ impl Follower {
             }
             Plan::Snapshot { term, known } => self.take_snapshot(&conn, Taken { term, known, is_empty }).await,
             Plan::NeedSnapshot { oldest } => {
-                let what = match (gaps || self.shard.takes_snapshots.get(), is_empty) {
+                let what = match (gaps || self.shard.takes_snapshots.get(), is_empty || rebuild) {
                     (true, false) => {
                         "start the replica with --rebuild to have it begin anew there, or from an empty folder"
                     }
-                    (true, true) if !gaps => "the primary makes no snapshots",
+                    (true, true) if !gaps => "the node that it follows makes no snapshots, as no replica does",
                     (true, true) => "it is tried again",
                     (false, _) => {
                         "its handler has state, and would miss what came before: start the replica anew from a copy"
