@@ -46,7 +46,10 @@ fn taken(taking: &mut Taking, head: FrameHead, payload: &[u8]) {
             whole.is_ok()
         }
         // A new link.
-        FrameKind::Hello => return drop(taking.request()),
+        FrameKind::Hello => {
+            let _ = taking.request();
+            return;
+        }
         _ => return,
     };
     assert!(taking.progress().is_none_or(|(done, _)| done <= SNAPSHOT_MAX));
