@@ -51,6 +51,14 @@ impl Cluster {
     pub fn mend_readers(&mut self) {
         for n in self.plan.replicas + 1..self.nodes.len() {
             let Role::Replica { of } = self.nodes[n].role else { continue };
+            if self.quiet && self.nodes[of].tainted {
+                // It may hold bad bytes where the reader is, which it never sends.
+                self.nodes[n].role = Role::Replica { of: self.primary };
+                if self.is_up(n) {
+                    self.crash(n, false, 1_000_000);
+                }
+                continue;
+            }
             if !self.serves(of) {
                 continue;
             }
