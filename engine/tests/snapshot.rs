@@ -202,7 +202,7 @@ fn without_snapshots_on_either_side_a_handler_with_state_is_refused() {
     let primary = Primary::open(config).unwrap();
     let copy = Store::default();
     let r1 = copy.open(place.replica("r1"));
-    until("it is refused", || of_replica(&r1).link.contains("the primary makes no snapshots"));
+    until("it is refused", || of_replica(&r1).link.contains("makes no snapshots"));
     r1.stop();
     primary.stop();
 }
