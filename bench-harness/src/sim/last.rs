@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use towline::world::{OpenHow, ShardView};
-use towline::{AppendError, AppendOptions, CommitPolicy, Lsn, Outcome, Seq, ShardId, offline};
+use towline::{AppendError, AppendOptions, CommitPolicy, Lsn, Outcome, Seq, SettingChange, ShardId, offline};
 
 use super::checks::is_beyond_cap;
 use super::cluster::{Cluster, DATA, Role};
@@ -77,9 +77,31 @@ fn mend_slots(c: &mut Cluster) {
     }
 }
 
+/// A state that is further than the primary knows to be committed, as it may be after a restart, waits for that.
+/// If the default policy wants the very replica that waits for the state, the operator lowers it.
+fn mend_policy(c: &mut Cluster) {
+    if !(c.quiet && c.plan.snapshots && c.serves(c.primary)) || c.is_asked() {
+        return;
+    }
+    let waits = |n: usize| c.world.views(c.nodes[n].id).iter().any(|v| v.unlinked.contains("taking a snapshot"));
+    let uncommitted = c.world.views(c.nodes[c.primary].id).iter().any(|v| v.is_primary && v.commit < v.durable);
+    if !uncommitted || !(0..c.nodes.len()).any(|n| n != c.primary && c.is_up(n) && waits(n)) {
+        c.waits = 0;
+        return;
+    }
+    c.waits += 1;
+    if c.waits > 1000 {
+        c.waits = 0;
+        c.world.hit("policy lowered for a snapshot");
+        let policy = "local".parse().expect("a policy of the grammar");
+        c.nodes[c.primary].control.ask(Ask::Set(SettingChange::Commit(policy)));
+    }
+}
+
 /// The operator starts again what has stopped after an error.
 pub fn mend(c: &mut Cluster) {
     mend_slots(c);
+    mend_policy(c);
     c.mend_readers();
     for n in 0..c.nodes.len() {
         if !c.is_up(n) {
