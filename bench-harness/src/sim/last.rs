@@ -172,7 +172,8 @@ pub fn is_together(c: &Cluster) -> bool {
             let replica = views(c, n);
             primary.iter().all(|(shard, p)| {
                 let same = |r: &ShardView| {
-                    r.durable == p.appended && r.commit == p.commit && r.applied == p.commit && r.term == p.term
+                    let same = r.durable == p.appended && r.commit == p.commit && r.applied == p.commit;
+                    same && r.term == p.term && r.unlinked.is_empty()
                 };
                 replica.get(shard).is_some_and(same)
             })

@@ -173,10 +173,12 @@ impl Primary {
         }
         if hello.end_lsn < log.oldest && hello.features & FEATURE_BEGIN != 0 {
             self.slots.hold(slot, log.oldest);
+            self.slots.is_there(slot, now_ns);
             return HelloAnswer::NeedBase(log.oldest);
         }
         if hello.end_lsn < log.oldest && hello.features & FEATURE_SNAPSHOT != 0 && self.makes_snapshots {
             self.slots.hold(slot, log.oldest);
+            self.slots.is_there(slot, now_ns);
             return HelloAnswer::Snapshot(Verdict::Snapshot { oldest: log.oldest, known: self.knows(hello) });
         }
         let too_old = HelloAnswer::Verdict(Verdict::NeedSnapshot { oldest: log.oldest });
@@ -187,7 +189,10 @@ impl Primary {
             // It vouches for what it never held: nobody may be waiting for that.
             return match hello.end_lsn {
                 end if end > log.tail => refuse(Refusal::CutBelowCommit),
-                end if self.gate.waits_up_to(end) && !canary!(BegunCountsForAll) => refuse(Refusal::Busy),
+                end if self.gate.waits_up_to(end) && !canary!(BegunCountsForAll) => {
+                    self.slots.is_there(slot, now_ns);
+                    refuse(Refusal::Busy)
+                }
                 end if end == log.tail => {
                     HelloAnswer::Verdict(self.answer_with_chain(hello, log.oldest, Some(log.chain), now_ns))
                 }

@@ -326,7 +326,8 @@ fn a_replica_that_never_held_a_record_does_not_count_for_it() {
     let need = Requirement::number(2, AckLevel::Flushed);
     p.gate.wait(need, waiter(8192));
     let begun = Hello { last_term: Term::ZERO, ..begins(8192, 4) };
-    assert_eq!(p.answer(&begun, log(), 0), refused(Refusal::Busy));
+    assert_eq!(p.answer(&begun, log(), 700), refused(Refusal::Busy));
+    assert_eq!(p.slots().get(0).unwrap().idle_ns(1000), 300, "who is told to come again is not away");
     p.gate.drain(|_| {});
     p.gate.wait(need, waiter(12288));
     assert_eq!(p.answer(&begun, log(), 0), HelloAnswer::NeedChain(Lsn(8192)));

@@ -327,6 +327,13 @@ impl Slots {
         true
     }
 
+    /// Its replica asks for a link and may have to ask again: it is not away.
+    pub(super) fn is_there(&mut self, slot: usize, now_ns: u64) {
+        if let Some(s) = self.get_mut(slot) {
+            s.idle_since_ns = now_ns;
+        }
+    }
+
     /// A replica is going to need the log from `from` on.
     pub(super) fn hold(&mut self, slot: usize, from: Lsn) {
         if let Some(s) = self.get_mut(slot).filter(|s| s.is_valid()) {
