@@ -283,7 +283,11 @@ pub fn await_in_step(primary: &Node) -> Value {
     })
 }
 
-/// Everything that a tail of a shard gives.
+/// Everything that a tail of a shard gives: of what is kept, that may still become less for a while.
 pub fn tail(node: &Node, shard: &str, form: &str) -> Vec<u8> {
-    run(&["tail", "--from", &node.addr(), "--shard", shard, form], b"").expect(0, "").out
+    let said = eventually("a tail", || {
+        let said = run(&["tail", "--from", &node.addr(), "--shard", shard, form], b"");
+        (!said.err.contains("was let go while it was read")).then_some(said)
+    });
+    said.expect(0, "").out
 }
