@@ -52,9 +52,9 @@ impl Seen {
                 }
                 // A cap that has become lower is reached before it is held.
                 let key = (n, process, view.shard);
-                if !is_beyond_cap(&view) {
+                if view.cap.is_none_or(|cap| view.appended.since(view.oldest) <= cap) {
                     self.capped.insert(key, view.cap);
-                } else if self.capped.get(&key) == Some(&view.cap) {
+                } else if is_beyond_cap(&view) && self.capped.get(&key) == Some(&view.cap) {
                     cluster.fail(format!("node {n}: more log is kept than the cap allows: {view:?}"));
                 }
                 if before.is_some_and(|b| b.begun < view.begun) {
