@@ -70,6 +70,14 @@ impl Shard {
         }
     }
 
+    /// A replica follows, so it has what was made for it, although its word of that may have been lost, or
+    /// needs it no more: others need not wait until it is given up.
+    pub(crate) fn follows(&self, name: NodeName) {
+        if self.producing.borrow().as_ref().is_some_and(|p| p.name == name) {
+            self.end_producer("the replica follows");
+        }
+    }
+
     /// The embedder's part of it may block while it is dropped.
     fn end_producer(&self, why: &str) {
         let Some(producing) = self.producing.take() else { return };
@@ -153,7 +161,7 @@ impl Link {
         let sent = self.send(&request).await;
         drop(reading);
         if self.done.get() {
-            self.shard.end_producer("the replica has installed it");
+            self.end_own("the replica has installed it");
             return Ok(());
         }
         sent
@@ -172,7 +180,7 @@ impl Link {
     async fn send(&self, request: &SnapshotRequest) -> Result<(), LinkError> {
         self.claim().await?;
         if !self.with(|p| p.sending.as_mut().is_some_and(|s| s.resume(request))) {
-            self.shard.end_producer("the replica needs another one");
+            self.end_own("the replica needs another one");
             self.produce().await?;
         } else if request.offset > 0 {
             self.shard.count(|c| c.snapshots_resumed += 1);
@@ -256,6 +264,14 @@ impl Link {
         is_free
     }
 
+    /// What this link has made ends, if it has it still.
+    fn end_own(&self, why: &str) {
+        let is_own = self.shard.producing.borrow().as_ref().is_some_and(|p| p.link == Ok(self.number));
+        if is_own {
+            self.shard.end_producer(why);
+        }
+    }
+
     /// What is being made, which is this link's.
     fn with<T: Default>(&self, f: impl FnOnce(&mut Producing) -> T) -> T {
         let mut producing = self.shard.producing.borrow_mut();
@@ -271,7 +287,7 @@ impl Link {
         let made = self.make().await;
         if let Err(e) = &made {
             tracing::warn!(shard = self.shard.id.0, replica = %self.name, "no snapshot: {e}");
-            self.shard.end_producer("it could not begin");
+            self.end_own("it could not begin");
         }
         made
     }
@@ -350,7 +366,7 @@ impl Link {
         });
         if let Some(Err(why)) = taken {
             tracing::error!(shard = self.shard.id.0, replica = %self.name, "{why}");
-            self.shard.end_producer(&why);
+            self.end_own(&why);
             return Err(LinkError::Rejected(why));
         }
         link

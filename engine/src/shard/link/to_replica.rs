@@ -180,6 +180,7 @@ async fn run(shard: &Rc<Shard>, superblock: &LiveSuperblock, conn: &Rc<Conn>, he
         return Err(e);
     }
     shard.count(|c| c.connects += 1);
+    shard.follows(hello.name);
     tracing::info!(shard = shard.id.0, replica = %hello.name, from = from.0, "link begins");
     let squeeze = Squeeze::new(shard.config.flow.compress, hello.features);
     Link::new(shard, conn, hello.name, (slot, number)).run(cursor, squeeze).await
