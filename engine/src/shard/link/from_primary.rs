@@ -137,10 +137,14 @@ impl Follower {
             }
             Plan::Begin(beginning) => {
                 drop(conn);
-                self.begin(beginning, is_empty).await?;
+                self.may_set_aside(beginning.known, is_empty).await?;
+                self.begin(beginning).await?;
                 Ok(Ended::Cut)
             }
-            Plan::Snapshot { term, known } => self.take_snapshot(&conn, Taken { term, known, is_empty }).await,
+            Plan::Snapshot { term, known } => {
+                self.may_set_aside(known, is_empty).await?;
+                self.take_snapshot(&conn, Taken { term, known }).await
+            }
             Plan::NeedSnapshot { oldest } => {
                 let what = match (gaps || self.shard.takes_snapshots.get(), is_empty || rebuild) {
                     (true, false) => {
@@ -166,7 +170,7 @@ impl Follower {
     }
 
     /// Whether the old log may be given up: no other one is set aside that somebody may need.
-    pub(super) async fn may_set_aside(&self, known: bool, is_empty: bool) -> Result<(), LinkError> {
+    async fn may_set_aside(&self, known: bool, is_empty: bool) -> Result<(), LinkError> {
         let folder = folder::shard_of(self.shard.segments.folder());
         let is_there = self.filler.call(move || replaced::is_there(&folder)).await;
         if self.must(is_there)? && !is_empty && !known {
@@ -180,8 +184,7 @@ impl Follower {
     }
 
     /// Has the log begin anew where the primary's begins, or a snapshot stands.
-    pub(super) async fn begin(&self, beginning: Beginning, is_empty: bool) -> Result<(), LinkError> {
-        self.may_set_aside(beginning.known, is_empty).await?;
+    pub(super) async fn begin(&self, beginning: Beginning) -> Result<(), LinkError> {
         self.shard.cutting.set(true);
         self.shard.begin.set(Some(beginning));
         self.shard.keep.notify();

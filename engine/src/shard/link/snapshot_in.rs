@@ -37,13 +37,11 @@ impl Incoming {
 pub(super) struct Taken {
     pub(super) term: towline_wire::Term,
     pub(super) known: bool,
-    pub(super) is_empty: bool,
 }
 
 impl Follower {
     /// Takes a snapshot on a link on which the primary has offered one.
     pub(super) async fn take_snapshot(&self, conn: &Rc<Conn>, taken: Taken) -> Result<Ended, LinkError> {
-        self.may_set_aside(taken.known, taken.is_empty).await?;
         self.shard.watermark.set_stale(true);
         *self.shard.link.borrow_mut() = format!("taking a snapshot from {}", self.primary);
         let request = self.incoming.taking.borrow_mut().request();
@@ -194,8 +192,8 @@ impl Follower {
             "a snapshot is installed: it replaces the state that was here"
         );
         self.shard.installed.set(true);
-        let Taken { term, known, is_empty } = taken;
-        self.begin(Beginning { at: point.at, base: point.base, term, known }, is_empty).await?;
+        let Taken { term, known } = taken;
+        self.begin(Beginning { at: point.at, base: point.base, term, known }).await?;
         self.shard.count(|c| c.snapshots_installed += 1);
         self.shard.taking.set(None);
         self.shard.watermark.set_stale(false);
