@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use towline_wire::handshake::NodeName;
 use towline_wire::superblock::SLOTS_MAX;
 
 use super::{Command, NodeShared};
@@ -38,12 +39,26 @@ impl NodeShared {
         answer.await.map_err(|gone| SlotError::NotServing(gone.to_string()))?
     }
 
+    /// Makes a slot of this name.
+    pub(crate) async fn make_slot(&self, name: &str, temporary: bool) -> Result<(), SlotError> {
+        self.change_slots(SlotChange::Make { name: slot_name(name)?, temporary }).await
+    }
+
+    /// Removes the slot of this name.
+    pub(crate) async fn remove_slot(&self, name: &str) -> Result<(), SlotError> {
+        self.change_slots(SlotChange::Remove { name: slot_name(name)? }).await
+    }
+
     /// Changes a setting on every shard; durable and in force on all of them when this resolves.
     pub(crate) async fn change_settings(&self, change: SettingChange, if_version: u64) -> Result<u64, SettingsError> {
         let (reply, answer) = oneshot::channel();
         self.jobs.send(Job::Setting(change, if_version, reply));
         answer.await.map_err(|gone| SettingsError::NotServing(gone.to_string()))?
     }
+}
+
+fn slot_name(name: &str) -> Result<NodeName, SlotError> {
+    NodeName::new(name).ok_or_else(|| SlotError::Name(name.into()))
 }
 
 async fn change_slots(node: &NodeShared, change: SlotChange) -> Result<(), SlotError> {

@@ -20,7 +20,6 @@ use crate::rt;
 use crate::shard::mesh::handle::Handle;
 use crate::shard::mesh::local::LocalShard;
 use crate::shard::mesh::ticket::block_on;
-use crate::shard::slots::SlotChange;
 use crate::shard::wal::error::OpenError;
 use crate::shard::wal::folder;
 use crate::shard::wal::open::OpenedSlice;
@@ -160,8 +159,7 @@ impl Primary {
     /// # Errors
     /// [`SlotError`] says why not.
     pub async fn create_slot_soon(&self, name: &str, temporary: bool) -> Result<(), SlotError> {
-        let name = NodeName::new(name).ok_or_else(|| SlotError::Name(name.into()))?;
-        self.running.shared.change_slots(SlotChange::Make { name, temporary }).await
+        self.running.shared.make_slot(name, temporary).await
     }
 
     /// A slot as each shard has it; empty if there is none.
@@ -185,8 +183,7 @@ impl Primary {
     /// # Errors
     /// [`SlotError`] says why not.
     pub async fn drop_slot_soon(&self, name: &str) -> Result<(), SlotError> {
-        let name = NodeName::new(name).ok_or_else(|| SlotError::Name(name.into()))?;
-        self.running.shared.change_slots(SlotChange::Remove { name }).await
+        self.running.shared.remove_slot(name).await
     }
 
     /// Configures a replica: on every shard, and durable when this returns. It counts for commits from

@@ -18,7 +18,6 @@ use crate::protocol::slots::{SlotError, Slots};
 use crate::rt;
 use crate::shard::link::ask;
 use crate::shard::mesh::ticket::block_on;
-use crate::shard::slots::SlotChange;
 use crate::shard::wal::error::OpenError;
 use crate::shard::wal::folder;
 use crate::shard::wal::open::OpenedSlice;
@@ -195,8 +194,7 @@ impl Replica {
     /// # Errors
     /// [`SlotError`] says why not.
     pub async fn create_slot_soon(&self, name: &str, temporary: bool) -> Result<(), SlotError> {
-        let name = NodeName::new(name).ok_or_else(|| SlotError::Name(name.into()))?;
-        self.running.shared.change_slots(SlotChange::Make { name, temporary }).await
+        self.running.shared.make_slot(name, temporary).await
     }
 
     /// Removes a slot on every shard, durably: its link ends, and the log is kept for it here no more.
@@ -212,8 +210,7 @@ impl Replica {
     /// # Errors
     /// [`SlotError`] says why not.
     pub async fn drop_slot_soon(&self, name: &str) -> Result<(), SlotError> {
-        let name = NodeName::new(name).ok_or_else(|| SlotError::Name(name.into()))?;
-        self.running.shared.change_slots(SlotChange::Remove { name }).await
+        self.running.shared.remove_slot(name).await
     }
 
     /// Every shard's positions, slots, counters and histograms.
