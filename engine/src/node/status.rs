@@ -120,20 +120,23 @@ pub struct SnapshotStatus {
 
 impl SnapshotStatus {
     fn new(from: u64, done_bytes: u64, total_bytes: Option<u64>, since_ns: u64) -> Self {
-        let seconds = crate::rt::now_ns().saturating_sub(since_ns) as f64 / 1e9;
-        let bytes_per_s = if seconds > 0.0 { done_bytes.saturating_sub(from) as f64 / seconds } else { 0.0 };
         let left = total_bytes.map(|total| total.saturating_sub(done_bytes));
-        let eta_s = left.filter(|_| bytes_per_s > 0.0).map(|left| left as f64 / bytes_per_s);
+        let (bytes_per_s, eta_s) = speed(done_bytes.saturating_sub(from), left, since_ns);
         Self { done_bytes, total_bytes, bytes_per_s, eta_s }
     }
+}
+
+/// Bytes in a second so far, and seconds for what is left at that speed, if both can be told.
+fn speed(done_bytes: u64, left_bytes: Option<u64>, since_ns: u64) -> (f64, Option<f64>) {
+    let seconds = crate::rt::now_ns().saturating_sub(since_ns) as f64 / 1e9;
+    let bytes_per_s = if seconds > 0.0 { done_bytes as f64 / seconds } else { 0.0 };
+    (bytes_per_s, left_bytes.filter(|_| bytes_per_s > 0.0).map(|left| left as f64 / bytes_per_s))
 }
 
 fn catch_up(r: &Replica, since_ns: u64) -> Option<CatchUpStatus> {
     let c = r.catch_up()?;
     let done_bytes = c.at.since(c.from);
-    let seconds = crate::rt::now_ns().saturating_sub(since_ns) as f64 / 1e9;
-    let bytes_per_s = if seconds > 0.0 { done_bytes as f64 / seconds } else { 0.0 };
-    let eta_s = (bytes_per_s > 0.0).then(|| c.tail.since(c.at) as f64 / bytes_per_s);
+    let (bytes_per_s, eta_s) = speed(done_bytes, Some(c.tail.since(c.at)), since_ns);
     Some(CatchUpStatus { bootstrap: c.bootstrap, done_bytes, total_bytes: c.tail.since(c.from), bytes_per_s, eta_s })
 }
 
@@ -221,15 +224,14 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
         Role::Replica(r) => (r.term, r.applied(), r.lag_bytes()),
         Role::Primary(p) => (p.term, p.gate.commit(), 0),
     };
-    let now = crate::rt::now_ns();
+    let (now, wall_us) = (crate::rt::now_ns(), crate::rt::wall_us());
+    let producing = shard.producing.borrow();
     for (n, slot) in inner.slots().iter() {
         let at = slot.at;
         // After a restart nothing was heard yet, but this is known.
         let has = at.flushed.max(slot.restart);
         let behind = inner.ring.at(at.flushed).map(|b| b.header().timestamp_us());
-        let wall_us = crate::rt::wall_us();
         let catch_up = slot.progress.map(|p| p.shown(has, tail, wall_us));
-        let producing = shard.producing.borrow();
         let producing = producing.as_ref().filter(|p| p.name == slot.name);
         let snapshot = producing.map(|p| {
             let (done, total) = p.sending.as_ref().map_or((0, None), |s| s.progress());
@@ -289,7 +291,7 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
             .replica_if_any()
             .map(|r| r.heard().time_us)
             .filter(|us| *us > 0)
-            .map(|us| crate::rt::wall_us().saturating_sub(us) as f64 / 1000.0),
+            .map(|us| wall_us.saturating_sub(us) as f64 / 1000.0),
         catch_up: inner.replica_if_any().and_then(|r| catch_up(r, shard.linked_ns.get())),
         snapshot: shard.taking.get().map(|t| SnapshotStatus::new(t.from, t.done, t.total, t.since_ns)),
         retained_bytes: tail.since(inner.oldest),

@@ -18,9 +18,9 @@ impl Shard {
 
     fn view(&self) -> ShardView {
         let inner = self.inner.borrow();
-        let gate = match &inner.role {
-            Role::Primary(p) => Some(&p.gate),
-            Role::Replica(_) => None,
+        let (applied, is_deposed, gate) = match &inner.role {
+            Role::Primary(p) => (p.gate.commit(), p.is_deposed(), Some(&p.gate)),
+            Role::Replica(r) => (r.applied(), false, None),
         };
         let counted = |n: usize| gate.and_then(|g| g.slot(n));
         let slot = |(n, s): (usize, &Slot)| SlotView {
@@ -35,10 +35,6 @@ impl Shard {
             counts: counted(n).is_some(),
             heard_ns: s.heard_ns(),
             counted: counted(n).map_or(Lsn::ZERO, |at| at.flushed),
-        };
-        let (applied, is_deposed) = match &inner.role {
-            Role::Primary(p) => (p.gate.commit(), p.is_deposed()),
-            Role::Replica(r) => (r.applied(), false),
         };
         let slots = inner.slots().iter().map(slot).collect();
         ShardView {
