@@ -85,10 +85,29 @@ pub struct SnapshotPoint {
     pub base: Base,
 }
 
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct SnapshotPointBytes {
+    id: SnapshotId,
+    at: U64,
+    base_chain: U64,
+    base_seq: U64,
+}
+
 impl SnapshotPoint {
-    fn check(kind: FrameKind, id: SnapshotId, (at, chain, seq): (U64, U64, U64)) -> Result<Self, FrameError> {
-        let point = Self { id, at: Lsn(at.get()), base: Base { chain: Chain(chain.get()), seq: Seq(seq.get()) } };
-        if id == SnapshotId::NONE {
+    const fn to_wire(self) -> SnapshotPointBytes {
+        SnapshotPointBytes {
+            id: self.id,
+            at: U64::new(self.at.0),
+            base_chain: U64::new(self.base.chain.0),
+            base_seq: U64::new(self.base.seq.0),
+        }
+    }
+
+    fn check(kind: FrameKind, b: &SnapshotPointBytes) -> Result<Self, FrameError> {
+        let base = Base { chain: Chain(b.base_chain.get()), seq: Seq(b.base_seq.get()) };
+        let point = Self { id: b.id, at: Lsn(b.at.get()), base };
+        if point.id == SnapshotId::NONE {
             return Err(FrameError::Field { kind, field: "id" });
         }
         if point.at == Lsn::ZERO || !point.at.is_block_aligned() {
@@ -103,10 +122,7 @@ impl SnapshotPoint {
 struct SnapshotBeginBytes {
     version: U16,
     reserved: [u8; 6],
-    id: SnapshotId,
-    at: U64,
-    base_chain: U64,
-    base_seq: U64,
+    point: SnapshotPointBytes,
     total: U64,
     offset: U64,
 }
@@ -130,10 +146,7 @@ impl SnapshotBegin {
         zerocopy::transmute!(SnapshotBeginBytes {
             version: U16::new(VERSION),
             reserved: [0; 6],
-            id: self.point.id,
-            at: U64::new(self.point.at.0),
-            base_chain: U64::new(self.point.base.chain.0),
-            base_seq: U64::new(self.point.base.seq.0),
+            point: self.point.to_wire(),
             total: U64::new(self.total.unwrap_or(UNKNOWN)),
             offset: U64::new(self.offset),
         })
@@ -153,7 +166,7 @@ impl SnapshotBegin {
         if b.reserved != [0; 6] {
             return bad("reserved");
         }
-        let point = SnapshotPoint::check(kind, b.id, (b.at, b.base_chain, b.base_seq))?;
+        let point = SnapshotPoint::check(kind, &b.point)?;
         if b.offset.get() > b.total.get() || b.offset.get() == UNKNOWN {
             return bad("offset");
         }
@@ -175,10 +188,7 @@ struct SnapshotEndBytes {
     version: U16,
     reserved: [u8; 2],
     checksum: U32,
-    id: SnapshotId,
-    at: U64,
-    base_chain: U64,
-    base_seq: U64,
+    point: SnapshotPointBytes,
     total: U64,
     chunks: U64,
 }
@@ -205,10 +215,7 @@ impl SnapshotEnd {
             version: U16::new(VERSION),
             reserved: [0; 2],
             checksum: U32::new(self.checksum),
-            id: self.point.id,
-            at: U64::new(self.point.at.0),
-            base_chain: U64::new(self.point.base.chain.0),
-            base_seq: U64::new(self.point.base.seq.0),
+            point: self.point.to_wire(),
             total: U64::new(self.total),
             chunks: U64::new(self.chunks),
         })
@@ -228,7 +235,7 @@ impl SnapshotEnd {
         if b.reserved != [0; 2] {
             return bad("reserved");
         }
-        let point = SnapshotPoint::check(kind, b.id, (b.at, b.base_chain, b.base_seq))?;
+        let point = SnapshotPoint::check(kind, &b.point)?;
         let (total, chunks) = (b.total.get(), b.chunks.get());
         if total == UNKNOWN {
             return bad("total");
