@@ -68,9 +68,14 @@ impl Pace {
         if others_live { limits::CATCH_UP_SLICE_BYTES } else { limits::READ_CHUNK_BYTES }
     }
 
-    /// How long to wait after `bytes` were sent, for the cap.
+    /// When to send on after `bytes` were sent, for the cap.
     #[must_use]
-    pub fn after(&mut self, bytes: u64, now_ns: u64) -> Duration {
+    pub fn due(&mut self, bytes: u64, now_ns: u64) -> u64 {
+        let pause = self.after(bytes, now_ns);
+        now_ns.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn after(&mut self, bytes: u64, now_ns: u64) -> Duration {
         self.bucket.as_mut().map_or(Duration::ZERO, |b| b.take(bytes, now_ns))
     }
 }

@@ -172,13 +172,11 @@ impl Primary {
             return refuse(cause);
         }
         if hello.end_lsn < log.oldest && hello.features & FEATURE_BEGIN != 0 {
-            self.slots.hold(slot, log.oldest);
-            self.slots.is_there(slot, now_ns);
+            self.slots.hold(slot, log.oldest, now_ns);
             return HelloAnswer::NeedBase(log.oldest);
         }
         if hello.end_lsn < log.oldest && hello.features & FEATURE_SNAPSHOT != 0 && self.makes_snapshots {
-            self.slots.hold(slot, log.oldest);
-            self.slots.is_there(slot, now_ns);
+            self.slots.hold(slot, log.oldest, now_ns);
             return HelloAnswer::Snapshot(Verdict::Snapshot { oldest: log.oldest, known: self.knows(hello) });
         }
         let too_old = HelloAnswer::Verdict(Verdict::NeedSnapshot { oldest: log.oldest });

@@ -334,11 +334,12 @@ impl Slots {
         }
     }
 
-    /// A replica is going to need the log from `from` on.
-    pub(super) fn hold(&mut self, slot: usize, from: Lsn) {
+    /// A replica that asks for a link is going to need the log from `from` on.
+    pub(super) fn hold(&mut self, slot: usize, from: Lsn, now_ns: u64) {
         if let Some(s) = self.get_mut(slot).filter(|s| s.is_valid()) {
             s.restart = s.restart.min(from);
         }
+        self.is_there(slot, now_ns);
     }
 
     /// What the link's replica says now, checked by the caller.

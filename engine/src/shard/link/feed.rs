@@ -175,9 +175,7 @@ impl Link {
                         self.send_batches(&mut batches, &mut packer, (time_us.is_some(), politely)).await?
                     };
                     if time_us.is_some() {
-                        let now = rt::now_ns();
-                        let pause = pace.after(bytes, now);
-                        not_before = now.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
+                        not_before = pace.due(bytes, rt::now_ns());
                     }
                     rt::yield_if_needed().await;
                     continue;

@@ -206,9 +206,7 @@ impl Link {
                             false => self.conn.send(&pieces).await?,
                         }
                         self.shard.count(|c| c.snapshot_bytes += bytes.len() as u64);
-                        let now = rt::now_ns();
-                        let pause = pace.after(bytes.len() as u64, now);
-                        not_before = now.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
+                        not_before = pace.due(bytes.len() as u64, rt::now_ns());
                         rt::yield_if_needed().await;
                         continue;
                     }
