@@ -53,10 +53,7 @@ impl Cluster {
             let Role::Replica { of } = self.nodes[n].role else { continue };
             if self.quiet && self.nodes[of].tainted {
                 // It may hold bad bytes where the reader is, which it never sends.
-                self.nodes[n].role = Role::Replica { of: self.primary };
-                if self.is_up(n) {
-                    self.crash(n, false, 1_000_000);
-                }
+                self.point(n, self.primary);
                 continue;
             }
             if !self.serves(of) {

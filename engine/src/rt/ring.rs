@@ -231,7 +231,7 @@ pub(crate) fn timer(limit: Duration) -> impl Future {
     hot::sleep_until(now_ns().saturating_add(u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)))
 }
 
-/// The same, for the loop itself while glommio sleeps for it.
+/// The same by glommio, for the loop itself.
 pub(super) fn glommio_timer(limit: Duration) -> impl Future {
     glommio::timer::Timer::new(limit)
 }

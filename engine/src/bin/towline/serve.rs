@@ -275,7 +275,7 @@ fn end_on_panic() {
 }
 
 /// Log lines go to stderr from a thread of their own: a core never waits for a slow terminal, a pipe that
-/// nobody reads, or a file on a slow disk. What is more than waits to be written is dropped.
+/// nobody reads, or a file on a slow disk. Of lines that wait, more than [`LOG_LINES`] are dropped.
 struct Log {
     dropped: ErrorCounter,
     /// Writes what is left when it is dropped.

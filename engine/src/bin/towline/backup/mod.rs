@@ -118,19 +118,19 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
         None
     };
     if let Some((addr, status)) = status {
-        let slot = known.unwrap_or_else(|| {
+        let slot = if let Some(slot) = known {
+            // The one of before may not have ended yet.
+            let _ = client::change_slot(addr, slot, SlotAction::CreateTemporary);
+            slot
+        } else {
             let name = format!("backup-{:016x}", RandomState::new().build_hasher().finish());
-            NodeName::new(&name).expect("it is a name")
-        });
-        match client::change_slot(addr, slot, SlotAction::CreateTemporary) {
-            Ok(_) => {}
-            // The one of before has not ended yet.
-            Err(_) if known.is_some() => {}
-            Err(e) => return Ok(exit::give_up(&e)),
-        }
-        if known.is_none() {
+            let slot = NodeName::new(&name).expect("it is a name");
+            if let Err(e) = client::change_slot(addr, slot, SlotAction::CreateTemporary) {
+                return Ok(exit::give_up(&e));
+            }
             files::begin_unfinished(&args.backup, slot).map_err(io_at(&args.backup))?;
-        }
+            slot
+        };
         let taken = follow(addr, slot, &data, &status);
         // It ends with its link; if there never was one, not before a minute has gone by.
         let _ = client::change_slot(addr, slot, SlotAction::Drop);
