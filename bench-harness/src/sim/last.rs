@@ -278,15 +278,15 @@ pub fn probe(c: &Cluster) -> Rc<RefCell<Probes>> {
 /// # Errors
 /// What is wrong.
 pub fn check(c: &Cluster) -> Result<(), String> {
+    let mut reports = Vec::with_capacity(c.nodes.len());
     for n in 0..c.nodes.len() {
         let report = c.world.with_node(c.nodes[n].id, || offline::verify(Path::new(DATA)));
         let report = report.map_err(|e| format!("node {n} cannot be read: {e}"))?;
         let damage = report.shards.iter().find_map(|s| s.damage.as_ref());
-        match damage {
-            Some(damage) if !c.nodes[n].tainted => return Err(format!("node {n} is damaged: {damage:?}")),
-            None if c.nodes[n].tainted => {}
-            _ => {}
+        if let Some(damage) = damage.filter(|_| !c.nodes[n].tainted) {
+            return Err(format!("node {n} is damaged: {damage:?}"));
         }
+        reports.push(report);
     }
     for shard in (0..c.plan.shards).map(ShardId) {
         let (oldest, first_seq, ids) = records(c, c.primary, shard)?;
@@ -295,19 +295,15 @@ pub fn check(c: &Cluster) -> Result<(), String> {
         drop(oracle);
         let end = ids.last().map_or(oldest, |(_, end)| *end);
         for n in (0..c.nodes.len()).filter(|n| *n != c.primary) {
-            let whole = c.world.with_node(c.nodes[n].id, || offline::verify(Path::new(DATA)));
             // What it has let go of it does not read, and a bit may have flipped there; and a reader's log
             // may begin where that of a replica did.
-            let own = whole.as_ref().ok().and_then(|r| r.shards.iter().find(|s| s.shard == shard)).map(|s| s.oldest);
+            let own = reports[n].shards.iter().find(|s| s.shard == shard).map(|s| s.oldest);
             // One that began behind a snapshot has nothing of what is in that.
             let own = own.filter(|_| c.nodes[n].tainted || c.plan.snapshots || c.is_reader(n)).unwrap_or(oldest);
             if let Err(e) = same_bytes(c, n, shard, oldest.max(own), end) {
                 // Flipped bits must not go unnoticed.
-                if !c.nodes[n].tainted || whole.is_ok_and(|r| r.is_whole()) {
-                    return Err(format!(
-                        "{e}: {:?}",
-                        c.world.with_node(c.nodes[n].id, || offline::verify(Path::new(DATA)))
-                    ));
+                if !c.nodes[n].tainted || reports[n].is_whole() {
+                    return Err(format!("{e}: {:?}", reports[n]));
                 }
                 continue;
             }
