@@ -176,7 +176,8 @@ impl Primary {
             return HelloAnswer::NeedBase(log.oldest);
         }
         if hello.end_lsn < log.oldest && hello.features & FEATURE_SNAPSHOT != 0 && self.makes_snapshots {
-            self.slots.hold(slot, log.oldest, now_ns);
+            // Where the state is going to stand. All that is kept may be more than the cap lets one slot hold.
+            self.slots.hold(slot, self.gate.commit().max(log.oldest), now_ns);
             return HelloAnswer::Snapshot(Verdict::Snapshot { oldest: log.oldest, known: self.knows(hello) });
         }
         let too_old = HelloAnswer::Verdict(Verdict::NeedSnapshot { oldest: log.oldest });
@@ -281,6 +282,12 @@ impl Primary {
         }
         self.slots.stage(slot, (link, process), now_ns);
         Ok(())
+    }
+
+    /// The embedder's state that this link is going to send stands at `at`, which may not be committed yet, in
+    /// a log that is kept from `oldest` on: the slot holds what comes after it.
+    pub fn may_go_on_at(&mut self, slot: usize, link: u64, at: Lsn, oldest: Lsn) {
+        self.slots.may_go_on_at(slot, link, at.max(oldest));
     }
 
     /// The snapshot that this link sends stands at `at`, which is committed: the slot holds the log from there.

@@ -341,11 +341,14 @@ fn a_replica_with_state_is_told_to_take_a_snapshot_if_the_embedder_makes_them_an
     let need = HelloAnswer::Verdict(Verdict::NeedSnapshot { oldest: Lsn(4096) });
     assert_eq!(p.answer(&takes(FEATURE_SNAPSHOT), log(), 0), need, "nobody makes one");
     p.makes_snapshots = true;
+    p.gate.on_ack(1, SlotPositions { received: Lsn(12288), flushed: Lsn(12288), applied: Lsn(0) });
     let told = Verdict::Snapshot { oldest: Lsn(4096), known: false };
     assert_eq!(p.answer(&takes(0), log(), 0), need, "it takes none");
     assert_eq!(p.slots().get(0).unwrap().restart, Lsn(20480));
     assert_eq!(p.answer(&takes(FEATURE_SNAPSHOT), log(), 0), HelloAnswer::Snapshot(told));
-    assert_eq!(p.slots().get(0).unwrap().restart, Lsn(4096), "from this moment on");
+    // The state is going to stand there or behind. Held from its oldest on, the log could be more than the cap
+    // lets a slot hold: it was lost, made anew, and lost again.
+    assert_eq!(p.slots().get(0).unwrap().restart, Lsn(12288), "from this moment on");
     // Who can do without one begins without.
     assert_eq!(p.answer(&takes(FEATURE_SNAPSHOT | FEATURE_BEGIN), log(), 0), HelloAnswer::NeedBase(Lsn(4096)));
     // Who can go on takes none.
@@ -363,9 +366,16 @@ fn a_slot_is_in_use_while_a_snapshot_is_sent_and_nothing_that_it_says_changes() 
     p.detach(0, 1, 0);
     assert_eq!(p.stage(0, 2, 7, 10), Ok(()));
     assert_eq!(p.slots().get(0).unwrap().at, before);
+    assert_eq!(p.slots().get(0).unwrap().sent, Lsn(8192), "no log is under way");
     assert!(p.slots().is_served_by(0, 2));
     p.goes_on_at(0, 1, Lsn(40960));
     assert_eq!(p.slots().get(0).unwrap().restart, Lsn(8192).min(p.gate.durable()), "not its link");
+    p.may_go_on_at(0, 1, Lsn(4096), Lsn(0));
+    assert_eq!(p.slots().get(0).unwrap().restart, Lsn(8192), "not its link");
+    p.may_go_on_at(0, 2, Lsn(12288), Lsn(4096));
+    assert_eq!(p.slots().get(0).unwrap().restart, Lsn(8192), "more is held already");
+    p.may_go_on_at(0, 2, Lsn(0), Lsn(4096));
+    assert_eq!(p.slots().get(0).unwrap().restart, Lsn(4096), "what is gone is not held");
     p.goes_on_at(0, 2, Lsn(20480));
     assert_eq!(p.slots().get(0).unwrap().restart, Lsn(20480), "what is in front of the state is not needed");
     // It acknowledges nothing, and lives all the same.

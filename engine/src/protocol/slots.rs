@@ -288,8 +288,16 @@ impl Slots {
     pub(super) fn stage(&mut self, slot: usize, (link, process): (u64, u64), now_ns: u64) {
         if let Some(s) = self.get_mut(slot) {
             (s.link, s.process, s.staged_ns, s.progress) = (Some(link), process, now_ns, None);
-            s.at.received = s.at.flushed;
+            // No log is under way.
+            (s.at.received, s.sent) = (s.at.flushed, s.at.flushed);
             s.connects += 1;
+        }
+    }
+
+    /// The snapshot that is made for it may stand here: what comes after that is needed.
+    pub(super) fn may_go_on_at(&mut self, slot: usize, link: u64, at: Lsn) {
+        if let Some(s) = self.get_mut(slot).filter(|s| s.link == Some(link) && s.is_valid()) {
+            s.restart = s.restart.min(at);
         }
     }
 

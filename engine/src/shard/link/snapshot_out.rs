@@ -296,6 +296,11 @@ impl Link {
         let produced = produced.map_err(|e| LinkError::Rejected(format!("the primary makes no snapshot: {e}")))?;
         let (at, total) = (produced.at, produced.total_bytes);
         self.with(|p| p.chunks = Some(produced.chunks));
+        {
+            let inner = &mut *self.shard.inner.borrow_mut();
+            let oldest = inner.oldest;
+            inner.primary().may_go_on_at(self.slot, self.number, at, oldest);
+        }
         let base = self.base_at(at).await?;
         let mut id = SnapshotId::NONE;
         while id == SnapshotId::NONE {
