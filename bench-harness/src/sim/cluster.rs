@@ -403,8 +403,10 @@ impl Cluster {
         self.world.wipe(self.nodes[n].id);
         lock(&self.kept).retain(|(node, _), _| *node != n);
         let mut oracle = lock(&self.oracle);
-        if !self.nodes[n].tainted && !self.is_reader(n) {
-            oracle.lose_copies();
+        match (self.is_reader(n), self.nodes[n].tainted) {
+            (true, _) => {}
+            (false, false) => oracle.lose_copies(),
+            (false, true) => oracle.lose_copies_under_way(),
         }
         self.nodes[n].tainted = false;
         oracle.forget(n);

@@ -226,6 +226,12 @@ impl Oracle {
         self.settle(id, &Outcome::Committed { bookmark: at, acks: 0 }, policy, by, false);
     }
 
+    /// A node that was known to be bad has lost its folder: an append without an outcome may have counted its
+    /// copy, which nothing will tell any more. What is committed was told of it before.
+    pub fn lose_copies_under_way(&mut self) {
+        self.losses += 1;
+    }
+
     /// Some node's copies are gone: of everything that is committed, one copy fewer is there.
     pub fn lose_copies(&mut self) {
         if let Some(judge) = &mut self.judge {

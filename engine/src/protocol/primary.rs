@@ -223,7 +223,8 @@ impl Primary {
     #[must_use]
     pub fn answer_with_chain(&mut self, hello: &Hello, oldest: Lsn, chain: Option<Chain>, now_ns: u64) -> Verdict {
         if hello.end_lsn < oldest {
-            return Verdict::NeedSnapshot { oldest };
+            // The log was let go of up to there since it was asked: who comes again is told what to do.
+            return Verdict::Refused(Refusal::Busy);
         }
         if chain == Some(hello.chain) {
             return Verdict::Stream { from: hello.end_lsn };
@@ -252,13 +253,10 @@ impl Primary {
     }
 
     /// The end of [`Primary::answer`] for a replica that begins its log at `at`: `base` is what came before
-    /// there, or `None` if that cannot be told now.
+    /// there, or `None` if that cannot be told now. Of a log that is now kept from further on, it cannot.
     #[must_use]
     pub fn answer_begin(&self, hello: &Hello, oldest: Lsn, at: Lsn, base: Option<Base>) -> Verdict {
-        if at < oldest {
-            return Verdict::NeedSnapshot { oldest };
-        }
-        let Some(base) = base else { return Verdict::Refused(Refusal::Busy) };
+        let Some(base) = base.filter(|_| at >= oldest) else { return Verdict::Refused(Refusal::Busy) };
         Verdict::Begin { at, base, known: self.knows(hello) }
     }
 

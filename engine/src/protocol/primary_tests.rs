@@ -110,10 +110,7 @@ fn a_term_that_may_be_forgotten_is_not_taken_for_one_that_never_was() {
     p.history = History::from_entries(p.history.entries().to_vec());
     assert_eq!(p.answer_with_chain(&h, Lsn(20480), Some(Chain(9)), 0), snapshot);
     // What was let go of while the chain was read is not kept either.
-    assert_eq!(
-        p.answer_with_chain(&hello(4, 24576, 1), Lsn(28672), None, 0),
-        Verdict::NeedSnapshot { oldest: Lsn(28672) }
-    );
+    assert_eq!(p.answer_with_chain(&hello(4, 24576, 1), Lsn(28672), None, 0), Verdict::Refused(Refusal::Busy));
 }
 
 #[test]
@@ -283,7 +280,7 @@ fn a_replica_that_would_begin_further_on_is_told_where_and_its_slot_holds_the_lo
     assert_eq!(p.slots().get(0).unwrap().restart, Lsn(20480));
     // The log has moved on meanwhile, or cannot be read just now.
     let oldest = Lsn(8192);
-    assert_eq!(p.answer_begin(&empty, oldest, Lsn(4096), Some(BASE)), Verdict::NeedSnapshot { oldest });
+    assert_eq!(p.answer_begin(&empty, oldest, Lsn(4096), Some(BASE)), Verdict::Refused(Refusal::Busy));
     assert_eq!(p.answer_begin(&empty, oldest, oldest, None), Verdict::Refused(Refusal::Busy));
     // Who can go on does not begin anew.
     assert_eq!(p.answer(&begins(8192, 1), log(), 0), HelloAnswer::NeedChain(Lsn(8192)));

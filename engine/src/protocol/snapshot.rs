@@ -103,10 +103,14 @@ impl Sending {
     }
 
     /// Goes on where a replica asks for it, on a new link. `false`: it cannot, as the replica has another
-    /// snapshot, or less than what was let go of; then a new one is to be made.
+    /// snapshot, or less than what was let go of, or the log behind the state, of which `oldest` is the first
+    /// that is kept, is gone; then a new one is to be made.
     #[must_use]
-    pub fn resume(&mut self, request: &SnapshotRequest) -> bool {
+    pub fn resume(&mut self, request: &SnapshotRequest, oldest: Lsn) -> bool {
         (self.sent, self.end_sent) = (0, false);
+        if self.point.at < oldest {
+            return false;
+        }
         if request.id != self.point.id {
             // Nothing of it was acknowledged yet: any replica may take it.
             return request.id == SnapshotId::NONE && self.acked == 0;

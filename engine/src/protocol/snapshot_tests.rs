@@ -37,7 +37,7 @@ fn taking(chunks: &[&[u8]]) -> Taking {
 
 fn sending(chunks: &[&[u8]]) -> Sending {
     let mut sending = Sending::new(point(1), None, MAX).unwrap();
-    assert!(sending.resume(&SnapshotRequest { id: SnapshotId::NONE, offset: 0 }));
+    assert!(sending.resume(&SnapshotRequest { id: SnapshotId::NONE, offset: 0 }, Lsn(8192)));
     chunks.iter().for_each(|c| sending.on_chunk(Some(c.to_vec())).unwrap());
     sending
 }
@@ -174,9 +174,11 @@ fn what_was_let_go_of_cannot_be_asked_for_again() {
     let (_, _) = (s.take_next(), s.take_next());
     s.on_ack(3).unwrap();
     let ask = |id: u8, offset| SnapshotRequest { id: SnapshotId([id; 16]), offset };
-    assert!(!s.resume(&SnapshotRequest { id: SnapshotId::NONE, offset: 0 }));
-    assert!(!s.resume(&ask(1, 0)) && !s.resume(&ask(2, 3)) && !s.resume(&ask(1, 4)));
-    assert!(s.resume(&ask(1, 3)));
+    assert!(!s.resume(&SnapshotRequest { id: SnapshotId::NONE, offset: 0 }, Lsn(8192)));
+    assert!(!s.resume(&ask(1, 0), Lsn(8192)) && !s.resume(&ask(2, 3), Lsn(8192)) && !s.resume(&ask(1, 4), Lsn(8192)));
+    // The log behind it is gone, with the slot that held it.
+    assert!(!s.resume(&ask(1, 3), Lsn(12288)));
+    assert!(s.resume(&ask(1, 3), Lsn(8192)));
     assert_eq!(s.begin().offset, 3);
     assert!(matches!(s.take_next(), Some(Next::Chunk { offset: 3, .. })), "what was under way is sent again");
 }
@@ -198,7 +200,7 @@ proptest! {
         let mut moves = moves.into_iter();
         let whole = 'links: loop {
             let request = t.request();
-            prop_assert!(s.resume(&request), "{request:?}");
+            prop_assert!(s.resume(&request, Lsn(8192)), "{request:?}");
             prop_assert!(t.on_begin(&s.begin(), END).is_ok());
             let mut on_the_way = VecDeque::new();
             loop {

@@ -179,10 +179,17 @@ impl Link {
 
     async fn send(&self, request: &SnapshotRequest) -> Result<(), LinkError> {
         self.claim().await?;
-        if !self.with(|p| p.sending.as_mut().is_some_and(|s| s.resume(request))) {
+        let oldest = self.shard.inner.borrow().oldest;
+        let resumed = self.with(|p| p.sending.as_mut().is_some_and(|s| s.resume(request, oldest)));
+        if resumed {
+            // The slot may have been made anew meanwhile.
+            let at = self.with(|p| p.sending.as_ref().map(|s| s.begin().point.at)).expect("it goes on");
+            self.may_go_on_at(at);
+        } else {
             self.end_own("the replica needs another one");
             self.produce().await?;
-        } else if request.offset > 0 {
+        }
+        if resumed && request.offset > 0 {
             self.shard.count(|c| c.snapshots_resumed += 1);
             tracing::info!(shard = self.shard.id.0, replica = %self.name, offset = request.offset, "the snapshot goes on");
         }
@@ -296,11 +303,7 @@ impl Link {
         let produced = produced.map_err(|e| LinkError::Rejected(format!("the primary makes no snapshot: {e}")))?;
         let (at, total) = (produced.at, produced.total_bytes);
         self.with(|p| p.chunks = Some(produced.chunks));
-        {
-            let inner = &mut *self.shard.inner.borrow_mut();
-            let oldest = inner.oldest;
-            inner.primary().may_go_on_at(self.slot, self.number, at, oldest);
-        }
+        self.may_go_on_at(at);
         let base = self.base_at(at).await?;
         let mut id = SnapshotId::NONE;
         while id == SnapshotId::NONE {
@@ -313,6 +316,13 @@ impl Link {
         self.shard.count(|c| c.snapshots_made += 1);
         tracing::info!(shard = self.shard.id.0, replica = %self.name, at = at.0, bytes = ?total, "a snapshot is made");
         Ok(())
+    }
+
+    /// The slot holds the log behind `at`, as far as it is there.
+    fn may_go_on_at(&self, at: Lsn) {
+        let inner = &mut *self.shard.inner.borrow_mut();
+        let oldest = inner.oldest;
+        inner.primary().may_go_on_at(self.slot, self.number, at, oldest);
     }
 
     /// What came before `at`, once that is committed: no replica may have state that could be taken back.
