@@ -4,11 +4,12 @@
 mod fleet;
 mod processes;
 
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use fleet::{Fleet, Load, campaigns, spin};
-use processes::{Random, Said, end_of, eventually, folder, run, seed, signal, towline};
+use processes::{Node, Random, Said, end_of, eventually, fixed_address, folder, run, seed, signal, towline};
 
 /// How long a node is held still when nobody can go on without it.
 const STILL: Duration = Duration::from_millis(30);
@@ -145,6 +146,75 @@ fn segments_that_are_used_again_are_as_safe_in_a_storm() {
     // A replica keeps no log for the others: once it is promoted, one that was held still may need a
     // copy instead.
     storm(seed() ^ 1, 20, &["--retain", "1MiB"], false);
+}
+
+/// A replica that a replica feeds.
+struct Reader {
+    folder: PathBuf,
+    follows: String,
+    listen: String,
+    node: Option<Node>,
+}
+
+impl Reader {
+    fn start(&mut self) {
+        let mut args = vec!["--role", "replica", "--name", "reader", "--primary", &self.follows];
+        args.extend(["--listen", &self.listen, "--reconnect-max", "50ms", "--cpus", "1"]);
+        args.extend(OPTIONS);
+        self.node = Some(Node::serve(&self.folder, &args).unwrap_or_else(|e| panic!("{e:?}")));
+    }
+
+    fn kill(&mut self) {
+        self.node.take().unwrap().kill9();
+    }
+}
+
+#[test]
+fn a_replica_behind_a_replica_comes_out_the_same_though_any_of_them_is_killed() {
+    let (dir, mut random) = (folder(), Random(seed() ^ 2));
+    let mut fleet = Fleet::start(dir.path(), "ack_n=1", &OPTIONS);
+    let middle = fleet.replicas()[0];
+    let follows = fleet.listen(middle).to_owned();
+    run(&["slot", "create", "reader", "--at", &follows], b"").expect(0, "");
+    let mut reader = Reader { folder: dir.path().join("reader"), follows, listen: fixed_address(), node: None };
+    reader.start();
+    let load = Load::start(dir.path(), fleet.addr(), 700);
+    for round in 0..16 {
+        load.await_more(1 + random.below(400));
+        spin(&mut random, Duration::from_millis(3));
+        let what = match random.below(5) {
+            0 => {
+                reader.kill();
+                "the reader was killed"
+            }
+            1 => {
+                fleet.kill(middle);
+                "the middle was killed"
+            }
+            2 => {
+                fleet.kill(middle);
+                reader.kill();
+                "both were killed"
+            }
+            3 => {
+                fleet.kill(middle);
+                fleet.kill(fleet.primary);
+                "the middle and the primary were killed"
+            }
+            _ => strike(&mut fleet, &load, &mut random, false),
+        };
+        fleet.start_missing(false);
+        if reader.node.is_none() {
+            reader.start();
+        }
+        println!("round {round}: {what}, {} acknowledged", load.acknowledged());
+    }
+    load.await_more(1);
+    let told = load.end();
+    let mut node = reader.node.take().unwrap();
+    node.assert_alive();
+    let verdict = fleet.check_with(&told, vec![(node, reader.folder)]);
+    assert_eq!(verdict["promised"], told.acknowledged);
 }
 
 #[test]

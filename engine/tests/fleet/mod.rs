@@ -69,6 +69,11 @@ impl Fleet {
         self.dir.join(NAMES[n])
     }
 
+    /// Where a node listens.
+    pub fn listen(&self, n: usize) -> &str {
+        &self.listen[n]
+    }
+
     /// Where the primary listens.
     pub fn addr(&self) -> String {
         self.listen[self.primary].clone()
@@ -142,13 +147,30 @@ impl Fleet {
 
     /// All nodes catch up, and are stopped in order; then their folders are held against what the
     /// load was told.
-    pub fn check(mut self, told: &Told) -> Value {
+    pub fn check(self, told: &Told) -> Value {
+        self.check_with(told, Vec::new())
+    }
+
+    /// The same with nodes below them, whose logs come out as the primary's.
+    pub fn check_with(mut self, told: &Told, below: Vec<(Node, PathBuf)>) -> Value {
         self.assert_alive();
-        await_in_step(self.node(self.primary));
-        for node in &mut self.nodes {
-            node.take().unwrap().stop();
+        let end = await_in_step(self.node(self.primary))["shards"][0]["appended_lsn"].clone();
+        for (node, _) in &below {
+            let has_all = || (node.status()["shards"][0]["durable_lsn"] == end).then_some(());
+            eventually("a node below has everything", has_all);
         }
+        let (below, their_folders): (Vec<_>, Vec<_>) = below.into_iter().unzip();
+        self.nodes.iter_mut().map(|node| node.take().unwrap()).chain(below).for_each(|node| drop(node.stop()));
+        let log = |folder: &Path| {
+            let said = run(&["verify", "--json", folder.to_str().unwrap()], b"").expect(0, "");
+            let shard = said.json()["shards"][0].clone();
+            assert!(shard["chain"].is_string() || shard["chain"].is_u64(), "{shard}");
+            ["end_lsn", "chain", "oldest_lsn"].map(|what| (what, shard[what].clone()))
+        };
         let folders: Vec<_> = (0..3).map(|n| self.folder(n)).collect();
+        for folder in their_folders {
+            assert_eq!(log(&folder), log(&folders[self.primary]), "{}", folder.display());
+        }
         told.check(&folders, &["--converged"])
     }
 }
