@@ -197,7 +197,13 @@ fn count_copies(cluster: &Cluster, last: &BTreeMap<(usize, u64, ShardId), ShardV
         let wanted = p.need.replicas + 1;
         if copies < wanted && asked < wanted {
             drop(oracle);
-            cluster.fail(format!("append {id} was committed with {wanted} copies, {copies} nodes have it: {p:?}"));
+            let all = last.iter().filter(|((_, _, s), _)| *s == append.shard);
+            let stand: Vec<_> =
+                all.map(|((n, process, _), v)| (*n, *process, v.begun, v.durable, v.appended)).collect();
+            cluster.fail(format!(
+                "append {id} was committed with {wanted} copies, {copies} nodes have it: {p:?}; node, process, begun, \
+                 durable, appended: {stand:?}"
+            ));
             return;
         }
     }

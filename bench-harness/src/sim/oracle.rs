@@ -65,8 +65,8 @@ struct Forces {
 pub struct Append {
     /// The node that it goes to.
     node: usize,
-    /// The settings that may have been in force there when it was asked for.
-    asked_under: (usize, usize),
+    /// From this one on settings may have been in force there since it was asked for.
+    asked_under: usize,
     /// The shard.
     pub shard: ShardId,
     /// Bytes.
@@ -147,14 +147,15 @@ impl Oracle {
         }
     }
 
-    /// The least that a commit can have waited for, and among whom: it is judged by what is in force
-    /// when it is acknowledged, under the policy that was in force when it was asked for.
+    /// The least that a commit can have waited for, and among whom: it is judged by who is configured when
+    /// it is acknowledged, under the policy that was in force when its shard took it, which may be long after
+    /// it was asked for.
     fn need(&self, append: &Append, policy: Option<CommitPolicy>) -> (Requirement, u64) {
-        let (from, upto) = append.asked_under;
+        let from = append.asked_under;
         let all = self.forces.get(&append.node).map_or(&[][..], |f| &f.all);
         let policies = match policy {
             Some(policy) => vec![policy],
-            None => all[from..upto].iter().map(|f| f.commit).collect(),
+            None => all[from..].iter().map(|f| f.commit).collect(),
         };
         let number = |policy: CommitPolicy, members: u64| match policy {
             CommitPolicy::Local => Requirement::number(0, AckLevel::Flushed),
@@ -169,7 +170,7 @@ impl Oracle {
 
     /// A client is about to append to a node.
     pub fn ask(&mut self, node: usize, shard: ShardId, lane: u32, bytes: usize) -> usize {
-        let asked_under = self.forces.get(&node).map_or((0, 0), |f| (f.from, f.all.len()));
+        let asked_under = self.forces.get(&node).map_or(0, |f| f.from);
         let bytes = bytes as u32;
         let losses = self.losses;
         self.appends.push(Append { node, asked_under, shard, bytes, lane, seq: None, became: Became::Unknown, losses });

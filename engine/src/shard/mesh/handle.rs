@@ -17,7 +17,7 @@ use crate::rt;
 /// What one append asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AppendOptions {
-    /// What the commit waits for; `None` for what the node is configured with.
+    /// What the commit waits for; `None` for what the node is configured with when the shard takes it.
     pub policy: Option<CommitPolicy>,
     /// How long it waits; `None` for what the node is configured with.
     pub deadline: Option<Duration>,
