@@ -161,8 +161,8 @@ pub struct Cluster {
     pub rng: Rng,
     /// The highest term that any node has shown.
     pub newest_term: Term,
-    /// How often it was seen that a snapshot waits for a commit.
-    pub waits: u32,
+    /// Since when it was seen that a snapshot waits for a commit.
+    pub waits_since: Option<u64>,
     /// No appends but the operator's.
     pub quiet: bool,
 }
@@ -202,7 +202,7 @@ impl Cluster {
             rng: Rng::new(plan.seed ^ 0x6F70_6572),
             plan: Arc::new(plan),
             newest_term: Term::ZERO,
-            waits: 0,
+            waits_since: None,
             quiet: false,
         }
     }

@@ -86,12 +86,12 @@ fn mend_policy(c: &mut Cluster) {
     let waits = |n: usize| c.world.views(c.nodes[n].id).iter().any(|v| v.unlinked.contains("taking a snapshot"));
     let uncommitted = c.world.views(c.nodes[c.primary].id).iter().any(|v| v.is_primary && v.commit < v.durable);
     if !uncommitted || !(0..c.nodes.len()).any(|n| n != c.primary && c.is_up(n) && waits(n)) {
-        c.waits = 0;
+        c.waits_since = None;
         return;
     }
-    c.waits += 1;
-    if c.waits > 1000 {
-        c.waits = 0;
+    let now = c.world.now_ns();
+    if now - *c.waits_since.get_or_insert(now) > 10_000_000_000 {
+        c.waits_since = None;
         c.world.hit("policy lowered for a snapshot");
         let policy = "local".parse().expect("a policy of the grammar");
         c.nodes[c.primary].control.ask(Ask::Set(SettingChange::Commit(policy)));

@@ -76,6 +76,12 @@ impl History {
         self.entries.first().is_some_and(|&(oldest, first)| term < oldest && first > Lsn::ZERO)
     }
 
+    /// Where the first term that is remembered and newer than `term` begins.
+    #[must_use]
+    pub fn newer_begins(&self, term: Term) -> Lsn {
+        self.entries.iter().find(|e| e.0 > term).map_or(Lsn(u64::MAX), |e| e.1)
+    }
+
     /// The furthest that a log whose last batch is of `term` may agree with this history: the end
     /// of the newest term here that is not newer. `None` if that was forgotten.
     #[must_use]

@@ -1,13 +1,14 @@
 //! The primary's side of replication for one shard: what a hello is answered, which acks can be
 //! true, what lost slots mean for commits, and fencing.
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use thiserror::Error;
 use towline_wire::handshake::{FEATURE_BEGIN, FEATURE_SNAPSHOT, Hello, NodeName, Refusal, Role, Verdict};
 use towline_wire::message::Ack;
 use towline_wire::superblock::{Base, SlotLoss};
-use towline_wire::{Chain, Lsn, PROTOCOL_VERSION, ShardId, SystemId, Term};
+use towline_wire::{BLOCK, Chain, Lsn, PROTOCOL_VERSION, ShardId, SystemId, Term};
 
 use super::gate::{CommitGate, SlotPositions};
 use super::history::History;
@@ -202,8 +203,17 @@ impl Primary {
             return HelloAnswer::Verdict(Verdict::Stream { from: hello.end_lsn });
         }
         let Some(common) = self.history.common_end(hello.last_term, log.tail) else {
-            // Its last term may be one that ended where this log now begins: the chain tells.
-            return if hello.end_lsn == log.oldest { HelloAnswer::NeedChain(hello.end_lsn) } else { too_old };
+            // What is kept is of newer terms, so what goes on behind that beginning is not in this log. The
+            // replica's last term may also have ended there: the chain tells.
+            return match hello.end_lsn.cmp(&log.oldest) {
+                Ordering::Equal => HelloAnswer::NeedChain(hello.end_lsn),
+                Ordering::Greater => match self.history.newer_begins(hello.last_term).max(log.oldest) {
+                    newer if hello.end_lsn <= newer => too_old,
+                    newer if newer < hello.commit_lsn => refuse(Refusal::CutBelowCommit),
+                    newer => HelloAnswer::Verdict(Verdict::Cut { to: newer }),
+                },
+                Ordering::Less => too_old,
+            };
         };
         if hello.end_lsn > common {
             return match hello.last_term == self.term {
@@ -235,8 +245,14 @@ impl Primary {
         }
         if self.history.may_have_forgotten(hello.last_term) {
             // Where that term ended here is not known, so what both share is not either. Cutting all
-            // of it could take what was acknowledged.
-            return Verdict::NeedSnapshot { oldest };
+            // of it could take what was acknowledged. Who can begin anew gives up its last batch, which
+            // is not in this log, and ends before the oldest then.
+            let to = Lsn(hello.end_lsn.0.saturating_sub(BLOCK as u64));
+            let begins = hello.features & (FEATURE_BEGIN | FEATURE_SNAPSHOT) != 0;
+            return match begins && hello.end_lsn == oldest && to >= hello.commit_lsn {
+                true => Verdict::Cut { to },
+                false => Verdict::NeedSnapshot { oldest },
+            };
         }
         // A term that this history does not have wrote these bytes: all of it must go. That the
         // position is the replica's own end tells it so.

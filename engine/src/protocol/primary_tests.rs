@@ -113,6 +113,32 @@ fn a_term_that_may_be_forgotten_is_not_taken_for_one_that_never_was() {
     assert_eq!(p.answer_with_chain(&hello(4, 24576, 1), Lsn(28672), None, 0), Verdict::Refused(Refusal::Busy));
 }
 
+/// Found by the simulator, seed 80031574: it was told that it is too old, and could not begin anew as it did
+/// not end before the oldest that is kept.
+#[test]
+fn a_tail_behind_the_oldest_of_a_term_that_is_forgotten_is_cut_there() {
+    let mut p = primary();
+    p.history.trim(Lsn(24576));
+    let log = LogEnds { oldest: Lsn(24576), ..log() };
+    let cut = |to| HelloAnswer::Verdict(Verdict::Cut { to: Lsn(to) });
+    // Term 4 is all that is kept, so what term 3 wrote behind its beginning is not in this log.
+    assert_eq!(p.answer(&hello(3, 36864, 1), log, 0), cut(24576));
+    let knows = Hello { commit_lsn: Lsn(28672), ..hello(3, 36864, 1) };
+    assert_eq!(p.answer(&knows, log, 0), refused(Refusal::CutBelowCommit));
+    // It ends there now. If even that is not shared, who can begin anew gives up one batch more.
+    let h = hello(3, 24576, 1);
+    assert_eq!(p.answer(&h, log, 0), HelloAnswer::NeedChain(Lsn(24576)));
+    let oldest = log.oldest;
+    let too_old = Verdict::NeedSnapshot { oldest };
+    assert_eq!(p.answer_with_chain(&h, oldest, Some(Chain(9)), 0), too_old);
+    for features in [FEATURE_BEGIN, FEATURE_SNAPSHOT] {
+        let h = Hello { features, ..h };
+        assert_eq!(p.answer_with_chain(&h, oldest, Some(Chain(9)), 0), Verdict::Cut { to: Lsn(20480) });
+        let knows = Hello { commit_lsn: oldest, ..h };
+        assert_eq!(p.answer_with_chain(&knows, oldest, Some(Chain(9)), 0), too_old, "it keeps what is committed");
+    }
+}
+
 #[test]
 fn a_tail_that_only_the_replica_has_is_cut_where_the_histories_part() {
     let mut p = primary();
