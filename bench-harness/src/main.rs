@@ -16,6 +16,7 @@ mod remote;
 mod report;
 mod simulate;
 mod workload;
+mod zero_copy;
 
 use std::process::ExitCode;
 
@@ -60,6 +61,8 @@ enum Command {
     Sim(simulate::Args),
     /// The same work on Towline and on its peers, side by side: a table, JSON, a page with plots
     Compare(Box<compare::Args>),
+    /// Sends without a copy, forced, from buffers that are overwritten when they are let go of
+    ZeroCopy(zero_copy::Args),
     /// A primary and its replicas for a network client: started by `compare`
     #[command(hide = true)]
     CompareNode(compare::NodeArgs),
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         Some(Command::Errors(args)) => enumerate::every_error(&args),
         Some(Command::Sim(args)) => simulate::execute(&args).map_err(|e| e.to_string()),
         Some(Command::Compare(args)) => compare::run(&args),
+        Some(Command::ZeroCopy(args)) => zero_copy::run(&args),
         Some(Command::CompareNode(args)) => compare::node(&args),
         Some(Command::Replica(args)) => remote::run(&args),
         None => workload::run(&cli.workload),

@@ -132,8 +132,30 @@ impl RemoteReplica {
         primary: SocketAddr,
         settings: &NodeSettings,
     ) -> Result<Self, String> {
+        Self::start_by(Command::new(own_path()?), data, name, primary, settings)
+    }
+
+    /// The same by a command that runs the one that follows it, as `ip netns exec NAME` does.
+    pub(crate) fn start_inside(
+        mut by: Command,
+        data: PathBuf,
+        name: &str,
+        primary: SocketAddr,
+        settings: &NodeSettings,
+    ) -> Result<Self, String> {
+        by.arg(own_path()?);
+        Self::start_by(by, data, name, primary, settings)
+    }
+
+    fn start_by(
+        mut by: Command,
+        data: PathBuf,
+        name: &str,
+        primary: SocketAddr,
+        settings: &NodeSettings,
+    ) -> Result<Self, String> {
         let cpus: Vec<_> = settings.cpus.iter().map(ToString::to_string).collect();
-        let mut child = Command::new(std::env::current_exe().map_err(|e| e.to_string())?)
+        let mut child = by
             .arg("replica")
             .arg("--data")
             .arg(data)
@@ -157,6 +179,10 @@ impl RemoteReplica {
         self.answer.read_line(&mut line).map_err(gone)?;
         Used::from_line(&line).ok_or_else(|| "a replica's process did not start".into())
     }
+}
+
+fn own_path() -> Result<PathBuf, String> {
+    std::env::current_exe().map_err(|e| e.to_string())
 }
 
 impl Drop for RemoteReplica {

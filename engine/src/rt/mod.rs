@@ -38,6 +38,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 pub(crate) use file::{DirectFile, DmaBuf, ReadBuf, SharedBuf};
+pub(crate) use ring::poison_released;
 
 /// A running executor.
 pub(crate) enum ExecutorHandle {

@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use glommio::io::{DmaBuffer, PollableFd};
@@ -254,7 +255,7 @@ impl DmaBuf {
 
     /// Shares it; from now on it does not change.
     pub(crate) fn share(self) -> SharedBuf {
-        SharedBuf(Rc::new(self.0))
+        SharedBuf(Rc::new(Lent(self.0)))
     }
 }
 
@@ -270,9 +271,28 @@ impl AsMut<[u8]> for DmaBuf {
     }
 }
 
+static POISON: AtomicBool = AtomicBool::new(false);
+
+/// From now on what nobody holds any more is overwritten, in the whole process.
+pub(crate) fn poison_released() {
+    POISON.store(true, Ordering::Relaxed);
+}
+
+/// Memory that others read until the last of them has let go of it.
+#[derive(Debug)]
+struct Lent(DmaBuffer);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if POISON.load(Ordering::Relaxed) {
+            self.0.as_bytes_mut().fill(0xDB);
+        }
+    }
+}
+
 /// A buffer that the device and any number of links read at the same time.
 #[derive(Clone, Debug)]
-pub(crate) struct SharedBuf(Rc<DmaBuffer>);
+pub(crate) struct SharedBuf(Rc<Lent>);
 
 impl SharedBuf {
     /// Overwrites it.
@@ -280,7 +300,7 @@ impl SharedBuf {
     /// # Panics
     /// If it is shared, or `bytes` are not as long.
     pub(crate) fn refill(&mut self, bytes: &[u8]) {
-        Rc::get_mut(&mut self.0).expect("nobody else reads it").as_bytes_mut().copy_from_slice(bytes);
+        Rc::get_mut(&mut self.0).expect("nobody else reads it").0.as_bytes_mut().copy_from_slice(bytes);
     }
 }
 
@@ -288,19 +308,19 @@ impl Deref for SharedBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.0.as_bytes()
+        self.0.0.as_bytes()
     }
 }
 
 /// Bytes read from a direct file; cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct ReadBuf(Rc<DmaBuffer>);
+pub(crate) struct ReadBuf(Rc<Lent>);
 
 impl Deref for ReadBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.0.as_bytes()
+        self.0.0.as_bytes()
     }
 }
 
@@ -343,7 +363,7 @@ impl DirectFile {
         let (keep, result) = reading.await;
         let Some((Keep::Read(_, mut buf), _)) = keep else { unreachable!("a read keeps what it reads into") };
         buf.trim_to_size(result?);
-        Ok(ReadBuf(Rc::new(buf)))
+        Ok(ReadBuf(Rc::new(Lent(buf))))
     }
 }
 

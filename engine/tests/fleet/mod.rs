@@ -160,7 +160,7 @@ impl Fleet {
             eventually("a node below has everything", has_all);
         }
         let (below, their_folders): (Vec<_>, Vec<_>) = below.into_iter().unzip();
-        self.nodes.iter_mut().map(|node| node.take().unwrap()).chain(below).for_each(|node| drop(node.stop()));
+        self.nodes.iter_mut().map(|node| node.take().unwrap()).chain(below).for_each(Node::stop);
         let log = |folder: &Path| {
             let said = run(&["verify", "--json", folder.to_str().unwrap()], b"").expect(0, "");
             let shard = said.json()["shards"][0].clone();
