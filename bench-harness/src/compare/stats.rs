@@ -54,8 +54,8 @@ pub(crate) struct Summary {
 
 /// The contender that is Towline without a network client, for each scope.
 pub(crate) const EMBEDDED: [&str; 2] = ["towline", "towline-local"];
-/// The contender that is Towline through its network client.
-pub(crate) const CLIENT: &str = "towline-client";
+/// The contenders that are Towline over a network connection: through its client, and driven as the peers are.
+pub(crate) const CLIENT: [&str; 2] = ["towline-client", "towline-net"];
 
 /// The median of one figure over runs.
 fn median(runs: &[&Run], figure: impl Fn(&Run) -> f64) -> f64 {
@@ -136,7 +136,7 @@ fn line((peer, shape): (&str, &str), groups: &[(&Part, &Group)]) -> Option<Line>
         p999_us: median(&runs, |r| r.p999_us),
         cpu_us: median(&runs, |r| r.cpu_us_per_commit),
         repeated: runs.iter().map(|r| r.repeated).sum(),
-        ratios: [ratio(&EMBEDDED), ratio(&[CLIENT])],
+        ratios: [ratio(&EMBEDDED), ratio(&CLIENT)],
     })
 }
 

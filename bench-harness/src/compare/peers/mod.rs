@@ -13,6 +13,7 @@ mod postgres;
 mod redis;
 mod resp;
 mod towline;
+mod towline_wire;
 
 pub(crate) use self::towline::{NodeArgs, node};
 use std::fmt;
@@ -112,6 +113,7 @@ pub(crate) fn all() -> Vec<Box<dyn Peer>> {
     let mut all: Vec<Box<dyn Peer>> = vec![
         Box::new(towline::Embedded::new(Scope::Replicated)),
         Box::new(towline::Client),
+        Box::new(towline::Driven),
         Box::new(postgres::Postgres::messages()),
         Box::new(postgres::Postgres::inserts()),
         Box::new(redis::Redis::wait()),

@@ -1,5 +1,6 @@
 //! Towline itself: embedded (the load runs on the shard's core), and through its network client.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -11,9 +12,10 @@ use towline::client::{AppendOptions as ClientOptions, Appender, ConnectOptions};
 use towline::measure::{Load, histogram};
 use towline::{AckLevel, AppendOptions, CommitPolicy, ShardId};
 
+use super::super::drive::{Clock, drive};
 use super::super::interrupt;
 use super::super::model::{Sample, Scope};
-use super::{Cpus, Facts, Job, Peer, Shape, shapes};
+use super::{Cpus, Facts, Job, Peer, Shape, shapes, towline_wire};
 use crate::cluster::{Cluster, Plan};
 use crate::remote::NodeSettings;
 
@@ -185,6 +187,50 @@ impl Peer for Client {
                 }),
             }
         })
+    }
+}
+
+/// Appends through connections that one loop drives, as it drives the peers'.
+pub(crate) struct Driven;
+
+impl Peer for Driven {
+    fn facts(&self) -> Facts {
+        Facts {
+            name: "towline-net",
+            title: "Towline, driven as the peers are",
+            scope: Scope::Replicated,
+            durability: FLUSHED,
+            configuration: "as towline-client, but all connections by one thread, in the loop that drives every network \
+                            peer here",
+            shape: "connections x appends outstanding on each, sent as they come free",
+        }
+    }
+
+    fn find(&mut self) -> Result<String, String> {
+        Ok(env!("CARGO_PKG_VERSION").into())
+    }
+
+    fn shapes(&self, outstanding: u64) -> Vec<Shape> {
+        match outstanding {
+            1 => shapes(&[(1, 1)]),
+            16 => shapes(&[(16, 1)]),
+            256 => shapes(&[(256, 1), (16, 16)]),
+            1024 => shapes(&[(64, 16)]),
+            16384 => shapes(&[(64, 256)]),
+            _ => Vec::new(),
+        }
+    }
+
+    fn run(&mut self, job: &Job<'_>) -> Result<Sample, String> {
+        let node = RefCell::new(Node::start(job.dir, job.cpus)?);
+        let addr = node.borrow().addr.clone();
+        let record = job.record();
+        let open = |_| Ok((towline_wire::open(&addr)?, towline_wire::Appends::new(&record)));
+        let connections = (0..job.shape.connections).map(open).collect::<Result<_, String>>()?;
+        // A node that is gone ends the connections too.
+        let servers = || node.borrow_mut().cpu_ns().unwrap_or(0);
+        let clock = Clock { warm_up: job.warm_up, measure: job.measure, servers: &servers };
+        drive(connections, job.shape.pipeline, &clock)
     }
 }
 
