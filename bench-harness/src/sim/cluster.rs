@@ -1,17 +1,12 @@
 //! The simulated cluster: nodes that run the real engine, and the operator who starts them, stops
 //! them, and makes a replica the primary.
 
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 
 use towline::world::LocalFuture;
-use towline::{
-    Handle, Lsn, NodeConfig, OpenError, Primary, PrimaryConfig, Replica, ReplicaConfig, Settings, ShardId, Term,
-    offline,
-};
+use towline::{Handle, NodeConfig, OpenError, Primary, PrimaryConfig, Replica, ReplicaConfig, Settings, ShardId, Term};
 
 use super::clients::{self, Client};
 use super::handler::{Handler, Kept, lock};
@@ -427,95 +422,6 @@ impl Cluster {
             oracle.lose_copies();
             oracle.tainted.push(n);
         }
-    }
-
-    /// Looks at a stopped node's log: for each shard its last term and its end.
-    #[must_use]
-    pub fn ends(&self, n: usize) -> Option<Vec<(Term, Lsn)>> {
-        let report = self.world.with_node(self.nodes[n].id, || offline::verify(Path::new(DATA))).ok()?;
-        if !report.is_whole() || report.shards.len() != self.plan.shards as usize {
-            return None;
-        }
-        Some(report.shards.iter().map(|s| (s.terms.last().map_or(Term::ZERO, |t| t.0), s.end)).collect())
-    }
-
-    /// Makes a replica the primary, as an operator does by hand: every replica is stopped, the one
-    /// whose log goes furthest on every shard is taken, the others follow it. The old primary is
-    /// either gone or does not know. Says whether it was done.
-    pub fn promote(&mut self, old_lives_on: bool) -> bool {
-        let old = self.primary;
-        if self.nodes[old].role != (Role::Primary { promote: false }) {
-            // It has not begun to reign.
-            return false;
-        }
-        let replicas: Vec<usize> = (0..=self.plan.replicas).filter(|n| *n != old).collect();
-        let is_ready = |n: &usize| !self.nodes[*n].tainted && (self.serves(*n) || !self.is_up(*n));
-        if !replicas.iter().all(is_ready) {
-            return false;
-        }
-        // Whoever is looked at stands still.
-        let mut ends = BTreeMap::new();
-        for n in &replicas {
-            if self.is_up(*n) {
-                let pause = 1_000_000 + self.rng.below(50_000_000);
-                self.crash(*n, false, pause);
-            }
-            let Some(end) = self.ends(*n) else { return false };
-            ends.insert(*n, end);
-        }
-        let best = replicas.iter().copied().find(|n| {
-            replicas.iter().all(|other| ends[n].iter().zip(&ends[other]).all(|(mine, theirs)| mine >= theirs))
-        });
-        let Some(best) = best else { return false };
-        self.note(|| format!("node {best} becomes the primary, {old} is it no more; ends {ends:?}"));
-        lock(&self.oracle).lose_copies();
-        self.world.hit(if old_lives_on { "promotion beside a living primary" } else { "promotion" });
-        self.primary = best;
-        for n in 0..=self.plan.replicas {
-            self.nodes[n].role = Role::Replica { of: best };
-        }
-        self.repoint_some();
-        self.nodes[best].control = Arc::default();
-        self.nodes[best].role = Role::Primary { promote: true };
-        self.nodes[best].start_at = Some(self.world.now_ns() + 1_000_000);
-        // A handler of a primary's folder does not run: what it kept as a replica is history.
-        lock(&self.kept).retain(|(node, _), _| *node != best);
-        lock(&self.oracle).deposed.push(old);
-        if old_lives_on {
-            // It goes on as a primary, and is started as one, until somebody tells it.
-            self.nodes[old].role = Role::Primary { promote: false };
-        } else {
-            self.tell(old);
-        }
-        true
-    }
-
-    /// Starts a replica that has promised to follow the newest primary with the address of an old one
-    /// that does not know. Says whether there is such a pair.
-    pub fn misdirect(&mut self, n: usize) -> bool {
-        if self.is_reader(n) {
-            return false;
-        }
-        let old = lock(&self.oracle).deposed.first().copied().filter(|old| self.is_up(*old) && *old != n);
-        let views = self.world.views(self.nodes[n].id);
-        let promised = !views.is_empty() && views.iter().all(|v| v.term == self.newest_term);
-        let (Some(old), true, true) = (old, promised, n != self.primary && self.is_up(n)) else { return false };
-        self.note(|| format!("node {n} is given the address of {old}"));
-        self.crash(n, false, 1_000_000);
-        self.nodes[n].role = Role::Replica { of: old };
-        self.world.hit("misdirected");
-        true
-    }
-
-    /// Tells an old primary that it is a replica now.
-    pub fn tell(&mut self, n: usize) {
-        let pause = self.rng.below(500_000_000);
-        if self.is_up(n) {
-            self.crash(n, false, pause);
-        }
-        self.nodes[n].role = Role::Replica { of: self.primary };
-        self.nodes[n].start_at = Some(self.world.now_ns() + pause);
-        lock(&self.oracle).deposed.retain(|d| *d != n);
     }
 
     /// What the operator does when time passes: starts what is to be started, clears away what has

@@ -22,6 +22,7 @@ pub mod nemesis;
 pub mod operator;
 pub mod oracle;
 pub mod plan;
+mod promotion;
 mod readers;
 pub mod run;
 pub mod store;

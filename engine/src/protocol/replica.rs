@@ -3,17 +3,17 @@
 
 use thiserror::Error;
 use towline_wire::batch::BatchHeader;
-use towline_wire::handshake::{FEATURE_BEGIN, FEATURE_SNAPSHOT, Hello, NodeName, Refusal, Role, Verdict, Welcome};
+use towline_wire::handshake::{Refusal, Welcome};
 use towline_wire::message::{Ack, Heartbeat};
 use towline_wire::superblock::Base;
 use towline_wire::{Chain, Lsn, PROTOCOL_VERSION, Seq, ShardId, SystemId, Term};
 
 use super::history::History;
-use super::squeeze;
 use cascade::Below;
 pub use cascade::Heard;
 
 mod cascade;
+mod hello;
 
 /// What to do after a welcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,95 +249,6 @@ impl Replica {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.last_term == Term::ZERO
-    }
-
-    /// Says, before a hello, whether the log may begin anew where it is too old: `gaps` is whether the
-    /// handler can do without what is left out, `rebuild` whether a log that is not empty may be given up.
-    pub fn allow_begin(&mut self, gaps: bool, rebuild: bool) {
-        self.may_begin = gaps && (rebuild || self.is_empty());
-    }
-
-    /// The same, where the handler `takes` snapshots.
-    pub fn allow_snapshot(&mut self, takes: bool, rebuild: bool) {
-        self.may_take = takes && (rebuild || self.is_empty());
-    }
-
-    /// The hello for the next connection.
-    #[must_use]
-    pub fn hello(&self, name: NodeName, process: u64) -> Hello {
-        Hello {
-            protocol: PROTOCOL_VERSION,
-            role: Role::Replica,
-            shard: self.shard,
-            features: squeeze::features()
-                | if self.may_begin { FEATURE_BEGIN } else { 0 }
-                | if self.may_take { FEATURE_SNAPSHOT } else { 0 },
-            system: self.system,
-            term: self.term,
-            last_term: self.last_term,
-            end_lsn: self.flushed,
-            chain: self.chain,
-            commit_lsn: self.committed(),
-            process,
-            name,
-        }
-    }
-
-    /// Decides about a welcome.
-    ///
-    /// # Errors
-    /// Why this primary cannot be followed.
-    pub fn on_welcome(&self, w: &Welcome) -> Result<Plan, Violation> {
-        if w.protocol != PROTOCOL_VERSION {
-            return Err(Violation::Protocol(w.protocol));
-        }
-        if let Verdict::Refused(cause) = w.verdict {
-            return Ok(Plan::Refused(cause));
-        }
-        if !self.system.is_none() {
-            if w.system != self.system {
-                return Err(Violation::ForeignSystem { theirs: w.system, ours: self.system });
-            }
-            if w.shard_count != self.shard_count {
-                return Err(Violation::ShardCount { theirs: w.shard_count, ours: self.shard_count });
-            }
-            if w.segment_bytes != self.segment_bytes {
-                return Err(Violation::SegmentBytes { theirs: w.segment_bytes, ours: self.segment_bytes });
-            }
-        }
-        if w.term < self.term && !canary!(TermNotChecked) {
-            return Err(Violation::StalePrimary { theirs: w.term, ours: self.term });
-        }
-        match w.verdict {
-            Verdict::Stream { from } if from == self.flushed => Ok(Plan::Follow { term: w.term }),
-            Verdict::Stream { from } => Err(Violation::WrongStart { from, end: self.flushed }),
-            Verdict::Cut { to } => {
-                // A cut to this log's own end says that its last term never was (see
-                // `Primary::answer_with_chain`).
-                let last_term_began = self.history.entries().last().map_or(Lsn::ZERO, |e| e.1);
-                let to = if to >= self.flushed { last_term_began } else { to };
-                let commit = self.committed();
-                if to < commit && !canary!(CutBelowCommit) {
-                    Err(Violation::CutBelowCommit { to, commit })
-                } else {
-                    Ok(Plan::Cut { to })
-                }
-            }
-            Verdict::NeedSnapshot { oldest } => Ok(Plan::NeedSnapshot { oldest }),
-            Verdict::Begin { at, .. } if !self.may_begin || at <= self.flushed => {
-                Err(Violation::WrongStart { from: at, end: self.flushed })
-            }
-            // No primary lets go of what is not committed; one that has lost what it knew is not followed.
-            Verdict::Begin { at, .. } if w.commit_lsn < at => {
-                Err(Violation::KnowsLess { theirs: w.commit_lsn, ours: self.committed() })
-            }
-            Verdict::Begin { at, base, known } => Ok(Plan::Begin(Beginning { at, base, term: w.term, known })),
-            Verdict::Snapshot { oldest, .. } if !self.may_take || oldest <= self.flushed => {
-                Err(Violation::WrongStart { from: oldest, end: self.flushed })
-            }
-            Verdict::Snapshot { known, .. } => Ok(Plan::Snapshot { term: w.term, known }),
-            Verdict::Client | Verdict::Refused(_) => Err(Violation::NotForReplica),
-        }
     }
 
     /// The welcome is followed and its term durable.

@@ -4,6 +4,8 @@ use super::*;
 use crate::protocol::builder::{BatchBuilder, buffer_for};
 use proptest::prelude::*;
 use towline_wire::BatchFields;
+use towline_wire::PROTOCOL_VERSION;
+use towline_wire::handshake::{FEATURE_BEGIN, FEATURE_SNAPSHOT, NodeName, Verdict};
 
 const SYSTEM: SystemId = SystemId([5; 16]);
 const OTHER: SystemId = SystemId([6; 16]);

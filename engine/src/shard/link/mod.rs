@@ -8,6 +8,7 @@
 pub(crate) mod accept;
 mod acker;
 pub(crate) mod ask;
+mod batches_in;
 pub(crate) mod client;
 pub(crate) mod conn;
 mod feed;
