@@ -55,6 +55,10 @@ pub const READ_CHUNK_BYTES: usize = 1 << 20;
 pub const READ_AHEAD: usize = 4;
 /// and the most bytes of them for all links of a shard: who finds no room reads one at a time.
 pub const READ_AHEAD_BYTES_MAX: u64 = 16 << 20;
+/// While others are live, whose writes wait behind reads, a link that catches up reads so many bytes at once,
+pub const POLITE_READ_BYTES: usize = 512 << 10;
+/// and has so many reads in flight ahead of what it sends.
+pub const POLITE_READ_AHEAD: usize = 1;
 /// Bytes that a link which catches up sends at a time while others are live.
 pub const CATCH_UP_SLICE_BYTES: usize = 128 << 10;
 /// and of them to the kernel at a time:

@@ -33,6 +33,15 @@ impl TokenBucket {
     }
 }
 
+/// How a reader reads from disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reads {
+    /// Bytes of one read, at most.
+    pub bytes: usize,
+    /// Reads in flight ahead of what is taken.
+    pub depth: usize,
+}
+
 /// The pace of one link while it reads from disk.
 ///
 /// While others are live, which shows in the log growing, catch-up takes small slices, and sends them
@@ -66,6 +75,15 @@ impl Pace {
     #[must_use]
     pub const fn slice(others_live: bool) -> usize {
         if others_live { limits::CATCH_UP_SLICE_BYTES } else { limits::READ_CHUNK_BYTES }
+    }
+
+    /// How to read what is sent.
+    #[must_use]
+    pub const fn reads(others_live: bool) -> Reads {
+        match others_live {
+            true => Reads { bytes: limits::POLITE_READ_BYTES, depth: limits::POLITE_READ_AHEAD },
+            false => Reads { bytes: limits::READ_CHUNK_BYTES, depth: limits::READ_AHEAD },
+        }
     }
 
     /// When to send on after `bytes` were sent, for the cap.

@@ -145,7 +145,6 @@ impl Link {
         let mut packer = Packer { squeeze, packed: Vec::new() };
         // While it catches up, not before this.
         let mut not_before = 0;
-        cursor.read_ahead(limits::READ_AHEAD);
         loop {
             let seen = self.shard.moved.seen();
             if let Some(why) = self.shard.stopped() {
@@ -165,6 +164,7 @@ impl Link {
             if now >= not_before {
                 let tail = self.shard.inner.borrow().sendable();
                 let others_live = pace.look(tail, now);
+                cursor.read_as(Pace::reads(others_live));
                 self.gather(&mut cursor, &mut batches, Pace::slice(others_live)).await?;
                 if let (Some(first), Some(last)) = (batches.first(), batches.last()) {
                     let bytes = last.end.since(first.lsn);

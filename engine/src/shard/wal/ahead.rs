@@ -9,6 +9,7 @@ use towline_wire::Lsn;
 
 use crate::limits;
 use crate::notify::Changed;
+use crate::protocol::pace::Reads;
 use crate::rt::{self, ReadBuf};
 use crate::shard::Shard;
 
@@ -39,11 +40,11 @@ impl std::fmt::Debug for ReadAhead {
 }
 
 impl ReadAhead {
-    /// Keeps up to `depth` reads in flight from `at` on, to `until` at most, as the shard has room.
-    pub(crate) fn fill(&mut self, shard: &Rc<Shard>, at: Lsn, until: Lsn, depth: usize) {
+    /// Keeps reads in flight from `at` on, to `until` at most, as many as `pace` says and the shard has room for.
+    pub(crate) fn fill(&mut self, shard: &Rc<Shard>, at: Lsn, until: Lsn, pace: Reads) {
         let mut at = self.0.back().map_or(at, |r| Lsn(r.at.0 + r.len as u64));
-        while self.0.len() < depth && at < until {
-            let len = chunk(shard, at, until);
+        while self.0.len() < pace.depth && at < until {
+            let len = chunk(shard, at, until, pace.bytes);
             if shard.ahead_bytes.get() + len as u64 > limits::READ_AHEAD_BYTES_MAX {
                 return;
             }
@@ -82,9 +83,9 @@ impl ReadAhead {
     }
 }
 
-/// Bytes of one read at `at`: to `until` at most, and to the segment's end.
-pub(crate) fn chunk(shard: &Shard, at: Lsn, until: Lsn) -> usize {
+/// Bytes of one read at `at`: at most so many, to `until` at most, and to the segment's end.
+pub(crate) fn chunk(shard: &Shard, at: Lsn, until: Lsn, bytes: usize) -> usize {
     let segment = shard.config.segment_bytes;
-    let most = (segment - at.0 % segment).min(limits::READ_CHUNK_BYTES as u64);
+    let most = (segment - at.0 % segment).min(bytes as u64);
     until.since(at).min(most) as usize
 }

@@ -10,6 +10,8 @@ use towline_wire::{BLOCK, BatchHeader, BatchView, Chain, Lsn, Seq};
 
 use super::ahead::{ReadAhead, chunk};
 use super::ring::Batch;
+use crate::limits;
+use crate::protocol::pace::Reads;
 use crate::rt::ReadBuf;
 use crate::shard::Shard;
 
@@ -32,8 +34,8 @@ pub(crate) struct Cursor {
     next: Lsn,
     chunk: Option<(Lsn, ReadBuf)>,
     ahead: ReadAhead,
-    /// Reads to keep in flight ahead of the chunk.
-    depth: usize,
+    /// How it reads.
+    reads: Reads,
     /// Cuts of the log before the chunk was read.
     cuts: u64,
     on_disk: bool,
@@ -57,15 +59,15 @@ impl Cursor {
             next,
             chunk: None,
             ahead: ReadAhead::default(),
-            depth: 0,
+            reads: Reads { bytes: limits::READ_CHUNK_BYTES, depth: 0 },
             cuts: 0,
             on_disk: false,
         }
     }
 
-    /// From now on up to `depth` large reads are in flight ahead of what is taken from disk.
-    pub(crate) fn read_ahead(&mut self, depth: usize) {
-        self.depth = depth;
+    /// How it reads from now on what is taken from disk. Without this, what is asked for and nothing ahead.
+    pub(crate) fn read_as(&mut self, reads: Reads) {
+        self.reads = reads;
     }
 
     /// Whether the last batch came from disk.
@@ -207,7 +209,7 @@ impl Cursor {
         self.chunk = None;
         let read = match self.ahead.take(at).await {
             Some(read) => read,
-            None => self.shard.segments.read(at, chunk(&self.shard, at, durable)).await,
+            None => self.shard.segments.read(at, chunk(&self.shard, at, durable, self.reads.bytes)).await,
         };
         let read = read.map_err(|source| CursorError::Io { at, source })?;
         self.shard.count(|c| c.device_reads += 1);
@@ -215,7 +217,7 @@ impl Cursor {
         self.chunk = Some((at, read));
         // What is in memory is not read; that may be less by then.
         let until = self.shard.inner.borrow().ring.first().map_or(durable, |first| first.min(durable));
-        self.ahead.fill(&self.shard, end, until, self.depth);
+        self.ahead.fill(&self.shard, end, until, self.reads);
         Ok(())
     }
 
