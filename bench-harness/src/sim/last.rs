@@ -59,6 +59,12 @@ fn mend_slots(c: &mut Cluster) {
         if !two && (!says("the oldest that the primary keeps") || says("it is tried again")) {
             continue;
         }
+        if c.nodes[n].tainted {
+            // A bad disk may have taken a tail that was acknowledged.
+            c.world.hit("made anew from nothing");
+            c.replace(n, 1_000_000);
+            return;
+        }
         if c.nodes[n].lost_slot {
             if c.plan.rebuild && !two {
                 // It begins anew by itself once it knows whether its handler can do without what is left
