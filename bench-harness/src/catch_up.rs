@@ -8,9 +8,9 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use towline::measure::{Content, Load, disk_limit, read_limit, stream};
 use towline::units::parse_size;
-use towline::{AppendOptions, CommitPolicy, Primary, PrimaryConfig, Retain, ShardId, ShardStatus, SlotState};
+use towline::{AppendOptions, CommitPolicy, Primary, PrimaryConfig, Retain, ShardId, SlotState};
 
-use crate::cluster::Scratch;
+use crate::cluster::{Scratch, of_one, until};
 use crate::remote::{NodeSettings, RemoteReplica};
 
 const ONE: ShardId = ShardId(0);
@@ -94,7 +94,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     until("the segments are written", || {
         Ok(r1.used()?.segments >= wanted
             && r2.used()?.segments >= wanted
-            && of(&primary).telemetry.counters.segments_zeroed >= wanted)
+            && of_one(&primary).telemetry.counters.segments_zeroed >= wanted)
     })?;
     drop(r2);
     say("writing the log that the replica misses ...");
@@ -125,7 +125,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     let before = load.take_report().latency_ns;
     say("catching up beside the commits ...");
     let r2 = start("r2", 0)?;
-    until("the replica connects", || Ok(of(&primary).slots[1].state != SlotState::Down))?;
+    until("the replica connects", || Ok(of_one(&primary).slots[1].state != SlotState::Down))?;
     let _ = load.take_report();
     let beside_mb_s = caught_up(&primary, 1)?;
     std::thread::sleep(Duration::from_millis(25));
@@ -182,28 +182,13 @@ fn print(r: &Report) {
     }
 }
 
-fn of(primary: &Primary) -> ShardStatus {
-    primary.status().remove(0)
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> Result<bool, String>) -> Result<(), String> {
-    let began = Instant::now();
-    while !holds()? {
-        if began.elapsed() > Duration::from_secs(300) {
-            return Err(format!("not within five minutes: {what}"));
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    Ok(())
-}
-
 /// Appends about so many bytes.
 fn fill(primary: &Primary, record: usize, bytes: u64) -> Result<(), String> {
     let load = Load::closed(record, (4 << 20) / record.max(1) as u64 + 1, AppendOptions::default());
     let running = load.clone();
-    let from = of(primary).appended_lsn;
+    let from = of_one(primary).appended_lsn;
     primary.spawn_on(ONE, move |local| running.run(local));
-    until("the log is written", || Ok(of(primary).appended_lsn.since(from) >= bytes))?;
+    until("the log is written", || Ok(of_one(primary).appended_lsn.since(from) >= bytes))?;
     load.stop();
     load.wait();
     load.take_report().error.map_or(Ok(()), |e| Err(format!("the load ended by itself: {e}")))
@@ -211,10 +196,10 @@ fn fill(primary: &Primary, record: usize, bytes: u64) -> Result<(), String> {
 
 /// Waits until a replica has what the log holds when it connects, within a batch; returns MB/s.
 fn caught_up(primary: &Primary, slot: usize) -> Result<f64, String> {
-    until("the replica connects", || Ok(of(primary).slots[slot].state != SlotState::Down))?;
-    let now = of(primary);
+    until("the replica connects", || Ok(of_one(primary).slots[slot].state != SlotState::Down))?;
+    let now = of_one(primary);
     let (from, to, began) = (now.slots[slot].flushed_lsn, now.appended_lsn, Instant::now());
-    until("the replica catches up", || Ok(of(primary).slots[slot].flushed_lsn >= to))?;
+    until("the replica catches up", || Ok(of_one(primary).slots[slot].flushed_lsn >= to))?;
     Ok(to.since(from) as f64 / began.elapsed().as_secs_f64() / 1e6)
 }
 

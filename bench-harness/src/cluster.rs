@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use towline::{CommitPolicy, Primary, PrimaryConfig, Replica, ReplicaConfig, SlotState, ZeroCopy};
+use towline::{CommitPolicy, Primary, PrimaryConfig, Replica, ReplicaConfig, ShardStatus, SlotState, ZeroCopy};
 
 use crate::remote::{NodeSettings, RemoteReplica, Used};
 
@@ -36,6 +36,23 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+/// Where a primary of one shard stands.
+pub(crate) fn of_one(primary: &Primary) -> ShardStatus {
+    primary.status().remove(0)
+}
+
+/// Waits until something holds.
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> Result<bool, String>) -> Result<(), String> {
+    let began = Instant::now();
+    while !holds()? {
+        if began.elapsed() > Duration::from_secs(300) {
+            return Err(format!("not within five minutes: {what}"));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 /// Running nodes.

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use towline::measure::{Load, compare_logs, poison_released};
-use towline::{AppendOptions, CommitPolicy, Primary, PrimaryConfig, ShardId, ShardStatus, SlotState, ZeroCopy};
+use towline::{AppendOptions, CommitPolicy, Primary, PrimaryConfig, ShardId, SlotState, ZeroCopy};
 
-use crate::cluster::Scratch;
+use crate::cluster::{Scratch, of_one, until};
 use crate::remote::{NodeSettings, RemoteReplica};
 
 /// The arguments.
@@ -108,21 +108,6 @@ fn ip(args: &[&str]) -> Result<(), String> {
     said.status.success().then_some(()).ok_or_else(|| format!("ip {}: {}", args.join(" "), why.trim()))
 }
 
-fn of(primary: &Primary) -> ShardStatus {
-    primary.status().remove(0)
-}
-
-fn wait(what: &str, mut holds: impl FnMut() -> Result<bool, String>) -> Result<(), String> {
-    let began = Instant::now();
-    while !holds()? {
-        if began.elapsed() > Duration::from_secs(120) {
-            return Err(format!("{what}: not after two minutes"));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
-}
-
 /// Runs it.
 pub(crate) fn run(args: &Args) -> Result<(), String> {
     let scratch = Scratch::new(args.dir.as_deref())?;
@@ -149,7 +134,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
         }
     };
     let replicas = [start("r1")?, start("r2")?];
-    wait("the replicas follow", || Ok(of(&primary).slots.iter().all(|s| s.state == SlotState::Live)))?;
+    until("the replicas follow", || Ok(of_one(&primary).slots.iter().all(|s| s.state == SlotState::Live)))?;
 
     let load = Load::closed(args.record as usize, WINDOW, AppendOptions::default());
     let (running, began) = (load.clone(), Instant::now());
@@ -158,7 +143,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     let shows = !args.json && std::io::stderr().is_terminal();
     loop {
         std::thread::sleep(Duration::from_millis(200));
-        let counters = of(&primary).telemetry.counters;
+        let counters = of_one(&primary).telemetry.counters;
         if shows {
             eprint!("\r{:6.1} of {:.1} GB sent ", counters.sent_bytes as f64 / 1e9, args.gigabytes);
             let _ = std::io::stderr().flush();
@@ -177,9 +162,9 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     if shows {
         eprintln!();
     }
-    let end = of(&primary).appended_lsn;
-    wait("the replicas have everything", || Ok(of(&primary).slots.iter().all(|s| s.flushed_lsn == end)))?;
-    let status = of(&primary);
+    let end = of_one(&primary).appended_lsn;
+    until("the replicas have everything", || Ok(of_one(&primary).slots.iter().all(|s| s.flushed_lsn == end)))?;
+    let status = of_one(&primary);
     let counters = status.telemetry.counters;
     links_hold(counters.connects)?;
     drop(replicas);

@@ -15,6 +15,7 @@ use towline::{AckLevel, AppendOptions, CommitPolicy, ShardId};
 use super::super::drive::{Clock, drive};
 use super::super::interrupt;
 use super::super::model::{Sample, Scope};
+use super::redis::Redis;
 use super::{Cpus, Facts, Job, Peer, Shape, shapes, towline_wire};
 use crate::cluster::{Cluster, Plan};
 use crate::remote::NodeSettings;
@@ -211,14 +212,8 @@ impl Peer for Driven {
     }
 
     fn shapes(&self, outstanding: u64) -> Vec<Shape> {
-        match outstanding {
-            1 => shapes(&[(1, 1)]),
-            16 => shapes(&[(16, 1)]),
-            256 => shapes(&[(256, 1), (16, 16)]),
-            1024 => shapes(&[(64, 16)]),
-            16384 => shapes(&[(64, 256)]),
-            _ => Vec::new(),
-        }
+        // The same as the strongest peer over a network.
+        Redis::wait().shapes(outstanding)
     }
 
     fn run(&mut self, job: &Job<'_>) -> Result<Sample, String> {
