@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use towline::measure::{Content, Load, disk_limit, histogram, ping_pong};
+use towline::units::parse_size;
 use towline::{AckLevel, AppendOptions, CommitPolicy, ShardId, ZeroCopy};
 
 use crate::cluster::{Cluster, Plan, Scratch};
@@ -54,7 +55,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = NoCopy::Auto)]
     pub(crate) zero_copy: NoCopy,
     /// Bytes of segments that each shard writes with zeros before the load
-    #[arg(long, default_value_t = 512 << 20)]
+    #[arg(long, default_value = "512MiB", value_parser = parse_size)]
     pub(crate) prefill: u64,
     /// Where to make the temporary folders [default: the system's temporary folder]
     #[arg(long)]
