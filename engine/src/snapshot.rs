@@ -27,7 +27,8 @@ pub type Chunks = Box<dyn Iterator<Item = Result<Vec<u8>, SnapshotError>> + Send
 pub struct Produced {
     /// Where the state stands: every record below is in it, none from there on. The end of a batch, as a
     /// [`Bookmark`](crate::Bookmark) or [`AppliedBatch::end_lsn`](crate::AppliedBatch::end_lsn) has it.
-    /// The log from there on must still be kept. What is not committed is waited for.
+    /// Records of one batch have the same bookmark: it holds only once all of them are in. The log from
+    /// there on must still be kept. What is not committed is waited for.
     pub at: Lsn,
     /// Bytes of all chunks together, if that is known: it is held to, and shown.
     pub total_bytes: Option<u64>,

@@ -87,12 +87,12 @@ impl Store {
     /// On the primary: appends records, and takes them into the state once they are committed.
     pub fn write(&self, handle: &Handle, records: &[Vec<u8>]) {
         let tickets: Vec<_> = records.iter().map(|r| handle.append(ONE, r).unwrap()).collect();
-        for (record, ticket) in records.iter().zip(tickets) {
-            let bookmark = ticket.wait().unwrap().committed().expect("it commits");
-            let inner = &mut *self.lock();
-            inner.state.records.push(record.clone());
-            inner.state.at = bookmark.lsn;
-        }
+        let lsns = tickets.into_iter().map(|t| t.wait().unwrap().committed().expect("it commits").lsn);
+        let at = lsns.last();
+        // All at once: a bookmark is the end of its batch, and records of one batch are in several tickets.
+        let state = &mut self.lock().state;
+        state.records.extend_from_slice(records);
+        state.at = at.unwrap_or(state.at);
     }
 
     /// Opens a replica on this store.
