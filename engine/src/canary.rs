@@ -54,6 +54,8 @@ pub enum Canary {
     RecycleAboveSlot,
     /// What a replica has goes on counting for commits after its slot is lost.
     LostSlotCounts,
+    /// What a replica has goes on counting for commits after it has said that it is gone.
+    GoneStillCounts,
     /// What a replica has received does not make room in its link's window again.
     WindowNotReturned,
     /// Settings are in force although the superblock does not say them.
@@ -74,7 +76,7 @@ pub enum Canary {
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::AckBeforeFlush,
         Self::OwnCopyInFlight,
         Self::ReceivedAsFlushed,
@@ -99,6 +101,7 @@ impl Canary {
         Self::OnlyCopyOverwritten,
         Self::RecycleAboveSlot,
         Self::LostSlotCounts,
+        Self::GoneStillCounts,
         Self::WindowNotReturned,
         Self::SettingsNotDurable,
         Self::SetNotJudged,

@@ -14,6 +14,10 @@ use super::oracle::Became;
 pub struct Seen {
     /// By node, process and shard.
     last: BTreeMap<(usize, u64, ShardId), ShardView>,
+    /// By node, what was seen last of a log before it was given up and begun anew.
+    given_up: Vec<(usize, ShardView)>,
+    /// Whose log has begun anew in the process that runs now.
+    begun: Vec<(usize, u64, ShardId)>,
     /// The last cap that no more than may be was kept under.
     capped: BTreeMap<(usize, u64, ShardId), Option<u64>>,
     /// When everybody was looked at last.
@@ -57,11 +61,15 @@ impl Seen {
                 } else if is_beyond_cap(&view) && self.capped.get(&key) == Some(&view.cap) {
                     cluster.fail(format!("node {n}: more log is kept than the cap allows: {view:?}"));
                 }
-                if before.is_some_and(|b| b.begun < view.begun) {
+                if let Some(before) = before.filter(|b| b.begun < view.begun) {
+                    self.given_up.push((n, before.clone()));
                     cluster.world.hit("log begun anew");
                     if cluster.plan.snapshots {
                         cluster.world.hit("snapshot installed");
                     }
+                }
+                if view.begun > Lsn::ZERO && before.is_none_or(|b| b.begun == Lsn::ZERO) {
+                    self.begun.push(key);
                 }
                 if view.depth > 1 && before.is_none_or(|b| b.depth != view.depth) {
                     cluster.world.hit("replica fed by a replica");
@@ -91,7 +99,64 @@ impl Seen {
             }
         }
         self.looked_ns = cluster.world.now_ns();
-        count_copies(cluster, &self.last);
+        self.no_vote_is_of_what_was_given_up(cluster);
+        self.count_copies(cluster);
+    }
+
+    /// A log that has begun anew holds nothing before that: no primary counts it for commits there.
+    fn no_vote_is_of_what_was_given_up(&mut self, cluster: &Cluster) {
+        let lives = |n: usize, process: u64| cluster.is_up(n) && cluster.nodes[n].incarnation == process;
+        self.begun.retain(|(n, process, _)| lives(*n, *process));
+        for key @ (n, _, shard) in &self.begun {
+            let (name, replica) = (Cluster::name(*n), &self.last[key]);
+            let primaries = self.last.iter().filter(|((p, process, s), v)| {
+                s == shard && v.is_primary && v.term == replica.term && lives(*p, *process)
+            });
+            let mut slots = primaries.flat_map(|(_, p)| &p.slots);
+            if let Some(slot) = slots.find(|s| s.name == name && s.counted > Lsn::ZERO && s.counted < replica.begun) {
+                cluster.fail(format!("{slot:?} counts for commits, and has given that up: {replica:?}"));
+            }
+        }
+    }
+
+    /// Counts the copies of commits that were acknowledged since the last look: as many nodes as were
+    /// promised must say that they hold them. A node that has died since may have held one.
+    fn count_copies(&self, cluster: &Cluster) {
+        let mut oracle = lock(&cluster.oracle);
+        while let Some(id) = oracle.fresh.pop_front() {
+            let append = oracle.appends[id];
+            let Became::Committed(p) = append.became else { continue };
+            let (mut copies, mut asked) = (0, 0);
+            // Only who was configured counts.
+            let may_count = |n: &usize| *n == p.by || p.among & (1 << *n) != 0;
+            for n in (0..cluster.nodes.len()).filter(may_count) {
+                let holds = |v: &ShardView| {
+                    let replica_memory = p.need.level == AckLevel::Received && n != p.by;
+                    let at = if replica_memory { v.appended } else { v.durable };
+                    at >= p.bookmark.lsn && v.term >= p.bookmark.term && v.begun < p.bookmark.lsn
+                };
+                // Any process of it so far: what it held may have been lost with its memory, or cut since. An
+                // outcome of parts is told with the last of them: what it held may also have been given up.
+                let all = self.last.range((n, 0, append.shard)..=(n, u64::MAX, append.shard)).map(|(_, v)| v);
+                let given_up = self.given_up.iter().filter(|(of, _)| *of == n).map(|(_, v)| v);
+                let held = all.chain(given_up).any(|v| v.shard == append.shard && holds(v));
+                copies += u8::from(held);
+                asked += u8::from(held || cluster.nodes[n].incarnation > 1 || !cluster.serves(n));
+            }
+            // Who has died, or was stopped in order, may have held it between two looks.
+            let wanted = p.need.replicas + 1;
+            if copies < wanted && asked < wanted {
+                drop(oracle);
+                let all = self.last.iter().filter(|((_, _, s), _)| *s == append.shard);
+                let stand: Vec<_> =
+                    all.map(|((n, process, _), v)| (*n, *process, v.begun, v.durable, v.appended)).collect();
+                cluster.fail(format!(
+                    "append {id} was committed with {wanted} copies, {copies} nodes have it: {p:?}; node, process, begun, \
+                     durable, appended: {stand:?}"
+                ));
+                return;
+            }
+        }
     }
 }
 
@@ -169,42 +234,4 @@ fn between(before: &ShardView, now: &ShardView) -> Result<(), String> {
         return Err("durable went back on a primary".into());
     }
     Ok(())
-}
-
-/// Counts the copies of commits that were acknowledged since the last look: as many nodes as were
-/// promised must say that they hold them. A node that has died since may have held one.
-fn count_copies(cluster: &Cluster, last: &BTreeMap<(usize, u64, ShardId), ShardView>) {
-    let mut oracle = lock(&cluster.oracle);
-    while let Some(id) = oracle.fresh.pop_front() {
-        let append = oracle.appends[id];
-        let Became::Committed(p) = append.became else { continue };
-        let (mut copies, mut asked) = (0, 0);
-        // Only who was configured counts.
-        let may_count = |n: &usize| *n == p.by || p.among & (1 << *n) != 0;
-        for n in (0..cluster.nodes.len()).filter(may_count) {
-            let holds = |v: &ShardView| {
-                let replica_memory = p.need.level == AckLevel::Received && n != p.by;
-                let at = if replica_memory { v.appended } else { v.durable };
-                at >= p.bookmark.lsn && v.term >= p.bookmark.term && v.begun < p.bookmark.lsn
-            };
-            // Any process of it so far: what it held may have been lost with its memory, or cut since.
-            let all = last.range((n, 0, append.shard)..=(n, u64::MAX, append.shard));
-            let held = all.filter(|((_, _, s), v)| *s == append.shard && holds(v)).count() > 0;
-            copies += u8::from(held);
-            asked += u8::from(held || cluster.nodes[n].incarnation > 1 || !cluster.serves(n));
-        }
-        // Who has died, or was stopped in order, may have held it between two looks.
-        let wanted = p.need.replicas + 1;
-        if copies < wanted && asked < wanted {
-            drop(oracle);
-            let all = last.iter().filter(|((_, _, s), _)| *s == append.shard);
-            let stand: Vec<_> =
-                all.map(|((n, process, _), v)| (*n, *process, v.begun, v.durable, v.appended)).collect();
-            cluster.fail(format!(
-                "append {id} was committed with {wanted} copies, {copies} nodes have it: {p:?}; node, process, begun, \
-                 durable, appended: {stand:?}"
-            ));
-            return;
-        }
-    }
 }

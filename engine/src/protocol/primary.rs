@@ -1,7 +1,6 @@
 //! The primary's side of replication for one shard: what a hello is answered, which acks can be
 //! true, what lost slots mean for commits, and fencing.
 
-use std::cmp::Ordering;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -172,6 +171,12 @@ impl Primary {
         if let Some(cause) = self.slots.refusal(slot, hello.process, now_ns) {
             return refuse(cause);
         }
+        // Its folder may be another one by now, or its log one that it is going to give up.
+        let begins = hello.end_lsn < log.oldest || has_begun_empty(hello);
+        if !canary!(GoneStillCounts) {
+            self.slots.begins_again(slot, if begins { Lsn::ZERO } else { hello.end_lsn }, now_ns);
+            self.tell_gate(slot);
+        }
         if hello.end_lsn < log.oldest && hello.features & FEATURE_BEGIN != 0 {
             self.slots.hold(slot, log.oldest, now_ns);
             return HelloAnswer::NeedBase(log.oldest);
@@ -202,18 +207,15 @@ impl Primary {
         if canary!(ChainNotCompared) && hello.end_lsn <= log.tail {
             return HelloAnswer::Verdict(Verdict::Stream { from: hello.end_lsn });
         }
-        let Some(common) = self.history.common_end(hello.last_term, log.tail) else {
-            // What is kept is of newer terms, so what goes on behind that beginning is not in this log. The
-            // replica's last term may also have ended there: the chain tells.
-            return match hello.end_lsn.cmp(&log.oldest) {
-                Ordering::Equal => HelloAnswer::NeedChain(hello.end_lsn),
-                Ordering::Greater => match self.history.newer_begins(hello.last_term).max(log.oldest) {
-                    newer if hello.end_lsn <= newer => too_old,
-                    newer if newer < hello.commit_lsn => refuse(Refusal::CutBelowCommit),
-                    newer => HelloAnswer::Verdict(Verdict::Cut { to: newer }),
-                },
-                Ordering::Less => too_old,
-            };
+        let common = match self.history.common_end(hello.last_term, log.tail) {
+            Some(common) => common,
+            // Its last term may be one that ended where this log now begins: the chain tells.
+            None if hello.end_lsn == log.oldest => return HelloAnswer::NeedChain(hello.end_lsn),
+            // What is kept from there on is of newer terms: the replica's tail behind it is not in this log.
+            None => match self.history.newer_begins(hello.last_term).max(log.oldest) {
+                newer if hello.end_lsn <= newer => return too_old,
+                newer => newer,
+            },
         };
         if hello.end_lsn > common {
             return match hello.last_term == self.term {

@@ -199,6 +199,24 @@ fn what_a_replica_has_counts_no_more_once_its_slot_is_lost() {
 }
 
 #[test]
+fn what_a_replica_says_it_no_longer_has_counts_no_more() {
+    let has = |hello: &Hello| {
+        let mut p = primary();
+        p.attach(0, (1, 7), Lsn(20480), 0).unwrap();
+        p.detach(0, 1, 0);
+        let _ = p.answer(hello, log(), 0);
+        p.gate.slot(0).unwrap().flushed
+    };
+    assert_eq!(has(&hello(4, 24576, 5)), Lsn(20480), "what it has more is of no link");
+    assert_eq!(has(&hello(3, 12288, 5)), Lsn(12288));
+    let empty = Hello { system: SystemId::NONE, ..hello(0, 0, 0) };
+    assert_eq!(has(&empty), Lsn(0), "its folder is another one");
+    assert_eq!(has(&Hello { features: FEATURE_BEGIN, ..empty }), Lsn(0));
+    assert_eq!(has(&hello(0, 40960, 77)), Lsn(0), "its log has begun there, with nothing in it");
+    assert_eq!(has(&Hello { system: SystemId([6; 16]), ..empty }), Lsn(20480), "a stranger");
+}
+
+#[test]
 fn an_ack_above_sent_or_from_another_link_never_counts() {
     let mut p = primary();
     assert_eq!(p.attach(0, (1, 7), Lsn(20480), 0), Ok(None));

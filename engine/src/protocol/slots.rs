@@ -344,6 +344,17 @@ impl Slots {
         }
     }
 
+    /// Its replica asks for a link anew and has nothing from `end` on, whatever it said on the link before:
+    /// that is over.
+    pub(super) fn begins_again(&mut self, slot: usize, end: Lsn, now_ns: u64) {
+        let Some(s) = self.get_mut(slot) else { return };
+        let SlotPositions { received, flushed, applied } = s.at;
+        s.at = SlotPositions { received: received.min(end), flushed: flushed.min(end), applied: applied.min(end) };
+        if s.link.is_some() {
+            (s.link, s.progress, s.idle_since_ns, s.at.received) = (None, None, now_ns, s.at.flushed);
+        }
+    }
+
     /// A replica that asks for a link is going to need the log from `from` on.
     pub(super) fn hold(&mut self, slot: usize, from: Lsn, now_ns: u64) {
         if let Some(s) = self.get_mut(slot).filter(|s| s.is_valid()) {

@@ -242,6 +242,8 @@ async fn decide(shard: &Rc<Shard>, superblock: &LiveSuperblock, hello: &Hello) -
             Role::Replica(r) => r.answer(hello, log, rt::now_ns()),
         }
     };
+    // The replica's link before this one, if it was still there, is over.
+    shard.moved.notify();
     if matches!(answer, HelloAnswer::NeedBase(_) | HelloAnswer::Snapshot(_)) {
         // What the slot holds from now on is what the next start would hold too.
         if let Err(e) = superblock.persist(|s| s.slots = shard.slot_entries()).await {
