@@ -135,19 +135,8 @@ impl RemoteReplica {
         Self::start_by(Command::new(own_path()?), data, name, primary, settings)
     }
 
-    /// The same by a command that runs the one that follows it, as `ip netns exec NAME` does.
-    pub(crate) fn start_inside(
-        mut by: Command,
-        data: PathBuf,
-        name: &str,
-        primary: SocketAddr,
-        settings: &NodeSettings,
-    ) -> Result<Self, String> {
-        by.arg(own_path()?);
-        Self::start_by(by, data, name, primary, settings)
-    }
-
-    fn start_by(
+    /// The same by a command that runs this program, as `ip netns exec NAME` and [`own_path`] does.
+    pub(crate) fn start_by(
         mut by: Command,
         data: PathBuf,
         name: &str,
@@ -181,7 +170,8 @@ impl RemoteReplica {
     }
 }
 
-fn own_path() -> Result<PathBuf, String> {
+/// This program.
+pub(crate) fn own_path() -> Result<PathBuf, String> {
     std::env::current_exe().map_err(|e| e.to_string())
 }
 

@@ -3,7 +3,7 @@
 //! checks, and breaks its link; at the end the logs are compared byte for byte.
 
 use std::io::{IsTerminal, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use towline::measure::{Load, compare_logs, poison_released};
 use towline::{AppendOptions, CommitPolicy, Primary, PrimaryConfig, ShardId, SlotState, ZeroCopy};
 
 use crate::cluster::{Scratch, of_one, until};
-use crate::remote::{NodeSettings, RemoteReplica};
+use crate::remote::{NodeSettings, RemoteReplica, own_path};
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
@@ -67,31 +67,36 @@ const LINKS: u64 = 2;
 const WINDOW: u64 = 4096;
 const LOG_KEPT: u64 = 256 << 20;
 
+/// This end's address where the replicas are in a namespace; RFC 2544 sets the range aside for benchmarks.
+const NEAR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+/// Theirs.
+const FAR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+
 /// A network namespace, with an address at this end and one in it.
 struct Namespace {
     name: String,
-    here: IpAddr,
 }
 
 impl Namespace {
     fn new() -> Result<Self, String> {
         let id = std::process::id() % 100_000;
         let (name, near, far) = (format!("towline-{id}"), format!("tl{id}a"), format!("tl{id}b"));
-        // RFC 2544 sets this range aside for benchmarks.
-        let made = Self { name: name.clone(), here: Ipv4Addr::new(198, 18, 0, 1).into() };
+        // What was made until something failed goes with it.
+        let made = Self { name: name.clone() };
         ip(&["netns", "add", &name])?;
         ip(&["link", "add", &near, "type", "veth", "peer", "name", &far, "netns", &name])?;
-        ip(&["addr", "add", "198.18.0.1/30", "dev", &near])?;
+        ip(&["addr", "add", &format!("{NEAR}/30"), "dev", &near])?;
         ip(&["link", "set", &near, "up"])?;
-        ip(&["-n", &name, "addr", "add", "198.18.0.2/30", "dev", &far])?;
+        ip(&["-n", &name, "addr", "add", &format!("{FAR}/30"), "dev", &far])?;
         ip(&["-n", &name, "link", "set", &far, "up"])?;
         Ok(made)
     }
 
-    fn inside(&self) -> Command {
+    /// Runs this program in it.
+    fn inside(&self) -> Result<Command, String> {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name]);
-        command
+        command.args(["netns", "exec", &self.name]).arg(own_path()?);
+        Ok(command)
     }
 }
 
@@ -116,8 +121,8 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     let settings =
         |cpu| NodeSettings { cpus: vec![cpu], retain: LOG_KEPT, prefill: 512 << 20, depth: 4, batch: 512 << 10 };
     let mut config = PrimaryConfig::new(scratch.0.join("primary"));
-    let here = namespace.as_ref().map_or(IpAddr::from([127, 0, 0, 1]), |n| n.here);
-    config.listen = Some(SocketAddr::new(here, 0));
+    let here = if args.veth { NEAR } else { Ipv4Addr::LOCALHOST };
+    config.listen = Some((here, 0).into());
     config.insecure_no_auth = true;
     config.replicas = vec!["r1".into(), "r2".into()];
     config.commit = "ack_n=2".parse::<CommitPolicy>().map_err(|e| e.to_string())?;
@@ -130,7 +135,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
         let (data, settings) = (scratch.0.join(name), settings(last));
         match &namespace {
             None => RemoteReplica::start(data, name, addr, &settings),
-            Some(n) => RemoteReplica::start_inside(n.inside(), data, name, addr, &settings),
+            Some(n) => RemoteReplica::start_by(n.inside()?, data, name, addr, &settings),
         }
     };
     let replicas = [start("r1")?, start("r2")?];
@@ -164,8 +169,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     }
     let end = of_one(&primary).appended_lsn;
     until("the replicas have everything", || Ok(of_one(&primary).slots.iter().all(|s| s.flushed_lsn == end)))?;
-    let status = of_one(&primary);
-    let counters = status.telemetry.counters;
+    let counters = of_one(&primary).telemetry.counters;
     links_hold(counters.connects)?;
     drop(replicas);
     primary.stop();

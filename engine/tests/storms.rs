@@ -171,50 +171,52 @@ impl Reader {
 
 #[test]
 fn a_replica_behind_a_replica_comes_out_the_same_though_any_of_them_is_killed() {
-    let (dir, mut random) = (folder(), Random(seed() ^ 2));
-    let mut fleet = Fleet::start(dir.path(), "ack_n=1", &OPTIONS);
-    let middle = fleet.replicas()[0];
-    let follows = fleet.listen(middle).to_owned();
-    run(&["slot", "create", "reader", "--at", &follows], b"").expect(0, "");
-    let mut reader = Reader { folder: dir.path().join("reader"), follows, listen: fixed_address(), node: None };
-    reader.start();
-    let load = Load::start(dir.path(), fleet.addr(), 700);
-    for round in 0..16 {
-        load.await_more(1 + random.below(400));
-        spin(&mut random, Duration::from_millis(3));
-        let what = match random.below(5) {
-            0 => {
-                reader.kill();
-                "the reader was killed"
+    campaigns(seed() ^ 2, |seed| {
+        let (dir, mut random) = (folder(), Random(seed));
+        let mut fleet = Fleet::start(dir.path(), "ack_n=1", &OPTIONS);
+        let middle = fleet.replicas()[0];
+        let follows = fleet.listen(middle).to_owned();
+        run(&["slot", "create", "reader", "--at", &follows], b"").expect(0, "");
+        let mut reader = Reader { folder: dir.path().join("reader"), follows, listen: fixed_address(), node: None };
+        reader.start();
+        let load = Load::start(dir.path(), fleet.addr(), 700);
+        for round in 0..16 {
+            load.await_more(1 + random.below(400));
+            spin(&mut random, Duration::from_millis(3));
+            let what = match random.below(5) {
+                0 => {
+                    reader.kill();
+                    "the reader was killed"
+                }
+                1 => {
+                    fleet.kill(middle);
+                    "the middle was killed"
+                }
+                2 => {
+                    fleet.kill(middle);
+                    reader.kill();
+                    "both were killed"
+                }
+                3 => {
+                    fleet.kill(middle);
+                    fleet.kill(fleet.primary);
+                    "the middle and the primary were killed"
+                }
+                _ => strike(&mut fleet, &load, &mut random, false),
+            };
+            fleet.start_missing(false);
+            if reader.node.is_none() {
+                reader.start();
             }
-            1 => {
-                fleet.kill(middle);
-                "the middle was killed"
-            }
-            2 => {
-                fleet.kill(middle);
-                reader.kill();
-                "both were killed"
-            }
-            3 => {
-                fleet.kill(middle);
-                fleet.kill(fleet.primary);
-                "the middle and the primary were killed"
-            }
-            _ => strike(&mut fleet, &load, &mut random, false),
-        };
-        fleet.start_missing(false);
-        if reader.node.is_none() {
-            reader.start();
+            println!("round {round}: {what}, {} acknowledged", load.acknowledged());
         }
-        println!("round {round}: {what}, {} acknowledged", load.acknowledged());
-    }
-    load.await_more(1);
-    let told = load.end();
-    let mut node = reader.node.take().unwrap();
-    node.assert_alive();
-    let verdict = fleet.check_with(&told, vec![(node, reader.folder)]);
-    assert_eq!(verdict["promised"], told.acknowledged);
+        load.await_more(1);
+        let told = load.end();
+        let mut node = reader.node.take().unwrap();
+        node.assert_alive();
+        let verdict = fleet.check_with(&told, vec![(node, reader.folder)]);
+        assert_eq!(verdict["promised"], told.acknowledged);
+    });
 }
 
 #[test]

@@ -1,14 +1,16 @@
 //! A replica without a log: it says hello, takes batches, and acknowledges them as flushed. It costs
 //! next to nothing, so that a hundred of them show what a primary's links cost.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use towline::wire::BatchHeader;
-use towline::wire::frame::{self, FLAG_REPLY_NOW, FrameHead, FrameKind, PREAMBLE};
-use towline::wire::handshake::{Hello, NodeName, Role, Verdict, Welcome};
+use towline::wire::frame::{self, FLAG_REPLY_NOW, FrameKind};
+use towline::wire::handshake::{Hello, NodeName, Role, Verdict};
 use towline::wire::message::{Ack, Heartbeat};
 use towline::{Seq, ShardId};
+
+use crate::greeting::{bad, greet, next};
 
 /// Where such a replica stands.
 #[derive(Clone, Copy, Debug)]
@@ -22,10 +24,6 @@ pub struct FakeLink {
     stream: TcpStream,
     /// Where it stands.
     pub fake: Fake,
-}
-
-fn bad(why: impl std::fmt::Display) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, why.to_string())
 }
 
 impl Fake {
@@ -49,35 +47,13 @@ impl Fake {
     /// # Errors
     /// What went wrong.
     pub fn connect(mut self, at: SocketAddr) -> io::Result<FakeLink> {
-        let mut stream = TcpStream::connect(at)?;
-        stream.set_nodelay(true)?;
-        let hello = self.hello.to_bytes();
-        let mut out = Vec::with_capacity(256);
-        out.extend_from_slice(&PREAMBLE);
-        out.extend_from_slice(&frame::header(FrameKind::Hello, 0, 0, &hello));
-        out.extend_from_slice(&hello);
-        stream.write_all(&out)?;
-        let (head, payload) = next(&mut stream)?;
-        if head.kind != FrameKind::Welcome {
-            return Err(bad(format!("a {:?} instead of a welcome", head.kind)));
-        }
-        let welcome = Welcome::check(&payload).map_err(bad)?;
+        let (stream, welcome) = greet(at, &self.hello)?;
         if !matches!(welcome.verdict, Verdict::Stream { .. }) {
             return Err(bad(format!("{:?}", welcome.verdict)));
         }
         (self.hello.system, self.hello.term) = (welcome.system, welcome.term);
         Ok(FakeLink { stream, fake: self })
     }
-}
-
-fn next(stream: &mut TcpStream) -> io::Result<(FrameHead, Vec<u8>)> {
-    let mut header = [0; frame::HEADER];
-    stream.read_exact(&mut header)?;
-    let head = FrameHead::check(&header).map_err(bad)?;
-    let mut payload = vec![0; head.len];
-    stream.read_exact(&mut payload)?;
-    head.check_payload(&payload).map_err(bad)?;
-    Ok((head, payload))
 }
 
 impl FakeLink {

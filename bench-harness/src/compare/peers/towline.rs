@@ -18,7 +18,7 @@ use super::super::model::{Sample, Scope};
 use super::redis::Redis;
 use super::{Cpus, Facts, Job, Peer, Shape, shapes, towline_wire};
 use crate::cluster::{Cluster, Plan};
-use crate::remote::NodeSettings;
+use crate::remote::{NodeSettings, own_path};
 
 const FLUSHED: &str = "primary and both replicas flushed";
 const CONFIGURATION: &str = "one shard, ack_n=2 flushed, defaults, 512 MiB of segments written with zeros beforehand";
@@ -293,7 +293,7 @@ struct Node {
 impl Node {
     fn start(dir: &Path, cpus: &Cpus) -> Result<Self, String> {
         let list = |cpus: &[usize]| cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        let mut child = Command::new(std::env::current_exe().map_err(|e| e.to_string())?)
+        let mut child = Command::new(own_path()?)
             .args(["compare-node", "--first", &list(&cpus.first), "--others", &list(&cpus.others), "--dir"])
             .arg(dir)
             .stdin(Stdio::piped())

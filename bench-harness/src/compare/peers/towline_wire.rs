@@ -1,14 +1,14 @@
 //! Towline's protocol as a client speaks it, for the loop that drives every network peer.
 
 use std::collections::VecDeque;
-use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use towline::ShardId;
 use towline::wire::frame::{self, FrameHead, FrameKind};
-use towline::wire::handshake::{Hello, Verdict, WELCOME, Welcome};
+use towline::wire::handshake::{Hello, Verdict};
 use towline::wire::message::{AppendHead, CommitStatus, Committed, ErrorHead, WirePolicy};
 use towline::wire::record;
+use towline_bench::greeting::greet;
 
 use super::super::drive::Protocol;
 
@@ -17,21 +17,9 @@ const REQUEST_BYTES: usize = 64 << 10;
 
 /// Connects as a client of the first shard, and gives the stream past the welcome.
 pub(super) fn open(addr: &str) -> Result<TcpStream, String> {
-    let failed = |e: std::io::Error| format!("connecting to Towline: {e}");
-    let mut stream = TcpStream::connect(addr).map_err(failed)?;
-    let hello = Hello::client(ShardId(0)).to_bytes();
-    let opening = [&frame::PREAMBLE[..], &frame::header(FrameKind::Hello, 0, 0, &hello), &hello].concat();
-    stream.write_all(&opening).map_err(failed)?;
-    let mut header = [0; frame::HEADER];
-    stream.read_exact(&mut header).map_err(failed)?;
-    let head = FrameHead::check(&header).map_err(|e| e.to_string())?;
-    if head.kind != FrameKind::Welcome || head.len > WELCOME {
-        return Err("Towline does not say welcome".into());
-    }
-    let mut payload = vec![0; head.len];
-    stream.read_exact(&mut payload).map_err(failed)?;
-    head.check_payload(&payload).map_err(|e| e.to_string())?;
-    match Welcome::check(&payload).map_err(|e| e.to_string())?.verdict {
+    let greeted = greet(addr, &Hello::client(ShardId(0))).map_err(|e| format!("connecting to Towline: {e}"));
+    let (stream, welcome) = greeted?;
+    match welcome.verdict {
         Verdict::Client => Ok(stream),
         other => Err(format!("Towline's welcome to a client says {other:?}")),
     }

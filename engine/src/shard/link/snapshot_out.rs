@@ -185,13 +185,13 @@ impl Link {
             // The slot may have been made anew meanwhile.
             let at = self.with(|p| p.sending.as_ref().map(|s| s.begin().point.at)).expect("it goes on");
             self.may_go_on_at(at);
+            if request.offset > 0 {
+                self.shard.count(|c| c.snapshots_resumed += 1);
+                tracing::info!(shard = self.shard.id.0, replica = %self.name, offset = request.offset, "the snapshot goes on");
+            }
         } else {
             self.end_own("the replica needs another one");
             self.produce().await?;
-        }
-        if resumed && request.offset > 0 {
-            self.shard.count(|c| c.snapshots_resumed += 1);
-            tracing::info!(shard = self.shard.id.0, replica = %self.name, offset = request.offset, "the snapshot goes on");
         }
         let begin = self.with(|p| p.sending.as_ref().map(Sending::begin)).expect("it was made");
         frames::send(&self.conn, FrameKind::SnapshotBegin, 0, 0, &begin.to_bytes()).await?;

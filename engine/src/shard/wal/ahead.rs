@@ -40,11 +40,11 @@ impl std::fmt::Debug for ReadAhead {
 }
 
 impl ReadAhead {
-    /// Keeps reads in flight from `at` on, to `until` at most, as many as `pace` says and the shard has room for.
-    pub(crate) fn fill(&mut self, shard: &Rc<Shard>, at: Lsn, until: Lsn, pace: Reads) {
+    /// Keeps reads in flight from `at` on, to `until` at most, as many as `reads` says and the shard has room for.
+    pub(crate) fn fill(&mut self, shard: &Rc<Shard>, at: Lsn, until: Lsn, reads: Reads) {
         let mut at = self.0.back().map_or(at, |r| Lsn(r.at.0 + r.len as u64));
-        while self.0.len() < pace.depth && at < until {
-            let len = chunk(shard, at, until, pace.bytes);
+        while self.0.len() < reads.depth && at < until {
+            let len = chunk(shard, at, until, reads.bytes);
             if shard.ahead_bytes.get() + len as u64 > limits::READ_AHEAD_BYTES_MAX {
                 return;
             }
