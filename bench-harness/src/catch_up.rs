@@ -86,7 +86,14 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     say("writing segments ...");
     let primary = Primary::open(config).map_err(|e| e.to_string())?;
     let addr = primary.listening().ok_or("the primary does not listen")?;
-    let settings = |prefill| NodeSettings { cpus: vec![second], retain: 1 << 40, prefill, depth: 4, batch: 512 << 10 };
+    let settings = |prefill| NodeSettings {
+        cpus: vec![second],
+        retain: 1 << 40,
+        prefill,
+        depth: 4,
+        batch: 512 << 10,
+        spin: Duration::ZERO,
+    };
     let start = |name: &str, prefill| RemoteReplica::start(scratch.0.join(name), name, addr, &settings(prefill));
     let mut r1 = start("r1", 2 * args.bytes + (256 << 20))?;
     let mut r2 = start("r2", 2 * args.bytes + (256 << 20))?;

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use towline::{NodeConfig, Replica, ReplicaConfig, Retain};
 
@@ -29,6 +30,8 @@ pub(crate) struct Args {
     depth: usize,
     #[arg(long)]
     batch: usize,
+    #[arg(long)]
+    spin_ns: u64,
 }
 
 /// What a process has used, and how far its replica is.
@@ -81,6 +84,7 @@ pub(crate) struct NodeSettings {
     pub(crate) prefill: u64,
     pub(crate) depth: usize,
     pub(crate) batch: usize,
+    pub(crate) spin: Duration,
 }
 
 impl NodeSettings {
@@ -90,6 +94,7 @@ impl NodeSettings {
         node.prefill_bytes = self.prefill;
         node.write_depth = self.depth;
         node.batch_bytes = self.batch;
+        node.spin = self.spin;
     }
 }
 
@@ -103,6 +108,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
         prefill: args.prefill,
         depth: args.depth,
         batch: args.batch,
+        spin: Duration::from_nanos(args.spin_ns),
     };
     settings.apply(&mut config.node);
     let replica = Replica::open(config).map_err(|e| e.to_string())?;
@@ -151,6 +157,7 @@ impl RemoteReplica {
             .args(["--name", name, "--primary", &primary.to_string(), "--cpus", &cpus.join(",")])
             .args(["--retain", &settings.retain.to_string(), "--prefill", &settings.prefill.to_string()])
             .args(["--depth", &settings.depth.to_string(), "--batch", &settings.batch.to_string()])
+            .args(["--spin-ns", &settings.spin.as_nanos().to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -51,6 +51,9 @@ pub(crate) struct Args {
     /// Bytes of a normal batch
     #[arg(long, default_value_t = 512 << 10)]
     pub(crate) batch: usize,
+    /// Microseconds that each core looks for news before it sleeps
+    #[arg(long, default_value_t = 0)]
+    pub(crate) spin_us: u64,
     /// Whether batches are sent without a copy by the kernel; on loopback it copies all the same
     #[arg(long, value_enum, default_value_t = NoCopy::Auto)]
     pub(crate) zero_copy: NoCopy,
@@ -102,6 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
         prefill: args.prefill,
         depth: args.depth,
         batch: args.batch,
+        spin: Duration::from_micros(args.spin_us),
     };
     let flushed = |n: usize| CommitPolicy::AckN { n: n as u8, level: AckLevel::Flushed };
     let plan = Plan {

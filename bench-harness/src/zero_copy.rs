@@ -118,8 +118,14 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     let scratch = Scratch::new(args.dir.as_deref())?;
     let namespace = args.veth.then(Namespace::new).transpose()?;
     let last = std::thread::available_parallelism().map_or(1, usize::from) - 1;
-    let settings =
-        |cpu| NodeSettings { cpus: vec![cpu], retain: LOG_KEPT, prefill: 512 << 20, depth: 4, batch: 512 << 10 };
+    let settings = |cpu| NodeSettings {
+        cpus: vec![cpu],
+        retain: LOG_KEPT,
+        prefill: 512 << 20,
+        depth: 4,
+        batch: 512 << 10,
+        spin: Duration::ZERO,
+    };
     let mut config = PrimaryConfig::new(scratch.0.join("primary"));
     let here = if args.veth { NEAR } else { Ipv4Addr::LOCALHOST };
     config.listen = Some((here, 0).into());

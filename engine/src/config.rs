@@ -105,6 +105,10 @@ pub struct NodeConfig {
     /// How long a batch may wait for more records while a write could start. Default 0: a lone
     /// append goes out at once.
     pub max_linger: Duration,
+    /// How long a core looks for news before it sleeps. Default 0; at most 10 ms. Waking up takes some
+    /// microseconds, so this lowers latency where few commits are outstanding, for all of the core's time
+    /// that nothing else wants.
+    pub spin: Duration,
     /// How much of the log is kept. Default: all.
     pub retain: Retain,
     /// Bytes of recent batches kept in memory for links and tails, for each shard; who is further
@@ -133,6 +137,7 @@ impl NodeConfig {
             batch_bytes: 512 << 10,
             record_bytes_max: RECORD_BYTES_MAX,
             max_linger: Duration::ZERO,
+            spin: Duration::ZERO,
             retain: Retain::All,
             live_window_bytes: 16 << 20,
             io_memory_bytes: 32 << 20,
@@ -156,6 +161,8 @@ impl NodeConfig {
         bounds("write_depth", self.write_depth as u64, 1, limits::WRITE_DEPTH_MAX as u64)?;
         bounds("batch_bytes", self.batch_bytes as u64, block, 16 << 20)?;
         bounds("record_bytes_max", self.record_bytes_max as u64, 1, RECORD_BYTES_MAX as u64)?;
+        let spin_us = u64::try_from(self.spin.as_micros()).unwrap_or(u64::MAX);
+        bounds("spin in us", spin_us, 0, limits::SPIN_MAX.as_micros() as u64)?;
         bounds("live_window_bytes", self.live_window_bytes as u64, 0, 16 << 30)?;
         bounds("snapshot_bytes_max", self.snapshot_bytes_max, limits::SNAPSHOT_BYTES_MAX_MIN, u64::MAX - 1)?;
         bounds("io_memory_bytes", self.io_memory_bytes as u64, 64 << 10, 4 << 30)?;

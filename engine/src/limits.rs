@@ -99,6 +99,8 @@ pub const PROGRESS_MARK: Duration = Duration::from_millis(250);
 pub const BUFFER_USE_MIN: usize = 4;
 /// Most batches handed to the kernel in one send.
 pub const SEND_BATCHES_MAX: usize = 32;
+/// The longest that a core looks for news before it sleeps.
+pub const SPIN_MAX: Duration = Duration::from_millis(10);
 /// Bytes of one producer's ring towards a shard: the most a foreign thread may have queued.
 pub const INBOX_BYTES: usize = 4 << 20;
 /// Appends of one producer's ring.

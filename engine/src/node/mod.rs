@@ -247,6 +247,7 @@ impl Running {
         let Machine { cpus, cores, io_memory, listener } = machine;
         let listening = listener.as_ref().and_then(|l| l.local_addr().ok());
         let shard_count = setups.len() as u32;
+        let spin = config.spin;
         let segment_bytes = setups.first().map_or(config.segment_bytes, |s| s.config.segment_bytes);
         let shared = Arc::new(NodeShared {
             is_primary: description.is_primary,
@@ -298,6 +299,7 @@ impl Running {
                 rt::keep_until_executor_ends(CoreGuard { node: setup.node.clone(), number });
                 rt::keep_until_executor_ends(ready.guard());
                 async move {
+                    rt::spin_for(spin);
                     core::run(setup, ready).await;
                     rt::end_all().await;
                 }

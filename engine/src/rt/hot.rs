@@ -104,6 +104,8 @@ pub(super) struct Hot {
     /// While glommio has its turn, tasks that are ready wait here.
     later: RefCell<Option<Vec<Waker>>>,
     ended: Cell<bool>,
+    /// How long to look for news before sleeping.
+    spin_ns: Cell<u64>,
 }
 
 /// Ends the loop with its thread, also after a panic.
@@ -133,6 +135,7 @@ pub(super) fn start() -> io::Result<()> {
         round_ns: Cell::new(ring::now_ns()),
         later: RefCell::new(None),
         ended: Cell::new(false),
+        spin_ns: Cell::new(0),
     });
     OWNER.set(Arc::as_ptr(&hot.shared));
     HERE.set(Some(Guard(hot.clone())));
@@ -255,6 +258,11 @@ pub(super) async fn yield_if_needed() {
     }
 }
 
+/// From now on this executor looks for news for so long before it sleeps.
+pub(super) fn spin_for(spin: Duration) {
+    here().spin_ns.set(u64::try_from(spin.as_nanos()).unwrap_or(u64::MAX));
+}
+
 /// What other threads have of this thread's loop, to see in a test that nobody keeps it.
 #[cfg(test)]
 pub(super) fn seen_by_others() -> std::sync::Weak<impl Sized> {
@@ -301,11 +309,39 @@ impl Hot {
             rounds = 0;
             let due = self.timers.borrow().next().unwrap_or(u64::MAX);
             let wait = Duration::from_nanos(due.saturating_sub(now).min(WAIT_MAX_NS));
-            if wait.is_zero() || !self.shared.fall_asleep() {
+            if wait.is_zero() || self.spin(due) || !self.shared.fall_asleep() {
                 continue;
             }
             self.uring.borrow_mut().enter(Some(wait));
             self.shared.lock().asleep = false;
+        }
+    }
+
+    /// Looks for news instead of sleeping, for as long as it may and nothing is due. Whether there is
+    /// any. Who else wants this core has it meanwhile.
+    fn spin(&self, due: u64) -> bool {
+        let spin_ns = self.spin_ns.get();
+        if spin_ns == 0 {
+            return false;
+        }
+        let until = due.min(ring::now_ns().saturating_add(spin_ns));
+        loop {
+            {
+                let mut uring = self.uring.borrow_mut();
+                if uring.has_news() {
+                    uring.enter(None);
+                }
+                if uring.has_completions() {
+                    return true;
+                }
+            }
+            if !self.shared.lock().woken.is_empty() {
+                return true;
+            }
+            if ring::now_ns() >= until {
+                return false;
+            }
+            std::thread::yield_now();
         }
     }
 

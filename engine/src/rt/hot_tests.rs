@@ -37,6 +37,16 @@ fn file_of(dir: &Path, bytes: usize) -> std::path::PathBuf {
 
 #[test]
 fn another_thread_wakes_a_task_however_deep_the_core_sleeps() {
+    wakes_of_another_thread_arrive(Duration::ZERO);
+}
+
+#[test]
+fn another_thread_wakes_a_task_while_the_core_spins_and_as_it_falls_asleep() {
+    wakes_of_another_thread_arrive(Duration::from_micros(3));
+    wakes_of_another_thread_arrive(Duration::from_millis(10));
+}
+
+fn wakes_of_another_thread_arrive(spin: Duration) {
     const TIMES: u64 = 3000;
     let (waker, count) = (Arc::new(AtomicWaker::new()), Arc::new(AtomicU64::new(0)));
     let (theirs, told) = ((waker.clone(), count.clone()), mpsc::sync_channel(0));
@@ -48,6 +58,7 @@ fn another_thread_wakes_a_task_however_deep_the_core_sleeps() {
         }
     });
     run(move || async move {
+        super::spin_for(spin);
         for n in 1..=TIMES {
             poll_fn(|cx| {
                 waker.register(cx.waker());
@@ -58,6 +69,21 @@ fn another_thread_wakes_a_task_however_deep_the_core_sleeps() {
         }
     });
     thread.join().unwrap();
+}
+
+#[test]
+fn what_completes_and_what_is_due_is_seen_by_a_core_that_spins() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file_of(dir.path(), 4096);
+    run(|| async move {
+        // It would spin for longer than the test may take.
+        super::spin_for(Duration::from_secs(3600));
+        let file = DirectFile::open(&path).await.unwrap();
+        let mut buf = DmaBuf::new(4096);
+        buf.as_mut().fill(7);
+        assert_eq!(file.write(buf.share(), 0).await.unwrap(), 4096);
+        ring::sleep(Duration::from_millis(2)).await;
+    });
 }
 
 #[test]

@@ -185,6 +185,14 @@ impl Future for YieldOnce {
     }
 }
 
+/// From now on this executor looks for news for so long before it sleeps, and leaves its core to others
+/// meanwhile.
+pub(crate) fn spin_for(spin: Duration) {
+    if on_machine() {
+        hot::spin_for(spin);
+    }
+}
+
 /// Nanoseconds on a clock that only goes forward, the same for all cores. Never 0, so that 0 can
 /// mean "no time".
 pub(crate) fn now_ns() -> u64 {

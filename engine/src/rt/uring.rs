@@ -163,6 +163,11 @@ impl<K> Uring<K> {
         !queue.is_empty() || queue.taskrun()
     }
 
+    /// Whether something has completed that was not taken yet.
+    pub(super) fn has_completions(&mut self) -> bool {
+        !self.ring.completion().is_empty()
+    }
+
     /// Submits what is new. With a time, waits until something has completed, at most so long: says
     /// whether nothing has.
     ///

@@ -31,6 +31,7 @@ pub(super) fn plan(scope: Scope, cpus: &Cpus) -> Plan {
         prefill: 512 << 20,
         depth: 4,
         batch: 512 << 10,
+        spin: Duration::ZERO,
     };
     let replicas = scope.copies() - 1;
     let flushed = CommitPolicy::AckN { n: replicas as u8, level: AckLevel::Flushed };

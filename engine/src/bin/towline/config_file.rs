@@ -107,6 +107,10 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "TIME")]
     pub(crate) max_linger: Option<Time>,
 
+    /// How long each core looks for news before it sleeps: less latency for more CPU [default: 0s, most: 10ms]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) spin: Option<Time>,
+
     /// How much log each shard keeps: all, or at least SIZE [default: all]
     #[arg(long, value_name = "all|SIZE")]
     pub(crate) retain: Option<Keep>,
@@ -191,6 +195,7 @@ macro_rules! every_field {
             batch_size,
             record_max,
             max_linger,
+            spin,
             retain,
             retain_max,
             slot_idle_max,
