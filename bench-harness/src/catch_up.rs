@@ -8,9 +8,9 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use towline::measure::{Content, Load, disk_limit, read_limit, stream};
 use towline::units::parse_size;
-use towline::{AppendOptions, CommitPolicy, Primary, PrimaryConfig, Retain, ShardId, SlotState};
+use towline::{AppendOptions, CommitPolicy, Primary, PrimaryConfig, Retain, ShardId};
 
-use crate::cluster::{Scratch, of_one, until};
+use crate::cluster::{Scratch, caught_up, connected, fill, of_one, until};
 use crate::remote::{NodeSettings, RemoteReplica};
 
 const ONE: ShardId = ShardId(0);
@@ -106,7 +106,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     drop(r2);
     say("writing the log that the replica misses ...");
     fill(&primary, args.record, args.bytes)?;
-    caught_up(&primary, 0)?;
+    rate(&primary, 0)?;
     let dir = scratch.0.join("primary/shard-0000/wal");
     let read_mb_s = read_limit(segments(&dir, args.bytes)?, Some(0), (1 << 20, 4), Duration::from_secs(1))
         .map_err(|e| format!("reading the log: {e}"))?
@@ -118,10 +118,10 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     let write_mb_s = limit.map_err(|e| format!("measuring the disk: {e}"))?.bytes_per_s / 1e6;
     say("catching up, alone ...");
     let r2 = start("r2", 0)?;
-    let alone_mb_s = caught_up(&primary, 1)?;
+    let alone_mb_s = rate(&primary, 1)?;
     drop(r2);
     fill(&primary, args.record, args.bytes)?;
-    caught_up(&primary, 0)?;
+    rate(&primary, 0)?;
     say("committing ...");
     let load = Load::open(256, args.rate, 1024, AppendOptions::default());
     let running = load.clone();
@@ -132,9 +132,9 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     let before = load.take_report().latency_ns;
     say("catching up beside the commits ...");
     let r2 = start("r2", 0)?;
-    until("the replica connects", || Ok(of_one(&primary).slots[1].state != SlotState::Down))?;
+    connected(&primary, 1)?;
     let _ = load.take_report();
-    let beside_mb_s = caught_up(&primary, 1)?;
+    let beside_mb_s = rate(&primary, 1)?;
     std::thread::sleep(Duration::from_millis(25));
     let during = load.take_report().latency_ns;
     load.stop();
@@ -189,25 +189,11 @@ fn print(r: &Report) {
     }
 }
 
-/// Appends about so many bytes.
-fn fill(primary: &Primary, record: usize, bytes: u64) -> Result<(), String> {
-    let load = Load::closed(record, (4 << 20) / record.max(1) as u64 + 1, AppendOptions::default());
-    let running = load.clone();
-    let from = of_one(primary).appended_lsn;
-    primary.spawn_on(ONE, move |local| running.run(local));
-    until("the log is written", || Ok(of_one(primary).appended_lsn.since(from) >= bytes))?;
-    load.stop();
-    load.wait();
-    load.take_report().error.map_or(Ok(()), |e| Err(format!("the load ended by itself: {e}")))
-}
-
-/// Waits until a replica has what the log holds when it connects, within a batch; returns MB/s.
-fn caught_up(primary: &Primary, slot: usize) -> Result<f64, String> {
-    until("the replica connects", || Ok(of_one(primary).slots[slot].state != SlotState::Down))?;
-    let now = of_one(primary);
-    let (from, to, began) = (now.slots[slot].flushed_lsn, now.appended_lsn, Instant::now());
-    until("the replica catches up", || Ok(of_one(primary).slots[slot].flushed_lsn >= to))?;
-    Ok(to.since(from) as f64 / began.elapsed().as_secs_f64() / 1e6)
+/// Waits until a replica is connected and has what the log holds by then; returns MB/s.
+fn rate(primary: &Primary, slot: usize) -> Result<f64, String> {
+    connected(primary, slot)?;
+    let (bytes, took) = caught_up(primary, slot)?;
+    Ok(bytes as f64 / took.as_secs_f64() / 1e6)
 }
 
 /// The segments that hold the first bytes of the log.

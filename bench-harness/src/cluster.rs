@@ -3,7 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use towline::{CommitPolicy, Primary, PrimaryConfig, Replica, ReplicaConfig, ShardStatus, SlotState, ZeroCopy};
+use towline::measure::Load;
+use towline::{
+    AppendOptions, CommitPolicy, Primary, PrimaryConfig, Replica, ReplicaConfig, ShardId, ShardStatus, SlotState,
+    ZeroCopy,
+};
 
 use crate::remote::{NodeSettings, RemoteReplica, Used};
 
@@ -55,6 +59,38 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> Result<bool, String>)
     Ok(())
 }
 
+/// Appends until the log of a primary of one shard is so many bytes longer; returns the bytes of the
+/// records, all of them committed.
+pub(crate) fn fill(primary: &Primary, record_bytes: usize, log_bytes: u64) -> Result<u64, String> {
+    let load = Load::closed(record_bytes, (4 << 20) / record_bytes.max(1) as u64 + 1, AppendOptions::default());
+    let running = load.clone();
+    let from = of_one(primary).appended_lsn;
+    primary.spawn_on(ShardId(0), move |local| running.run(local));
+    until("the log is written", || Ok(of_one(primary).appended_lsn.since(from) >= log_bytes))?;
+    load.stop();
+    load.wait();
+    let report = load.take_report();
+    match report.error {
+        Some(why) => Err(format!("the load ended by itself: {why}")),
+        None if report.failed > 0 => Err(format!("{} appends were not committed", report.failed)),
+        None => Ok(report.commits * record_bytes as u64),
+    }
+}
+
+/// Waits until the replica of a slot is connected.
+pub(crate) fn connected(primary: &Primary, slot: usize) -> Result<(), String> {
+    until("the replica connects", || Ok(of_one(primary).slots[slot].state != SlotState::Down))
+}
+
+/// Waits until a connected replica has flushed what the log holds now, within a batch; returns the bytes of
+/// log that it was behind, and how long it took.
+pub(crate) fn caught_up(primary: &Primary, slot: usize) -> Result<(u64, Duration), String> {
+    let now = of_one(primary);
+    let (from, to, began) = (now.slots[slot].flushed_lsn, now.appended_lsn, Instant::now());
+    until("the replica catches up", || Ok(of_one(primary).slots[slot].flushed_lsn >= to))?;
+    Ok((to.since(from), began.elapsed()))
+}
+
 /// Running nodes.
 #[derive(Debug)]
 pub(crate) struct Cluster {
@@ -96,6 +132,19 @@ impl Cluster {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(cluster)
+    }
+
+    /// Ends the last of the replicas that have a process of their own.
+    pub(crate) fn end_last_replica(&mut self) {
+        self.remote.pop();
+    }
+
+    /// Starts the replica that was ended, in the folder that it had.
+    pub(crate) fn start_last_replica(&mut self, dir: &Path, settings: &NodeSettings) -> Result<(), String> {
+        let addr = self.primary.listening().ok_or("the primary does not listen")?;
+        let name = format!("r{}", self.remote.len() + 1);
+        self.remote.push(RemoteReplica::start(dir.join(&name), &name, addr, settings)?);
+        Ok(())
     }
 
     fn is_ready(&mut self, plan: &Plan) -> Result<bool, String> {

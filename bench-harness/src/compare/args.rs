@@ -4,8 +4,43 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use towline::units::parse_size;
 
+use super::model::BulkWork;
 use super::peers::Cpus;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Work {
+    /// Closed loops of commits
+    Commits,
+    /// So many bytes, until all are durable on three nodes
+    Stream,
+    /// A replica that was away catches up with so many bytes
+    CatchUp,
+}
+
+impl Work {
+    /// If it is bulk work.
+    pub(crate) const fn bulk(self) -> Option<BulkWork> {
+        match self {
+            Self::Commits => None,
+            Self::Stream => Some(BulkWork::Stream),
+            Self::CatchUp => Some(BulkWork::CatchUp),
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Commits => "commits",
+            Self::Stream => "stream",
+            Self::CatchUp => "catch-up",
+        }
+    }
+}
+
+const BULK_BYTES: u64 = 1 << 30;
+const BULK_BYTES_QUICK: u64 = 128 << 20;
 
 /// Which cores the nodes may use: the same for every peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -34,6 +69,7 @@ Examples:
   towline-bench compare --quick                       a first impression in a few minutes
   towline-bench compare --peers redis,postgres --outstanding 1,256
   towline-bench compare --peers raft-engine,sqlite --sizes 4096
+  towline-bench compare --work stream,catch-up --peers postgres --bulk-bytes 256MiB
   towline-bench compare --json all.json --html all.html
   towline-bench compare --join a.json b.json --html both.html
 
@@ -45,12 +81,18 @@ pub(crate) struct Args {
     /// Only these peers, by the names of --list [default: all that are installed]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub(crate) peers: Vec<String>,
-    /// Bytes of each record
-    #[arg(long, value_delimiter = ',', value_name = "BYTES", default_value = "256,4096", value_parser = record_bytes)]
+    /// What to measure [default: all; where --sizes or --outstanding are given, commits]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WORK")]
+    pub(crate) work: Vec<Work>,
+    /// Commits: bytes of each record [default: 256,4096]
+    #[arg(long, value_delimiter = ',', value_name = "BYTES", value_parser = record_bytes)]
     pub(crate) sizes: Vec<usize>,
-    /// Commits outstanding at a time
-    #[arg(long, value_delimiter = ',', value_name = "NUMBERS", default_value = "1,16,256,1024,16384")]
+    /// Commits: how many are outstanding at a time [default: 1,16,256,1024,16384]
+    #[arg(long, value_delimiter = ',', value_name = "NUMBERS")]
     pub(crate) outstanding: Vec<u64>,
+    /// Stream, catch-up: bytes of payload [default: 1GiB, with --quick 128MiB]
+    #[arg(long, value_name = "SIZE", value_parser = bulk_bytes)]
+    pub(crate) bulk_bytes: Option<u64>,
     /// Seconds of load that are counted in each run
     #[arg(long, default_value = "3", value_parser = seconds)]
     pub(crate) seconds: Duration,
@@ -60,7 +102,7 @@ pub(crate) struct Args {
     /// Runs of each; fewer than 3 are no measurement
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) runs: u32,
-    /// A first impression: 256 B, 1 and 256 outstanding, one run of one second each
+    /// A first impression: 256 B, 1 and 256 outstanding, one run of one second each; less bulk
     #[arg(long, conflicts_with_all = ["sizes", "outstanding", "seconds", "runs"])]
     pub(crate) quick: bool,
     /// Cores that everybody runs on [default: the first two]
@@ -103,18 +145,51 @@ fn record_bytes(text: &str) -> Result<usize, String> {
     }
 }
 
+fn bulk_bytes(text: &str) -> Result<u64, String> {
+    match parse_size(text).map_err(|e| e.to_string())? {
+        bytes if ((1 << 20)..=(64 << 30)).contains(&bytes) => Ok(bytes),
+        _ => Err("1MiB to 64GiB".into()),
+    }
+}
+
 impl Args {
-    /// The arguments with what `--quick` stands for.
+    /// The arguments with what `--quick` and those that were left out stand for.
     pub(crate) fn resolved(mut self) -> Self {
+        if self.work.is_empty() {
+            let only_commits = !(self.sizes.is_empty() && self.outstanding.is_empty());
+            self.work = if only_commits { vec![Work::Commits] } else { Work::value_variants().to_vec() };
+        }
         if self.quick {
             (self.sizes, self.outstanding, self.runs) = (vec![256], vec![1, 256], 1);
             self.seconds = Duration::from_secs(1);
+            self.bulk_bytes = self.bulk_bytes.or(Some(BULK_BYTES_QUICK));
+        }
+        if self.sizes.is_empty() {
+            self.sizes = vec![256, 4096];
+        }
+        if self.outstanding.is_empty() {
+            self.outstanding = vec![1, 16, 256, 1024, 16384];
         }
         if self.cpus.is_empty() {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             self.cpus = (0..cores.min(2)).collect();
         }
         self
+    }
+
+    /// Whether commits are measured.
+    pub(crate) fn has_commits(&self) -> bool {
+        self.work.contains(&Work::Commits)
+    }
+
+    /// The bulk work that is measured, each once, in order.
+    pub(crate) fn bulk(&self) -> impl Iterator<Item = BulkWork> + '_ {
+        BulkWork::ALL.into_iter().filter(|bulk| self.work.iter().any(|w| w.bulk() == Some(*bulk)))
+    }
+
+    /// Bytes of payload of bulk work.
+    pub(crate) fn bulk_bytes(&self) -> u64 {
+        self.bulk_bytes.unwrap_or(BULK_BYTES)
     }
 
     /// Who may use which cores.
@@ -151,9 +226,15 @@ impl Args {
         if !self.peers.is_empty() {
             words.push(format!("--peers {}", self.peers.join(",")));
         }
-        words.push(format!("--sizes {}", list(self.sizes.iter().map(ToString::to_string).collect())));
-        words.push(format!("--outstanding {}", list(self.outstanding.iter().map(ToString::to_string).collect())));
-        words.push(format!("--seconds {} --warm-up {}", self.seconds.as_secs_f64(), self.warm_up.as_secs_f64()));
+        words.push(format!("--work {}", list(self.work.iter().map(|w| w.name().to_string()).collect())));
+        if self.has_commits() {
+            words.push(format!("--sizes {}", list(self.sizes.iter().map(ToString::to_string).collect())));
+            words.push(format!("--outstanding {}", list(self.outstanding.iter().map(ToString::to_string).collect())));
+            words.push(format!("--seconds {} --warm-up {}", self.seconds.as_secs_f64(), self.warm_up.as_secs_f64()));
+        }
+        if self.bulk().next().is_some() {
+            words.push(format!("--bulk-bytes {}", self.bulk_bytes()));
+        }
         words.push(format!("--runs {} --pin {}", self.runs, if self.pin == Pin::Shared { "shared" } else { "split" }));
         words.join(" ")
     }
@@ -181,6 +262,28 @@ mod tests {
         let args = parse("").unwrap();
         assert_eq!((args.sizes, args.outstanding, args.runs), (vec![256, 4096], vec![1, 16, 256, 1024, 16384], 3));
         assert!(args.peers.is_empty() && !args.cpus.is_empty());
+        let args = parse("").unwrap();
+        assert_eq!(args.work, [Work::Commits, Work::Stream, Work::CatchUp]);
+        assert_eq!(args.bulk_bytes(), 1 << 30);
+    }
+
+    #[test]
+    fn what_is_measured_follows_from_what_is_given() {
+        assert_eq!(parse("--sizes 256").unwrap().work, [Work::Commits]);
+        assert_eq!(parse("--outstanding 1 --peers redis").unwrap().work, [Work::Commits]);
+        assert_eq!(parse("--peers postgres").unwrap().work.len(), 3);
+        let args = parse("--work catch-up,stream,stream --bulk-bytes 256MiB").unwrap();
+        assert_eq!(args.bulk().collect::<Vec<_>>(), BulkWork::ALL);
+        assert!(!args.has_commits() && args.bulk_bytes() == 256 << 20);
+        assert_eq!(parse("--quick").unwrap().bulk_bytes(), 128 << 20);
+        assert_eq!(parse("--quick --bulk-bytes 64MiB").unwrap().bulk_bytes(), 64 << 20);
+    }
+
+    #[test]
+    fn every_work_has_the_name_that_selects_it() {
+        for work in Work::value_variants() {
+            assert_eq!(parse(&format!("--work {}", work.name())).unwrap().work, [*work]);
+        }
     }
 
     #[test]
@@ -194,6 +297,9 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused() {
         for line in ["--seconds 0", "--seconds x", "--sizes 0", "--sizes 1000000", "--runs 0", "--pin other"] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        for line in ["--work other", "--bulk-bytes 1", "--bulk-bytes 1TiB", "--bulk-bytes 1GB", "--bulk-bytes x"] {
             assert!(parse(line).is_err(), "{line}");
         }
     }
@@ -211,7 +317,10 @@ mod tests {
         let args = parse("--peers redis --sizes 256 --outstanding 1 --dir /some/where --json /some/file").unwrap();
         let command = args.command();
         assert!(!command.contains("/some"), "{command}");
-        let again = parse(command.strip_prefix("towline-bench compare").unwrap()).unwrap();
-        assert_eq!(again.command(), command);
+        for line in ["--sizes 256 --outstanding 1", "--work stream --bulk-bytes 64MiB", "--quick", ""] {
+            let command = parse(line).unwrap().command();
+            let again = parse(command.strip_prefix("towline-bench compare").unwrap()).unwrap();
+            assert_eq!(again.command(), command);
+        }
     }
 }

@@ -51,6 +51,16 @@ pub(crate) fn sleep(how_long: Duration) -> Result<(), String> {
 pub(crate) fn wait_for<T>(
     how_long: Duration,
     what: &str,
+    ask: impl FnMut() -> Result<Option<T>, String>,
+) -> Result<T, String> {
+    wait_every(Duration::from_millis(20), how_long, what, ask)
+}
+
+/// The same with a pause of its own between two questions.
+pub(crate) fn wait_every<T>(
+    pause: Duration,
+    how_long: Duration,
+    what: &str,
     mut ask: impl FnMut() -> Result<Option<T>, String>,
 ) -> Result<T, String> {
     let end = Instant::now() + how_long;
@@ -61,7 +71,7 @@ pub(crate) fn wait_for<T>(
         if Instant::now() > end {
             return Err(format!("{what}: not within {} s", how_long.as_secs()));
         }
-        sleep(Duration::from_millis(20))?;
+        sleep(pause)?;
     }
 }
 

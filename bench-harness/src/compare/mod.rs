@@ -1,10 +1,11 @@
 //! `towline-bench compare`: the same work on Towline and on what a user would pick instead.
 //!
 //! In: the arguments and what is installed. Out: a table, a JSON document (`model`), a page (`html`).
-//! `session` runs the groups; `peers` has one file for each contender; `drive` is the load on those
+//! `session` runs the groups of commits, `bulk` what is so many bytes; `peers` has one file for each contender; `drive` is the load on those
 //! with a network protocol; `child` keeps servers, `interrupt` sees to an orderly end.
 
 mod args;
+mod bulk;
 mod child;
 mod drive;
 mod epoll;
@@ -24,7 +25,7 @@ pub(crate) use args::Args;
 pub(crate) use peers::{NodeArgs, node};
 
 use crate::cluster::Scratch;
-use model::{FORMAT, Report};
+use model::{BulkWork, FORMAT, Report};
 
 /// Runs it.
 pub(crate) fn run(args: &Args) -> Result<(), String> {
@@ -50,7 +51,8 @@ fn write(path: &Path, text: &str) -> Result<(), String> {
 
 /// What was measured, and whether that is all that was asked for.
 fn measure(args: &Args) -> Result<(Report, Result<(), String>), String> {
-    let field = session::field(&args.peers, peers::all())?;
+    let mut field = session::field(&args.peers, peers::all())?;
+    field.keep_those_who_do(args);
     if !field.has_wanted(&args.peers) {
         let why: Vec<_> = field.skipped.iter().map(|s| s.why.as_str()).collect();
         return Err(format!("nothing can be measured: {}", why.join("; ")));
@@ -59,7 +61,8 @@ fn measure(args: &Args) -> Result<(Report, Result<(), String>), String> {
     let scratch = Scratch::new(args.dir.as_deref())?;
     let (part, ended) = session::run(args, field, &scratch.0)?;
     drop(scratch);
-    if part.groups.iter().all(|g| g.rows.iter().all(|r| r.runs.is_empty())) {
+    let no_commits = part.groups.iter().all(|g| g.rows.iter().all(|r| r.runs.is_empty()));
+    if no_commits && part.bulk.iter().all(|g| g.rows.iter().all(|r| r.runs.is_empty())) {
         ended?;
         return Err("nothing could be measured: every run failed; the lines above say why".into());
     }
@@ -85,7 +88,7 @@ fn list() -> Result<(), String> {
         let facts = peer.facts();
         let found = peer.find().unwrap_or_else(|why| format!("left out: {why}"));
         println!(
-            "{:<16} {}; {}\n{:16} a commit means: {}\n{:16} {}\n",
+            "{:<16} {}; {}\n{:16} a commit means: {}\n{:16} {}",
             facts.name,
             facts.title,
             facts.scope.title(),
@@ -94,6 +97,12 @@ fn list() -> Result<(), String> {
             "",
             found
         );
+        for work in BulkWork::ALL {
+            if let Some(way) = peer.bulk_ways(work).first() {
+                println!("{:16} {}: {}", "", work.title(), way.until);
+            }
+        }
+        println!();
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! Several documents can be joined; each part keeps the machine, the date and the command of its own.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,9 @@ pub(crate) struct Part {
     pub(crate) peers: BTreeMap<String, PeerFacts>,
     pub(crate) skipped: Vec<Skipped>,
     pub(crate) groups: Vec<Group>,
+    /// Documents from before there was bulk work have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) bulk: Vec<BulkGroup>,
 }
 
 /// The kind of machine, without its name.
@@ -138,6 +142,111 @@ pub(crate) struct Run {
     pub(crate) repeated: u32,
 }
 
+/// Work that is so many bytes, and not so many seconds. There are three nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum BulkWork {
+    /// Records are written until all of them are durable on all nodes.
+    Stream,
+    /// Records were written while a replica was away: it comes back, until it has flushed them.
+    CatchUp,
+}
+
+impl BulkWork {
+    pub(crate) const ALL: [Self; 2] = [Self::Stream, Self::CatchUp];
+
+    pub(crate) const fn title(self) -> &'static str {
+        match self {
+            Self::Stream => "a stream to two replicas",
+            Self::CatchUp => "a replica that was away catches up",
+        }
+    }
+
+    /// What the clock runs from and to.
+    pub(crate) const fn clock(self) -> &'static str {
+        match self {
+            Self::Stream => "from the first record that is sent until all are known to be where the last column says",
+            Self::CatchUp => {
+                "from the moment at which the primary has the replica's connection (its column: how long after the start \
+                 of the replica's process that was) until the replica has flushed all that it missed"
+            }
+        }
+    }
+}
+
+/// The same bulk work for everybody, in alternation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct BulkGroup {
+    pub(crate) work: BulkWork,
+    /// Bytes of payload that were asked for.
+    pub(crate) bytes: u64,
+    pub(crate) record_bytes: usize,
+    /// As in [`Group`].
+    pub(crate) probes_us: Vec<f64>,
+    pub(crate) rows: Vec<BulkRow>,
+}
+
+/// One contender in one shape.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct BulkRow {
+    pub(crate) peer: String,
+    pub(crate) shape: String,
+    /// Where all of it is when the clock stops, in words.
+    pub(crate) until: String,
+    /// How it was written.
+    pub(crate) how: String,
+    pub(crate) runs: Vec<BulkRun>,
+    /// Why runs are missing.
+    pub(crate) errors: Vec<String>,
+}
+
+/// One run of bulk work.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct BulkRun {
+    /// Bytes of payload that were moved: those that were asked for, in whole records and units.
+    pub(crate) bytes: u64,
+    pub(crate) seconds: f64,
+    /// 10^6 bytes of payload in each second.
+    pub(crate) mb_s: f64,
+    /// Catch-up: from the start of the replica's process until it was connected. The clock runs from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) connected_after_s: Option<f64>,
+    /// Processor seconds of all nodes and the client for 10^9 bytes of payload; in a catch-up with the
+    /// replica's start.
+    pub(crate) cpu_s_per_gb: f64,
+    pub(crate) probe_before_us: f64,
+    pub(crate) probe_after_us: f64,
+    /// How often it was repeated because the disk changed under it.
+    pub(crate) repeated: u32,
+}
+
+/// What a contender hands back from one run of bulk work.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BulkSample {
+    pub(crate) bytes: u64,
+    pub(crate) took: Duration,
+    pub(crate) connected_after: Option<Duration>,
+    /// Of all nodes and the client.
+    pub(crate) cpu_ns: u64,
+}
+
+impl BulkSample {
+    /// The run that goes into the document.
+    pub(crate) fn into_run(self, probes_us: [f64; 2], repeated: u32) -> BulkRun {
+        let (bytes, seconds) = (self.bytes as f64, self.took.as_secs_f64().max(1e-9));
+        BulkRun {
+            bytes: self.bytes,
+            seconds: round3(seconds),
+            mb_s: round3(bytes / seconds / 1e6),
+            connected_after_s: self.connected_after.map(|c| round3(c.as_secs_f64())),
+            cpu_s_per_gb: round3(self.cpu_ns as f64 / bytes.max(1.0)),
+            probe_before_us: probes_us[0],
+            probe_after_us: probes_us[1],
+            repeated,
+        }
+    }
+}
+
 /// What a contender hands back from one run.
 #[derive(Debug)]
 pub(crate) struct Sample {
@@ -198,5 +307,36 @@ mod tests {
         assert_eq!((run.commits_per_s, run.cpu_us_per_commit, run.client_cpu_us_per_commit), (500.0, 4.0, 1.0));
         assert!((run.p50_us - 500.0).abs() < 1.0 && (run.p99_us - 990.0).abs() < 2.0, "{run:?}");
         assert_eq!((run.probe_before_us, run.probe_after_us, run.repeated), (100.0, 120.0, 1));
+    }
+
+    #[test]
+    fn bulk_figures_are_of_payload_alone() {
+        let sample = BulkSample {
+            bytes: 1 << 30,
+            took: Duration::from_millis(500),
+            connected_after: Some(Duration::from_millis(1250)),
+            cpu_ns: 2 << 30,
+        };
+        let run = sample.into_run([20.0, 30.0], 2);
+        assert_eq!((run.seconds, run.mb_s, run.connected_after_s), (0.5, 2147.484, Some(1.25)));
+        assert_eq!((run.cpu_s_per_gb, run.probe_before_us, run.probe_after_us, run.repeated), (2.0, 20.0, 30.0, 2));
+    }
+
+    #[test]
+    fn the_committed_document_from_before_bulk_work_is_read_and_written_as_it_was() {
+        let text = include_str!("../../../docs/benchmarks/2026-11-21.json");
+        let report: Report = serde_json::from_str(text).unwrap();
+        assert!(report.format == FORMAT && report.parts.iter().all(|p| p.bulk.is_empty()));
+        assert!(!serde_json::to_string(&report).unwrap().contains("bulk"));
+    }
+
+    #[test]
+    fn bulk_runs_survive_the_document_and_a_stream_has_no_connection_time() {
+        let took = Duration::from_secs(1);
+        let sample = BulkSample { bytes: 1 << 20, took, connected_after: None, cpu_ns: 1 };
+        let text = serde_json::to_string(&sample.into_run([1.0, 1.0], 0)).unwrap();
+        assert!(!text.contains("connected_after_s"), "{text}");
+        assert_eq!(serde_json::from_str::<BulkRun>(&text).unwrap().connected_after_s, None);
+        assert_eq!(serde_json::to_string(&BulkWork::CatchUp).unwrap(), "\"catch-up\"");
     }
 }

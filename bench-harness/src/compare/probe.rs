@@ -8,6 +8,12 @@ use std::time::{Duration, Instant};
 
 use towline::measure::histogram;
 
+use super::interrupt;
+
+/// How long a probe takes.
+pub(crate) const PROBE: Duration = Duration::from_millis(200);
+/// How often a run is repeated because the disk changed under it.
+const REPEATS: u32 = 2;
 const BLOCK: usize = 4096;
 const FILE_BYTES: u64 = 16 << 20;
 
@@ -48,8 +54,44 @@ impl Probe {
     }
 }
 
+/// A run, and what the disk did meanwhile.
+#[derive(Debug)]
+pub(crate) struct Probed<T> {
+    pub(crate) sample: T,
+    /// Before and after it.
+    pub(crate) probes_us: [f64; 2],
+    /// How often it was repeated because the disk changed under it.
+    pub(crate) repeated: u32,
+}
+
+/// Makes a run and probes the disk behind it, after a pause; once more if the disk changed under it. The
+/// last of `probes_us` is the probe before, and the probes after go behind it.
+pub(crate) fn steady<T>(
+    probe: &mut Probe,
+    probes_us: &mut Vec<f64>,
+    pause: Duration,
+    mut once: impl FnMut() -> Result<T, String>,
+) -> Result<Probed<T>, String> {
+    let mut repeated = 0;
+    loop {
+        interrupt::check()?;
+        let before = probes_us.last().copied().unwrap_or_default();
+        let sample = once();
+        interrupt::sleep(pause)?;
+        let after = probe.measure(PROBE)?;
+        probes_us.push(after);
+        let sample = sample?;
+        if moved(before, after) && repeated < REPEATS {
+            repeated += 1;
+            eprintln!("  the disk's lone write moved from {before:.0} to {after:.0} us: once more");
+            continue;
+        }
+        return Ok(Probed { sample, probes_us: [before, after], repeated });
+    }
+}
+
 /// Whether two probes differ so much that what lay between them is not to be trusted.
-pub(crate) fn moved(before_us: f64, after_us: f64) -> bool {
+fn moved(before_us: f64, after_us: f64) -> bool {
     before_us.max(after_us) > 2.0 * before_us.min(after_us)
 }
 

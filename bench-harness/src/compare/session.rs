@@ -7,15 +7,13 @@ use std::time::Duration;
 use towline::measure::{Content, disk_limit};
 
 use super::args::Args;
+use super::bulk;
 use super::interrupt;
 use super::machine;
 use super::model::{Group, Limit, Part, PeerFacts, Row, Run, Scope, Skipped};
 use super::peers::{Cpus, Job, Peer, Shape};
-use super::probe::{Probe, moved};
+use super::probe::{PROBE, Probe, steady};
 
-const PROBE: Duration = Duration::from_millis(200);
-/// How often a run is repeated because the disk changed under it.
-const REPEATS: u32 = 2;
 /// What is still being written or discarded after a run's folder is gone.
 const SETTLE: Duration = Duration::from_millis(200);
 
@@ -30,6 +28,19 @@ impl Field {
     pub(crate) fn has_wanted(&self, wanted: &[String]) -> bool {
         let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w == name);
         self.peers.iter().any(|(p, _)| is_wanted(p.facts().name))
+    }
+
+    /// Leaves out those who do nothing of the work that is asked for; who was named is told.
+    pub(crate) fn keep_those_who_do(&mut self, args: &Args) {
+        let skipped = &mut self.skipped;
+        self.peers.retain(|(peer, _)| {
+            let name = peer.facts().name;
+            let does = args.has_commits() || args.bulk().any(|work| !peer.bulk_ways(work).is_empty());
+            if !does && args.peers.iter().any(|p| p == name) {
+                skipped.push(Skipped { peer: name.into(), why: "it does none of the work that is asked for".into() });
+            }
+            does
+        });
     }
 }
 
@@ -140,8 +151,9 @@ pub(crate) fn run(args: &Args, mut field: Field, scratch: &Path) -> Result<(Part
         peers,
         skipped: field.skipped.clone(),
         groups: Vec::new(),
+        bulk: Vec::new(),
     };
-    let groups = plan(args, &field);
+    let groups = if args.has_commits() { plan(args, &field) } else { Vec::new() };
     let total = groups.iter().map(|g| g.3.len()).sum::<usize>() * args.runs as usize;
     let mut runner =
         Runner { args, cpus: args.layout(), scratch, probe: &mut probe, field: &mut field, done: 0, total };
@@ -153,6 +165,9 @@ pub(crate) fn run(args: &Args, mut field: Field, scratch: &Path) -> Result<(Part
         if ended.is_err() {
             break;
         }
+    }
+    if ended.is_ok() {
+        (part.bulk, ended) = bulk::run(args, &mut field, scratch, &mut probe);
     }
     Ok((part, ended))
 }
@@ -222,41 +237,26 @@ impl Runner<'_> {
     }
 
     fn run(&mut self, entry: &Entry, record_bytes: usize, probes_us: &mut Vec<f64>) -> Result<Run, String> {
-        let mut repeated = 0;
-        loop {
-            interrupt::check()?;
-            let before = probes_us.last().copied().unwrap_or_default();
-            let sample = self.once(entry, record_bytes);
-            interrupt::sleep(SETTLE)?;
-            let after = self.probe.measure(PROBE)?;
-            probes_us.push(after);
-            let sample = sample?;
-            if moved(before, after) && repeated < REPEATS {
-                repeated += 1;
-                eprintln!("  the disk's lone write moved from {before:.0} to {after:.0} us: once more");
-                continue;
-            }
-            return Ok(sample.into_run([before, after], repeated));
-        }
+        let Self { args, cpus, scratch, probe, field, .. } = self;
+        let (peer, shape) = (&mut field.peers[entry.peer].0, entry.shape);
+        let probed = steady(probe, probes_us, SETTLE, || {
+            let (warm_up, measure) = (args.warm_up, args.seconds);
+            let sample = in_folder(scratch, |dir| peer.run(&Job { dir, record_bytes, shape, warm_up, measure, cpus }))?;
+            if sample.commits == 0 { Err("no commit in the whole run".into()) } else { Ok(sample) }
+        })?;
+        Ok(probed.sample.into_run(probed.probes_us, probed.repeated))
     }
+}
 
-    fn once(&mut self, entry: &Entry, record_bytes: usize) -> Result<super::model::Sample, String> {
-        let dir = self.scratch.join("run");
-        std::fs::create_dir_all(&dir).map_err(|e| format!("making a folder: {e}"))?;
-        let job = Job {
-            dir: &dir,
-            record_bytes,
-            shape: entry.shape,
-            warm_up: self.args.warm_up,
-            measure: self.args.seconds,
-            cpus: &self.cpus,
-        };
-        let sample = self.field.peers[entry.peer].0.run(&job);
-        let removed = std::fs::remove_dir_all(&dir);
-        let sample = sample?;
-        removed.map_err(|e| format!("removing a run's folder: {e}"))?;
-        if sample.commits == 0 { Err("no commit in the whole run".into()) } else { Ok(sample) }
-    }
+/// Makes a run in an empty folder, which is gone afterwards.
+pub(crate) fn in_folder<T>(scratch: &Path, run: impl FnOnce(&Path) -> Result<T, String>) -> Result<T, String> {
+    let dir = scratch.join("run");
+    std::fs::create_dir_all(&dir).map_err(|e| format!("making a folder: {e}"))?;
+    let sample = run(&dir);
+    let removed = std::fs::remove_dir_all(&dir);
+    let sample = sample?;
+    removed.map_err(|e| format!("removing a run's folder: {e}"))?;
+    Ok(sample)
 }
 
 #[cfg(test)]
@@ -320,7 +320,12 @@ mod tests {
             #[command(flatten)]
             args: Args,
         }
-        let args = Cli::parse_from(["compare", "--sizes", "256", "--outstanding", "1,256"]).args;
+        let args = |line: &[&str]| Cli::parse_from([&["compare"], line].concat()).args.resolved();
+        let only_bulk = args(&["--work", "stream", "--peers", "log"]);
+        let mut none = field(&only_bulk.peers, all()).unwrap();
+        none.keep_those_who_do(&only_bulk);
+        assert!(!none.has_wanted(&only_bulk.peers) && none.skipped[0].why.contains("none of the work"));
+        let args = args(&["--sizes", "256", "--outstanding", "1,256"]);
         let field = field(&["there".into()], all()).unwrap();
         let groups = plan(&args, &field);
         assert_eq!(groups.len(), 1, "nobody can do 256");

@@ -189,6 +189,7 @@ pub(crate) mod tests {
             limits: vec![Limit { files: 3, mb_s: 768.0 }],
             peers: std::collections::BTreeMap::new(),
             skipped: Vec::new(),
+            bulk: Vec::new(),
             groups: vec![Group {
                 scope: Scope::Replicated,
                 record_bytes: 256,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::bulk;
 use super::model::{Part, Report};
 use super::stats::{Line, Summary, summaries};
 
@@ -36,8 +37,13 @@ pub(crate) fn time(us: f64) -> String {
 
 /// A ratio to Towline, or nothing for Towline itself.
 pub(crate) fn ratio(line: &Line, which: usize) -> String {
-    match line.ratios[which] {
-        Some(ratio) if !line.peer.starts_with("towline") => format!("{}x", number(ratio)),
+    ratio_of(&line.peer, line.ratios[which])
+}
+
+/// The same of a peer's name and its ratio.
+pub(crate) fn ratio_of(peer: &str, ratio: Option<f64>) -> String {
+    match ratio {
+        Some(ratio) if !peer.starts_with("towline") => format!("{}x", number(ratio)),
         _ => "-".into(),
     }
 }
@@ -57,6 +63,7 @@ pub(crate) fn text(report: &Report) -> String {
     for summary in summaries(report) {
         group(report, &summary, &mut out);
     }
+    out.push_str(&bulk::text(report));
     let mut skipped: Vec<_> = report.parts.iter().flat_map(|p| &p.skipped).collect();
     skipped.dedup();
     for skipped in skipped {
@@ -120,7 +127,8 @@ fn group(report: &Report, summary: &Summary, out: &mut String) {
 /// What the columns mean.
 pub(crate) const LEGEND: &str = "\
 shape: connections x records outstanding on each; CPU us: processor time of all nodes and the client for each commit;
-embedded, client: how many times as many commits Towline made in the same part, embedded and through its network client";
+CPU s/GB: the same for 10^9 bytes of payload; embedded, client: how many times as many commits (or MB/s) Towline made in
+the same part, embedded and over a network connection";
 
 #[cfg(test)]
 mod tests {

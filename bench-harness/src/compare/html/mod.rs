@@ -1,5 +1,7 @@
 //! The page: one file with its style and its plots in it, nothing from the network, no scripts.
 
+mod bars;
+mod bulk;
 mod plot;
 
 use std::fmt::Write;
@@ -35,6 +37,7 @@ pub(crate) fn page(report: &Report) -> String {
             section(report, scope, &here, &mut out);
         }
     }
+    bulk::sections(report, &mut out);
     peers(report, &mut out);
     runs(report, &mut out);
     out.push_str("</body>\n</html>\n");
@@ -261,7 +264,7 @@ fn runs(report: &Report, out: &mut String) {
     out.push_str(
         "<h2>The runs</h2>\n<p>Parts are invocations of the harness. Ratios are taken within a part and their median is \
          shown; runs of several parts are pooled.</p>\n<p>\u{201c}embedded\u{201d} and \u{201c}client\u{201d} in the tables \
-         above: how many times as many commits Towline made. \u{201c}runs\u{201d}: those that count, and behind a + those \
+         above: how many times as many commits, or MB/s, Towline made. \u{201c}runs\u{201d}: those that count, and behind a + those \
          that were repeated. \u{201c}shape\u{201d}: see the table of peers. \u{201c}of device\u{201d} is against durable 256 KiB overwrites of as \
          many files as there are copies, at depth 8, measured in the same part.</p>\n",
     );

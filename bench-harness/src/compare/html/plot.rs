@@ -6,10 +6,10 @@ use std::fmt::Write;
 use super::super::table;
 use super::escape;
 
-const WIDTH: f64 = 640.0;
+pub(super) const WIDTH: f64 = 640.0;
 const LEFT: f64 = 62.0;
 const RIGHT: f64 = 128.0;
-const TOP: f64 = 14.0;
+pub(super) const TOP: f64 = 14.0;
 const BOTTOM: f64 = 42.0;
 /// Between two names at the right.
 const NAME_GAP: f64 = 14.0;
@@ -64,7 +64,7 @@ fn short(x: f64) -> String {
     }
 }
 
-fn open(height: f64, label: &str) -> String {
+pub(super) fn open(height: f64, label: &str) -> String {
     let label = escape(label);
     format!("<svg viewBox=\"0 0 {WIDTH:.0} {height:.0}\" role=\"img\" aria-label=\"{label}\"><title>{label}</title>")
 }

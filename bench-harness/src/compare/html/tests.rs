@@ -1,7 +1,8 @@
 //! The page is well-formed as XML is (every element closed, every attribute quoted, nothing that must
 //! be escaped left bare), asks for nothing from the network, and a browser draws it.
 
-use super::super::model::Row;
+use super::super::bulk::summary::tests::{group as bulk_group, row as bulk_row};
+use super::super::model::{BulkWork, Row};
 use super::super::model::{FORMAT, Group, PeerFacts, Skipped};
 use super::super::stats::tests::{part, run};
 use super::*;
@@ -84,6 +85,22 @@ fn the_page_is_well_formed_and_has_a_plot_for_each_question() {
     assert!(count("polyline") >= 8 && count("circle") > 20);
     assert!(page.contains("&lt;b&gt;&amp;&quot;"), "names are escaped");
     assert!(page.contains("Left out: nats: not installed") && page.contains("failed: sqlite 1x1: once"));
+}
+
+#[test]
+fn bulk_work_has_a_plot_and_a_table_for_each_kind_and_the_page_stays_well_formed() {
+    let mut report = report();
+    let mut failed = bulk_row("redis", &[], None);
+    failed.errors = vec!["it <ended>".into()];
+    let stream = vec![bulk_row("towline", &[1500.0, 1400.0], None), bulk_row("<b>&\"", &[3.0], None), failed];
+    let catch_up = vec![bulk_row("towline", &[0.0], Some(0.1)), bulk_row("postgres", &[250.0], Some(1.5))];
+    report.parts[0].bulk = vec![bulk_group(BulkWork::Stream, stream), bulk_group(BulkWork::CatchUp, catch_up)];
+    let page = page(&report);
+    let elements = elements(&page).unwrap();
+    let count = |name: &str| elements.iter().filter(|e| *e == name).count();
+    assert_eq!((count("svg"), count("figure"), count("rect")), (9, 9, 4));
+    assert!(page.contains("failed: redis 1x512: it &lt;ended&gt;") && page.contains("on &lt;all&gt; nodes"));
+    assert!(page.contains("1024 MiB, a replica that was away catches up"));
 }
 
 #[test]

@@ -8,11 +8,13 @@ mod local;
 mod nats;
 mod nats_wire;
 mod nodes;
+mod pg_bulk;
 mod pg_wire;
 mod postgres;
 mod redis;
 mod resp;
 mod towline;
+mod towline_bulk;
 mod towline_wire;
 
 pub(crate) use self::towline::{NodeArgs, node};
@@ -21,7 +23,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::model::{Sample, Scope};
+use super::model::{BulkSample, BulkWork, Sample, Scope};
 
 /// What a reader must know of a contender.
 #[derive(Clone, Copy, Debug)]
@@ -77,17 +79,56 @@ pub(crate) struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// The record that everybody appends again and again: bytes that no peer can compress.
-    pub(crate) fn record(&self) -> Vec<u8> {
-        let mut x = 0x2545_f491_4f6c_dd1d_u64;
-        let next = move || {
-            x ^= x << 13;
-            x ^= x >> 7;
-            x ^= x << 17;
-            x as u8
-        };
-        std::iter::repeat_with(next).take(self.record_bytes).collect()
+    fn record(&self) -> Vec<u8> {
+        record(self.record_bytes)
     }
+}
+
+/// The record that everybody appends again and again: bytes that no peer can compress.
+fn record(bytes: usize) -> Vec<u8> {
+    let mut x = 0x2545_f491_4f6c_dd1d_u64;
+    let next = move || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x as u8
+    };
+    std::iter::repeat_with(next).take(bytes).collect()
+}
+
+/// Bytes of everybody's record in bulk work.
+pub(crate) const BULK_RECORD_BYTES: usize = 16 << 10;
+/// How long bulk work may take.
+const BULK_LIMIT: Duration = Duration::from_secs(600);
+/// Between two looks at whether bulk work is done.
+const BULK_LOOK: Duration = Duration::from_millis(2);
+
+/// One run of bulk work to be made.
+#[derive(Debug)]
+pub(crate) struct BulkJob<'a> {
+    /// An empty folder, removed afterwards.
+    pub(crate) dir: &'a Path,
+    pub(crate) work: BulkWork,
+    pub(crate) bytes: u64,
+    pub(crate) shape: Shape,
+    pub(crate) cpus: &'a Cpus,
+}
+
+impl BulkJob<'_> {
+    /// How many records that is, in whole units of so many.
+    fn records(&self, unit: u64) -> u64 {
+        self.bytes.div_ceil(BULK_RECORD_BYTES as u64).next_multiple_of(unit)
+    }
+}
+
+/// One of a contender's ways to do bulk work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BulkWay {
+    /// How the records are written: connections, and records in a unit or outstanding.
+    pub(crate) shape: Shape,
+    /// Where all of it is when the clock stops, in words.
+    pub(crate) until: &'static str,
+    pub(crate) how: &'static str,
 }
 
 /// A contender.
@@ -106,6 +147,16 @@ pub(crate) trait Peer {
     }
 
     fn run(&mut self, job: &Job<'_>) -> Result<Sample, String>;
+
+    /// Its best ways to do bulk work; none if it cannot.
+    fn bulk_ways(&self, _work: BulkWork) -> Vec<BulkWay> {
+        Vec::new()
+    }
+
+    /// Does it, in one of those ways.
+    fn run_bulk(&mut self, job: &BulkJob<'_>) -> Result<BulkSample, String> {
+        Err(format!("{} has no way to do this: {}", self.facts().name, job.work.title()))
+    }
 }
 
 /// Every contender, in the order of the table.
@@ -170,6 +221,15 @@ mod tests {
     }
 
     #[test]
+    fn bulk_work_is_whole_units() {
+        let cpus = Cpus { first: vec![0], others: vec![0] };
+        let shape = Shape { connections: 1, pipeline: 1 };
+        let job = |bytes| BulkJob { dir: Path::new("."), work: BulkWork::Stream, bytes, shape, cpus: &cpus };
+        assert_eq!(job(1 << 30).records(1), 65_536);
+        assert_eq!((job((1 << 20) + 1).records(1), job((1 << 20) + 1).records(64)), (65, 128));
+    }
+
+    #[test]
     fn every_contender_has_its_own_name_and_shapes_that_add_up() {
         let all = all();
         for (n, peer) in all.iter().enumerate() {
@@ -180,6 +240,10 @@ mod tests {
                 for shape in peer.shapes(outstanding) {
                     assert_eq!(shape.connections * shape.pipeline, outstanding, "{} {shape}", facts.name);
                 }
+            }
+            for way in BulkWork::ALL.into_iter().flat_map(|work| peer.bulk_ways(work)) {
+                assert_eq!(facts.scope, Scope::Replicated, "{}", facts.name);
+                assert!(way.shape.connections > 0 && way.shape.pipeline > 0 && !way.until.is_empty());
             }
         }
     }

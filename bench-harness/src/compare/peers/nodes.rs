@@ -20,6 +20,12 @@ impl Nodes {
         self.0.borrow_mut().push(server);
     }
 
+    /// Ends the one that was started last.
+    pub(super) fn end_last(&self) {
+        let last = self.0.borrow_mut().pop();
+        drop(last);
+    }
+
     /// An error if one has ended.
     pub(super) fn check(&self) -> Result<(), String> {
         self.0.borrow_mut().iter_mut().try_for_each(Server::check)

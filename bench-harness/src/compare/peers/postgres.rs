@@ -1,14 +1,15 @@
 //! PostgreSQL: a primary and two standbys by streaming replication, both synchronous.
 
+use std::net::TcpStream;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
 use super::super::child::Launch;
 use super::super::drive::{Clock, drive};
-use super::super::model::{Sample, Scope};
+use super::super::model::{BulkSample, BulkWork, Sample, Scope};
 use super::nodes::{Nodes, connect, folder, free_ports, write};
 use super::pg_wire::{Executions, open, prepare, query};
-use super::{Facts, Job, Peer, Shape, number_in, program, shapes, version_of};
+use super::{BulkJob, BulkWay, Cpus, Facts, Job, Peer, Shape, number_in, pg_bulk, program, shapes, version_of};
 
 const INSTALL: &str = "PostgreSQL is not installed (apt-get install postgresql)";
 
@@ -83,31 +84,92 @@ impl Postgres {
         launch
     }
 
+    /// Gives a file or a folder to that user.
+    pub(super) fn give(&self, path: &Path) -> Result<(), String> {
+        let Some((uid, gid)) = self.user else { return Ok(()) };
+        chown(path, Some(uid), Some(gid)).map_err(|e| format!("giving {} away: {e}", path.display()))
+    }
+
     /// A folder that belongs to that user.
     fn folder(&self, parent: &Path, name: &str) -> Result<PathBuf, String> {
         let path = folder(parent, name)?;
-        if let Some((uid, gid)) = self.user {
-            chown(&path, Some(uid), Some(gid)).map_err(|e| format!("giving {} away: {e}", path.display()))?;
-        }
+        self.give(&path)?;
         Ok(path)
     }
 
-    fn start(&self, job: &Job<'_>, nodes: &Nodes, n: usize, ports: &[u16; 3]) -> Result<(), String> {
-        let dir = self.folder(job.dir, &format!("node-{n}"))?;
-        let mut copy = Launch::new("/bin/cp", &dir, &[]).arg("-a").arg(&self.template).arg(dir.join("data"));
-        copy.user = self.user;
-        copy.output()?;
-        let more = if n == 0 {
-            "synchronous_standby_names = 'ANY 2 (s1, s2)'\n".to_string()
-        } else {
-            write(&dir.join("data/standby.signal"), "")?;
-            format!("primary_conninfo = 'host=127.0.0.1 port={} user=postgres application_name=s{n}'\n", ports[0])
-        };
-        // The file of ALTER SYSTEM, which is read last.
-        write(&dir.join("data/postgresql.auto.conf"), &format!("{SETTINGS}port = {}\n{more}", ports[n]))?;
-        let cpus = if n == 0 { &job.cpus.first } else { &job.cpus.others };
-        nodes.add(self.launch("postgres", &dir, cpus).arg("-D").arg(dir.join("data")).start("postgres")?);
+    /// Whether its records are in the WAL only.
+    pub(super) fn is_wal_only(&self) -> bool {
+        self.setup.is_none()
+    }
+}
+
+/// A primary and two standbys.
+pub(super) struct Servers<'a> {
+    of: &'a Postgres,
+    dir: &'a Path,
+    cpus: &'a Cpus,
+    ports: [u16; 3],
+    pub(super) nodes: Nodes,
+}
+
+impl<'a> Servers<'a> {
+    /// Makes their folders. A commit waits for so many standbys; `more` goes into everybody's
+    /// configuration.
+    pub(super) fn make(
+        of: &'a Postgres,
+        dir: &'a Path,
+        cpus: &'a Cpus,
+        standbys: usize,
+        more: &str,
+    ) -> Result<Self, String> {
+        let servers = Self { of, dir, cpus, ports: free_ports()?, nodes: Nodes::default() };
+        for (n, port) in servers.ports.iter().enumerate() {
+            let dir = of.folder(dir, &format!("node-{n}"))?;
+            let data = dir.join("data");
+            let mut copy = Launch::new("/bin/cp", &dir, &[]).arg("-a").arg(&of.template).arg(&data);
+            copy.user = of.user;
+            copy.output()?;
+            let role = if n == 0 {
+                format!("synchronous_standby_names = 'ANY {standbys} (s1, s2)'\n")
+            } else {
+                write(&data.join("standby.signal"), "")?;
+                let primary = servers.ports[0];
+                format!("primary_conninfo = 'host=127.0.0.1 port={primary} user=postgres application_name=s{n}'\n")
+            };
+            // The file of ALTER SYSTEM, which is read last.
+            write(&data.join("postgresql.auto.conf"), &format!("{SETTINGS}port = {port}\n{role}{more}"))?;
+        }
+        Ok(servers)
+    }
+
+    /// Where a server keeps its files.
+    pub(super) fn data(&self, n: usize) -> PathBuf {
+        self.dir.join(format!("node-{n}/data"))
+    }
+
+    pub(super) fn start(&self, n: usize) -> Result<(), String> {
+        let (data, cpus) = (self.data(n), if n == 0 { &self.cpus.first } else { &self.cpus.others });
+        let dir = data.parent().unwrap_or(self.dir);
+        self.nodes.add(self.of.launch("postgres", dir, cpus).arg("-D").arg(&data).start("postgres")?);
         Ok(())
+    }
+
+    /// Starts all, waits until the standbys stream, and gives a session.
+    pub(super) fn start_all(&self) -> Result<TcpStream, String> {
+        (0..self.ports.len()).try_for_each(|n| self.start(n))?;
+        let mut control = self.nodes.wait_for("PostgreSQL does not start", || Ok(self.session().ok()))?;
+        self.nodes.wait_for("the standbys do not stream", || {
+            let sql = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = 'quorum'";
+            Ok((query(&mut control, sql)? == ["2"]).then_some(()))
+        })?;
+        Ok(control)
+    }
+
+    /// A session at the primary.
+    pub(super) fn session(&self) -> Result<TcpStream, String> {
+        let mut stream = connect(self.ports[0]).map_err(|e| format!("connecting to PostgreSQL: {e}"))?;
+        open(&mut stream)?;
+        Ok(stream)
     }
 }
 
@@ -162,33 +224,32 @@ impl Peer for Postgres {
     }
 
     fn run(&mut self, job: &Job<'_>) -> Result<Sample, String> {
-        let ports: [u16; 3] = free_ports()?;
-        let nodes = Nodes::default();
-        for n in 0..ports.len() {
-            self.start(job, &nodes, n, &ports)?;
-        }
-        let session = || -> Result<std::net::TcpStream, String> {
-            let mut stream = connect(ports[0]).map_err(|e| format!("connecting to PostgreSQL: {e}"))?;
-            open(&mut stream)?;
-            Ok(stream)
-        };
-        let mut control = nodes.wait_for("PostgreSQL does not start", || Ok(session().ok()))?;
-        nodes.wait_for("the standbys do not stream", || {
-            let sql = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = 'quorum'";
-            Ok((query(&mut control, sql)? == ["2"]).then_some(()))
-        })?;
+        let servers = Servers::make(self, job.dir, job.cpus, 2, "")?;
+        let mut control = servers.start_all()?;
         if let Some(sql) = self.setup {
             query(&mut control, sql)?;
         }
         let mut connections = Vec::new();
         for _ in 0..job.shape.connections {
-            let mut stream = session()?;
+            let mut stream = servers.session()?;
             prepare(&mut stream, self.statement)?;
             connections.push((stream, Executions::new(&job.record(), job.shape.pipeline)));
         }
-        let servers = || nodes.cpu_ns();
-        let clock = Clock { warm_up: job.warm_up, measure: job.measure, servers: &servers };
+        let nodes = &servers.nodes;
+        let cpu_ns = || nodes.cpu_ns();
+        let clock = Clock { warm_up: job.warm_up, measure: job.measure, servers: &cpu_ns };
         drive(connections, job.shape.pipeline, &clock).map_err(|e| nodes.check().err().unwrap_or(e))
+    }
+
+    fn bulk_ways(&self, work: BulkWork) -> Vec<BulkWay> {
+        pg_bulk::ways(self, work)
+    }
+
+    fn run_bulk(&mut self, job: &BulkJob<'_>) -> Result<BulkSample, String> {
+        match job.work {
+            BulkWork::Stream => pg_bulk::stream(self, job),
+            BulkWork::CatchUp => pg_bulk::catch_up(self, job),
+        }
     }
 }
 

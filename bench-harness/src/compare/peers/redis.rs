@@ -1,13 +1,17 @@
 //! Redis: a primary and two replicas, every append-only file flushed before each answer.
 
-use std::path::PathBuf;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 
 use super::super::child::Launch;
-use super::super::drive::{Clock, drive};
-use super::super::model::{Sample, Scope};
+use super::super::drive::{Clock, drive, transfer};
+use super::super::model::{BulkSample, BulkWork, Sample, Scope};
 use super::nodes::{Nodes, connect, folder, free_ports};
 use super::resp::{Barrier, Reply, Sets, ask};
-use super::{Facts, Job, Peer, Shape, at_least, number_in, program, shapes, version_of};
+use super::{
+    BULK_RECORD_BYTES, BulkJob, BulkWay, Cpus, Facts, Job, Peer, Shape, at_least, number_in, program, record, shapes,
+    version_of,
+};
 
 const REPLICAS: u64 = 2;
 
@@ -44,9 +48,9 @@ impl Redis {
         Self { facts, barrier: Barrier::WaitAof(REPLICAS), program: PathBuf::new() }
     }
 
-    fn launch(&self, job: &Job<'_>, n: usize, port: u16) -> Result<Launch, String> {
-        let dir = folder(job.dir, &format!("node-{n}"))?;
-        let cpus = if n == 0 { &job.cpus.first } else { &job.cpus.others };
+    fn launch(&self, (dir, cpus): (&Path, &Cpus), n: usize, port: u16) -> Result<Launch, String> {
+        let dir = folder(dir, &format!("node-{n}"))?;
+        let cpus = if n == 0 { &cpus.first } else { &cpus.others };
         let launch = Launch::new(&self.program, &dir, cpus).args([
             "--port",
             &port.to_string(),
@@ -68,6 +72,34 @@ impl Redis {
             "replica 0 0 0",
         ]);
         Ok(launch.args(["--dir".as_ref(), dir.as_os_str()]))
+    }
+
+    /// Starts all three, waits until they are in step, and gives the primary's port.
+    fn start(&self, dir: &Path, cpus: &Cpus) -> Result<(Nodes, u16), String> {
+        let ports: [u16; 3] = free_ports()?;
+        let nodes = Nodes::default();
+        for (n, port) in ports.iter().enumerate() {
+            let mut launch = self.launch((dir, cpus), n, *port)?;
+            if n > 0 {
+                launch = launch.args(["--replicaof", &format!("127.0.0.1 {}", ports[0])]);
+            }
+            nodes.add(launch.start("redis")?);
+        }
+        let mut control = nodes.connect(ports[0])?;
+        nodes.wait_for("the replicas are not in step", || {
+            let Reply::Bulk(Some(info)) = ask(&mut control, &[b"INFO", b"replication"])? else { return Ok(None) };
+            let online = replicas_online(&String::from_utf8_lossy(&info));
+            Ok((online == REPLICAS as usize).then_some(()))
+        })?;
+        Ok((nodes, ports[0]))
+    }
+
+    fn connections(&self, port: u16, shape: Shape, record: &[u8]) -> Result<Vec<(TcpStream, Sets)>, String> {
+        let open = |n| {
+            let stream = connect(port).map_err(|e| format!("connecting to redis: {e}"))?;
+            Ok((stream, Sets::new(record.to_vec(), shape.pipeline, self.barrier, n * 97)))
+        };
+        (0..shape.connections).map(open).collect()
     }
 }
 
@@ -104,30 +136,34 @@ impl Peer for Redis {
     }
 
     fn run(&mut self, job: &Job<'_>) -> Result<Sample, String> {
-        let ports: [u16; 3] = free_ports()?;
-        let nodes = Nodes::default();
-        for (n, port) in ports.iter().enumerate() {
-            let mut launch = self.launch(job, n, *port)?;
-            if n > 0 {
-                launch = launch.args(["--replicaof", &format!("127.0.0.1 {}", ports[0])]);
-            }
-            nodes.add(launch.start("redis")?);
-        }
-        let mut control = nodes.connect(ports[0])?;
-        nodes.wait_for("the replicas are not in step", || {
-            let Reply::Bulk(Some(info)) = ask(&mut control, &[b"INFO", b"replication"])? else { return Ok(None) };
-            let online = replicas_online(&String::from_utf8_lossy(&info));
-            Ok((online == REPLICAS as usize).then_some(()))
-        })?;
-        drop(control);
-        let mut connections = Vec::new();
-        for n in 0..job.shape.connections {
-            let stream = connect(ports[0]).map_err(|e| format!("connecting to redis: {e}"))?;
-            connections.push((stream, Sets::new(job.record(), job.shape.pipeline, self.barrier, n * 97)));
-        }
+        let (nodes, port) = self.start(job.dir, job.cpus)?;
+        let connections = self.connections(port, job.shape, &job.record())?;
         let servers = || nodes.cpu_ns();
         let clock = Clock { warm_up: job.warm_up, measure: job.measure, servers: &servers };
         drive(connections, job.shape.pipeline, &clock).map_err(|e| nodes.check().err().unwrap_or(e))
+    }
+
+    fn bulk_ways(&self, work: BulkWork) -> Vec<BulkWay> {
+        match work {
+            BulkWork::Stream => {
+                let (until, how) = (self.facts.durability, "SETs, and one wait behind each unit of them");
+                shapes(&[(4, 64)]).into_iter().map(|shape| BulkWay { shape, until, how }).collect()
+            }
+            // A replica that is started again takes the whole data set, not what it missed.
+            BulkWork::CatchUp => Vec::new(),
+        }
+    }
+
+    /// The clock runs from the first SET until the last unit's wait is answered.
+    fn run_bulk(&mut self, job: &BulkJob<'_>) -> Result<BulkSample, String> {
+        let (nodes, port) = self.start(job.dir, job.cpus)?;
+        let connections = self.connections(port, job.shape, &record(BULK_RECORD_BYTES))?;
+        let records = job.records(job.shape.pipeline);
+        let (client, cpu_ns) = (towline::sys::process_cpu_ns(), nodes.cpu_ns());
+        let took = transfer(connections, job.shape.pipeline, records);
+        let took = took.map_err(|e| nodes.check().err().unwrap_or(e))?;
+        let cpu_ns = nodes.cpu_ns().saturating_sub(cpu_ns) + towline::sys::process_cpu_ns() - client;
+        Ok(BulkSample { bytes: records * BULK_RECORD_BYTES as u64, took, connected_after: None, cpu_ns })
     }
 }
 

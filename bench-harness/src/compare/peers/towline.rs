@@ -14,9 +14,9 @@ use towline::{AckLevel, AppendOptions, CommitPolicy, ShardId};
 
 use super::super::drive::{Clock, drive};
 use super::super::interrupt;
-use super::super::model::{Sample, Scope};
+use super::super::model::{BulkSample, BulkWork, Sample, Scope};
 use super::redis::Redis;
-use super::{Cpus, Facts, Job, Peer, Shape, shapes, towline_wire};
+use super::{BulkJob, BulkWay, Cpus, Facts, Job, Peer, Shape, shapes, towline_bulk, towline_wire};
 use crate::cluster::{Cluster, Plan};
 use crate::remote::{NodeSettings, own_path};
 
@@ -46,6 +46,15 @@ pub(super) fn plan(scope: Scope, cpus: &Cpus) -> Plan {
         primary: settings(&cpus.first),
         replica: settings(&others),
     }
+}
+
+/// The same for so many bytes of bulk work: segments are written beforehand for all of it, and all is kept.
+pub(super) fn bulk_plan(scope: Scope, cpus: &Cpus, bytes: u64) -> Plan {
+    let mut plan = plan(scope, cpus);
+    for node in [&mut plan.primary, &mut plan.replica] {
+        (node.prefill, node.retain) = (bytes / 16 * 17 + (256 << 20), 1 << 40);
+    }
+    plan
 }
 
 /// Appends from the shard's own core.
@@ -114,6 +123,17 @@ impl Peer for Embedded {
             server_cpu_ns: used_after.cpu_ns - used.cpu_ns,
         })
     }
+
+    fn bulk_ways(&self, work: BulkWork) -> Vec<BulkWay> {
+        if self.0 == Scope::Replicated { towline_bulk::embedded_ways(work) } else { Vec::new() }
+    }
+
+    fn run_bulk(&mut self, job: &BulkJob<'_>) -> Result<BulkSample, String> {
+        match job.work {
+            BulkWork::Stream => towline_bulk::stream(job),
+            BulkWork::CatchUp => towline_bulk::catch_up(job),
+        }
+    }
 }
 
 /// Appends through connections.
@@ -148,7 +168,7 @@ impl Peer for Client {
     }
 
     fn run(&mut self, job: &Job<'_>) -> Result<Sample, String> {
-        let mut node = Node::start(job.dir, job.cpus)?;
+        let mut node = Node::start(job.dir, job.cpus, None)?;
         let addr = node.addr.clone();
         let (commits, failed) = (AtomicU64::new(0), AtomicU64::new(0));
         let (measuring, stop) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -190,6 +210,14 @@ impl Peer for Client {
             }
         })
     }
+
+    fn bulk_ways(&self, work: BulkWork) -> Vec<BulkWay> {
+        towline_bulk::network_ways(work)
+    }
+
+    fn run_bulk(&mut self, job: &BulkJob<'_>) -> Result<BulkSample, String> {
+        towline_bulk::stream_by_client(job)
+    }
 }
 
 /// Appends through connections that one loop drives, as it drives the peers'.
@@ -218,7 +246,7 @@ impl Peer for Driven {
     }
 
     fn run(&mut self, job: &Job<'_>) -> Result<Sample, String> {
-        let node = RefCell::new(Node::start(job.dir, job.cpus)?);
+        let node = RefCell::new(Node::start(job.dir, job.cpus, None)?);
         let addr = node.borrow().addr.clone();
         let record = job.record();
         let open = |_| Ok((towline_wire::open(&addr)?, towline_wire::Appends::new(&record)));
@@ -228,11 +256,19 @@ impl Peer for Driven {
         let clock = Clock { warm_up: job.warm_up, measure: job.measure, servers: &servers };
         drive(connections, job.shape.pipeline, &clock)
     }
+
+    fn bulk_ways(&self, work: BulkWork) -> Vec<BulkWay> {
+        towline_bulk::network_ways(work)
+    }
+
+    fn run_bulk(&mut self, job: &BulkJob<'_>) -> Result<BulkSample, String> {
+        towline_bulk::stream_by_loop(job)
+    }
 }
 
 /// One connection's closed loop: as many appends outstanding as `window`, a new one for each that has
 /// its outcome. Outcomes are counted into `[commits, others]`.
-fn connection(
+pub(super) fn connection(
     addr: &str,
     record: &[u8],
     window: u64,
@@ -284,19 +320,22 @@ fn connection(
 }
 
 /// A cluster whose primary is in a process of its own; its replicas are that process's children.
-struct Node {
+pub(super) struct Node {
     child: Child,
     ask: Option<ChildStdin>,
     answer: BufReader<ChildStdout>,
-    addr: String,
+    pub(super) addr: String,
 }
 
 impl Node {
-    fn start(dir: &Path, cpus: &Cpus) -> Result<Self, String> {
+    /// With room for so many bytes of bulk work, if it is that.
+    pub(super) fn start(dir: &Path, cpus: &Cpus, bulk_bytes: Option<u64>) -> Result<Self, String> {
         let list = |cpus: &[usize]| cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        let mut child = Command::new(own_path()?)
+        let mut command = Command::new(own_path()?);
+        let mut child = command
             .args(["compare-node", "--first", &list(&cpus.first), "--others", &list(&cpus.others), "--dir"])
             .arg(dir)
+            .args(bulk_bytes.map(|bytes| format!("--bulk-bytes={bytes}")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -315,7 +354,7 @@ impl Node {
     }
 
     /// Processor time of the primary and the replicas.
-    fn cpu_ns(&mut self) -> Result<u64, String> {
+    pub(super) fn cpu_ns(&mut self) -> Result<u64, String> {
         let ask = self.ask.as_mut().ok_or("the primary's process was stopped")?;
         ask.write_all(b"used\n").map_err(|e| format!("the primary's process is gone: {e}"))?;
         self.line()?.parse().map_err(|_| "the primary's process says something else".to_string())
@@ -344,13 +383,19 @@ pub(crate) struct NodeArgs {
     first: Vec<usize>,
     #[arg(long, value_delimiter = ',')]
     others: Vec<usize>,
+    #[arg(long)]
+    bulk_bytes: Option<u64>,
 }
 
 /// Runs a cluster until stdin ends: says where it listens, then answers each line with its
 /// processor time.
 pub(crate) fn node(args: &NodeArgs) -> Result<(), String> {
     let cpus = Cpus { first: args.first.clone(), others: args.others.clone() };
-    let mut cluster = Cluster::start(&args.dir, &plan(Scope::Replicated, &cpus))?;
+    let plan = match args.bulk_bytes {
+        None => plan(Scope::Replicated, &cpus),
+        Some(bytes) => bulk_plan(Scope::Replicated, &cpus, bytes),
+    };
+    let mut cluster = Cluster::start(&args.dir, &plan)?;
     let mut out = std::io::stdout().lock();
     let mut say = |text: String| writeln!(out, "{text}").and_then(|()| out.flush()).map_err(|e| e.to_string());
     say(cluster.primary.listening().ok_or("the primary does not listen")?.to_string())?;
