@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use towline::units::parse_size;
 
-use super::model::BulkWork;
+use super::model::{BulkWork, LogFiles};
 use super::peers::Cpus;
 
 /// What is measured.
@@ -93,6 +93,10 @@ pub(crate) struct Args {
     /// Stream, catch-up: bytes of payload [default: 1GiB, with --quick 128MiB]
     #[arg(long, value_name = "SIZE", value_parser = bulk_bytes)]
     pub(crate) bulk_bytes: Option<u64>,
+    /// Stream, catch-up: the state of the files that logs are written into [default: both, with --quick
+    /// written]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "STATES")]
+    pub(crate) log_files: Vec<LogFiles>,
     /// Seconds of load that are counted in each run
     #[arg(long, default_value = "3", value_parser = seconds)]
     pub(crate) seconds: Duration,
@@ -164,6 +168,9 @@ impl Args {
             self.seconds = Duration::from_secs(1);
             self.bulk_bytes = self.bulk_bytes.or(Some(BULK_BYTES_QUICK));
         }
+        if self.log_files.is_empty() {
+            self.log_files = if self.quick { vec![LogFiles::Written] } else { LogFiles::value_variants().to_vec() };
+        }
         if self.sizes.is_empty() {
             self.sizes = vec![256, 4096];
         }
@@ -234,6 +241,7 @@ impl Args {
         }
         if self.bulk().next().is_some() {
             words.push(format!("--bulk-bytes {}", self.bulk_bytes()));
+            words.push(format!("--log-files {}", list(self.log_files.iter().map(|f| f.name().into()).collect())));
         }
         words.push(format!("--runs {} --pin {}", self.runs, if self.pin == Pin::Shared { "shared" } else { "split" }));
         words.join(" ")
@@ -264,7 +272,7 @@ mod tests {
         assert!(args.peers.is_empty() && !args.cpus.is_empty());
         let args = parse("").unwrap();
         assert_eq!(args.work, [Work::Commits, Work::Stream, Work::CatchUp]);
-        assert_eq!(args.bulk_bytes(), 1 << 30);
+        assert_eq!((args.bulk_bytes(), args.log_files), (1 << 30, vec![LogFiles::Written, LogFiles::New]));
     }
 
     #[test]
@@ -276,6 +284,7 @@ mod tests {
         assert_eq!(args.bulk().collect::<Vec<_>>(), BulkWork::ALL);
         assert!(!args.has_commits() && args.bulk_bytes() == 256 << 20);
         assert_eq!(parse("--quick").unwrap().bulk_bytes(), 128 << 20);
+        assert_eq!(parse("--quick").unwrap().log_files, [LogFiles::Written]);
         assert_eq!(parse("--quick --bulk-bytes 64MiB").unwrap().bulk_bytes(), 64 << 20);
     }
 
@@ -283,6 +292,9 @@ mod tests {
     fn every_work_has_the_name_that_selects_it() {
         for work in Work::value_variants() {
             assert_eq!(parse(&format!("--work {}", work.name())).unwrap().work, [*work]);
+        }
+        for files in LogFiles::value_variants() {
+            assert_eq!(parse(&format!("--log-files {}", files.name())).unwrap().log_files, [*files]);
         }
     }
 

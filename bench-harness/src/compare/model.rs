@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
@@ -174,10 +175,37 @@ impl BulkWork {
     }
 }
 
+/// Whether the files that a log is written into have been written before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFiles {
+    /// They have, on all nodes: as after some time, when old files are used again
+    Written,
+    /// A node has what it makes when it starts
+    New,
+}
+
+impl LogFiles {
+    pub(crate) const fn title(self) -> &'static str {
+        match self {
+            Self::Written => "log files written beforehand",
+            Self::New => "new log files",
+        }
+    }
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Written => "written",
+            Self::New => "new",
+        }
+    }
+}
+
 /// The same bulk work for everybody, in alternation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct BulkGroup {
     pub(crate) work: BulkWork,
+    pub(crate) files: LogFiles,
     /// Bytes of payload that were asked for.
     pub(crate) bytes: u64,
     pub(crate) record_bytes: usize,

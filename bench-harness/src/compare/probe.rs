@@ -52,6 +52,18 @@ impl Probe {
         }
         Ok((latency.value_at_quantile(0.5) as f64 / 1000.0 * 10.0).round() / 10.0)
     }
+
+    /// Probes until the median is no more than twice what it was at best, for at most so long; the last.
+    pub(crate) fn calm(&mut self, best_us: f64, how_long: Duration) -> Result<f64, String> {
+        let began = Instant::now();
+        loop {
+            let now = self.measure(PROBE)?;
+            if now <= 2.0 * best_us || began.elapsed() > how_long {
+                return Ok(now);
+            }
+            interrupt::sleep(PROBE)?;
+        }
+    }
 }
 
 /// A run, and what the disk did meanwhile.
@@ -64,29 +76,19 @@ pub(crate) struct Probed<T> {
     pub(crate) repeated: u32,
 }
 
-/// Makes a run and probes the disk behind it, after a pause; once more if the disk changed under it. The
-/// last of `probes_us` is the probe before, and the probes after go behind it.
-pub(crate) fn steady<T>(
-    probe: &mut Probe,
-    probes_us: &mut Vec<f64>,
-    pause: Duration,
-    mut once: impl FnMut() -> Result<T, String>,
-) -> Result<Probed<T>, String> {
+/// Makes a run, which gives its probes too; once more if the disk changed under it.
+pub(crate) fn steady<T>(mut once: impl FnMut() -> Result<(T, [f64; 2]), String>) -> Result<Probed<T>, String> {
     let mut repeated = 0;
     loop {
         interrupt::check()?;
-        let before = probes_us.last().copied().unwrap_or_default();
-        let sample = once();
-        interrupt::sleep(pause)?;
-        let after = probe.measure(PROBE)?;
-        probes_us.push(after);
-        let sample = sample?;
+        let (sample, probes_us) = once()?;
+        let [before, after] = probes_us;
         if moved(before, after) && repeated < REPEATS {
             repeated += 1;
             eprintln!("  the disk's lone write moved from {before:.0} to {after:.0} us: once more");
             continue;
         }
-        return Ok(Probed { sample, probes_us: [before, after], repeated });
+        return Ok(Probed { sample, probes_us, repeated });
     }
 }
 
@@ -103,5 +105,21 @@ mod tests {
     fn a_probe_that_moves_more_than_twofold_either_way_is_noticed() {
         assert!(!moved(100.0, 199.0) && !moved(199.0, 100.0) && !moved(100.0, 200.0));
         assert!(moved(100.0, 201.0) && moved(201.0, 100.0));
+    }
+
+    #[test]
+    fn a_run_is_repeated_while_the_disk_moves_and_no_more_than_twice() {
+        let runs = |probes: &[[f64; 2]]| {
+            let (mut probes, mut made) = (probes.iter(), 0);
+            let probed = steady(|| {
+                made += 1;
+                Ok((made, *probes.next().ok_or("no more runs")?))
+            });
+            probed.map(|p| (p.sample, p.probes_us, p.repeated))
+        };
+        assert_eq!(runs(&[[20.0, 30.0]]), Ok((1, [20.0, 30.0], 0)));
+        assert_eq!(runs(&[[20.0, 50.0], [50.0, 40.0]]), Ok((2, [50.0, 40.0], 1)));
+        assert_eq!(runs(&[[20.0, 50.0]; 3]), Ok((3, [20.0, 50.0], 2)));
+        assert_eq!(runs(&[[20.0, 50.0]]), Err("no more runs".to_string()));
     }
 }

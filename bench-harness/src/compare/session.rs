@@ -239,10 +239,15 @@ impl Runner<'_> {
     fn run(&mut self, entry: &Entry, record_bytes: usize, probes_us: &mut Vec<f64>) -> Result<Run, String> {
         let Self { args, cpus, scratch, probe, field, .. } = self;
         let (peer, shape) = (&mut field.peers[entry.peer].0, entry.shape);
-        let probed = steady(probe, probes_us, SETTLE, || {
-            let (warm_up, measure) = (args.warm_up, args.seconds);
-            let sample = in_folder(scratch, |dir| peer.run(&Job { dir, record_bytes, shape, warm_up, measure, cpus }))?;
-            if sample.commits == 0 { Err("no commit in the whole run".into()) } else { Ok(sample) }
+        let (warm_up, measure) = (args.warm_up, args.seconds);
+        let probed = steady(|| {
+            let before = probes_us.last().copied().unwrap_or_default();
+            let sample = in_folder(scratch, |dir| peer.run(&Job { dir, record_bytes, shape, warm_up, measure, cpus }));
+            interrupt::sleep(SETTLE)?;
+            let after = probe.measure(PROBE)?;
+            probes_us.push(after);
+            let sample = sample?;
+            if sample.commits == 0 { Err("no commit in the whole run".into()) } else { Ok((sample, [before, after])) }
         })?;
         Ok(probed.sample.into_run(probed.probes_us, probed.repeated))
     }

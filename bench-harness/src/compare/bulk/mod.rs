@@ -1,9 +1,10 @@
-//! Bulk work: so many bytes instead of so many seconds. Everybody in turn, with the disk probed around
-//! each run, as for commits.
+//! Bulk work: so many bytes instead of so many seconds. Everybody in turn. The disk is probed when a
+//! contender's nodes are ready, before the clock runs, and again at the end.
 
 pub(crate) mod summary;
 mod text;
 
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -11,15 +12,15 @@ use std::time::Duration;
 
 use super::args::Args;
 use super::interrupt;
-use super::model::{BulkGroup, BulkRow, BulkRun, BulkSample, BulkWork};
+use super::model::{BulkGroup, BulkRow, BulkRun, BulkWork, LogFiles};
 use super::peers::{BULK_RECORD_BYTES, BulkJob, Cpus, Shape};
 use super::probe::{PROBE, Probe, steady};
 use super::session::{Field, in_folder};
 
 pub(crate) use text::text;
 
-/// What the device still discards after a run's files are gone.
-const SETTLE: Duration = Duration::from_secs(1);
+/// How long the disk may take to be itself again after gigabytes were prepared or removed.
+const CALM: Duration = Duration::from_secs(30);
 
 /// A contender in one of its ways.
 struct Entry {
@@ -54,14 +55,15 @@ pub(crate) fn run(
     scratch: &Path,
     probe: &mut Probe,
 ) -> (Vec<BulkGroup>, Result<(), String>) {
-    let plans: Vec<_> = args.bulk().map(|work| (work, entries(field, work))).filter(|p| !p.1.is_empty()).collect();
-    let total = plans.iter().map(|p| p.1.len()).sum::<usize>() * args.runs as usize;
+    let states = |work| args.log_files.iter().map(move |files| (work, *files));
+    let plans: Vec<_> = args.bulk().flat_map(states).map(|(work, files)| (work, files, entries(field, work))).collect();
+    let total = plans.iter().map(|p| p.2.len()).sum::<usize>() * args.runs as usize;
     let mut runner = Runner { args, cpus: args.layout(), scratch, probe, field, done: 0, total };
     let mut groups = Vec::new();
-    for (work, mut entries) in plans {
+    for (work, files, mut entries) in plans.into_iter().filter(|p| !p.2.is_empty()) {
         let (bytes, record_bytes) = (args.bulk_bytes(), BULK_RECORD_BYTES);
-        let mut group = BulkGroup { work, bytes, record_bytes, probes_us: Vec::new(), rows: Vec::new() };
-        let ended = runner.turns(work, &mut entries, &mut group.probes_us);
+        let mut group = BulkGroup { work, files, bytes, record_bytes, probes_us: Vec::new(), rows: Vec::new() };
+        let ended = runner.turns((work, files), &mut entries, &mut group.probes_us);
         group.rows = entries.into_iter().map(|e| e.row).collect();
         groups.push(group);
         if ended.is_err() {
@@ -82,22 +84,28 @@ struct Runner<'a> {
 }
 
 impl Runner<'_> {
-    fn turns(&mut self, work: BulkWork, entries: &mut [Entry], probes_us: &mut Vec<f64>) -> Result<(), String> {
+    fn turns(
+        &mut self,
+        (work, files): (BulkWork, LogFiles),
+        entries: &mut [Entry],
+        probes_us: &mut Vec<f64>,
+    ) -> Result<(), String> {
         probes_us.push(self.probe.measure(PROBE)?);
         for turn in 1..=self.args.runs {
             for entry in &mut *entries {
                 self.done += 1;
                 let about = format!(
-                    "[{}/{}] {}, {} MiB, run {turn} of {}: {} {}",
+                    "[{}/{}] {}, {} MiB, {}, run {turn} of {}: {} {}",
                     self.done,
                     self.total,
                     work.title(),
                     self.args.bulk_bytes() >> 20,
+                    files.title(),
                     self.args.runs,
                     entry.row.peer,
                     entry.row.shape
                 );
-                match self.run(entry, work, probes_us) {
+                match self.run(entry, (work, files), probes_us) {
                     Ok(run) => {
                         let (mb_s, seconds, disk) = (run.mb_s, run.seconds, run.probe_after_us);
                         eprintln!("{about}: {mb_s:.0} MB/s in {seconds:.2} s (disk {disk:.0} us)");
@@ -114,14 +122,32 @@ impl Runner<'_> {
         Ok(())
     }
 
-    fn run(&mut self, entry: &Entry, work: BulkWork, probes_us: &mut Vec<f64>) -> Result<BulkRun, String> {
+    fn run(
+        &mut self,
+        entry: &Entry,
+        (work, files): (BulkWork, LogFiles),
+        probes_us: &mut Vec<f64>,
+    ) -> Result<BulkRun, String> {
         let Self { args, cpus, scratch, probe, field, .. } = self;
         let (peer, shape, bytes) = (&mut field.peers[entry.peer].0, entry.shape, args.bulk_bytes());
-        let probed = steady(probe, probes_us, SETTLE, || {
-            let sample: BulkSample =
-                in_folder(scratch, |dir| peer.run_bulk(&BulkJob { dir, work, bytes, shape, cpus }))?;
+        let best_us = probes_us.iter().copied().fold(f64::INFINITY, f64::min);
+        let probe = RefCell::new(probe);
+        let probed = steady(|| {
+            let before = Cell::new(None);
+            let ready = || {
+                before.set(Some(probe.borrow_mut().calm(best_us, CALM)?));
+                Ok(())
+            };
+            let sample = in_folder(scratch, |dir| {
+                let sample = peer.run_bulk(&BulkJob { dir, work, files, bytes, shape, cpus, ready: &ready })?;
+                // Before the files go: what that costs the disk is nobody's.
+                let after = probe.borrow_mut().measure(PROBE)?;
+                let before = before.get().ok_or("it did not say when it was ready")?;
+                probes_us.extend([before, after]);
+                Ok((sample, [before, after]))
+            });
             settle(scratch)?;
-            Ok(sample)
+            sample
         })?;
         Ok(probed.sample.into_run(probed.probes_us, probed.repeated))
     }

@@ -1,6 +1,6 @@
 //! Medians and spreads of bulk runs, and ratios between contenders of the same part.
 
-use super::super::model::{BulkGroup, BulkRow, BulkRun, BulkWork, Part, Report, Scope};
+use super::super::model::{BulkGroup, BulkRow, BulkRun, BulkWork, LogFiles, Part, Report, Scope};
 use super::super::stats::{CLIENT, EMBEDDED, Spread};
 
 /// A row's figures over its runs.
@@ -25,6 +25,7 @@ pub(crate) struct Line {
 #[derive(Clone, Debug)]
 pub(crate) struct Summary {
     pub(crate) work: BulkWork,
+    pub(crate) files: LogFiles,
     pub(crate) bytes: u64,
     pub(crate) record_bytes: usize,
     pub(crate) lines: Vec<Line>,
@@ -48,7 +49,7 @@ fn best_of(group: &BulkGroup, names: &[&str]) -> Option<f64> {
 /// their part, and their median is shown.
 pub(crate) fn summaries(report: &Report) -> Vec<Summary> {
     let all: Vec<(&Part, &BulkGroup)> = report.parts.iter().flat_map(|p| p.bulk.iter().map(move |g| (p, g))).collect();
-    let key = |g: &BulkGroup| (g.work, g.bytes, g.record_bytes);
+    let key = |g: &BulkGroup| (g.work, g.files, g.bytes, g.record_bytes);
     let mut keys: Vec<_> = all.iter().map(|(_, g)| key(g)).collect();
     keys.sort_unstable();
     keys.dedup();
@@ -56,7 +57,10 @@ pub(crate) fn summaries(report: &Report) -> Vec<Summary> {
     keys.into_iter().map(|key| summary(key, &of_key(key))).collect()
 }
 
-fn summary((work, bytes, record_bytes): (BulkWork, u64, usize), groups: &[(&Part, &BulkGroup)]) -> Summary {
+/// What is compared: work, files, bytes of payload and of each record.
+type Key = (BulkWork, LogFiles, u64, usize);
+
+fn summary((work, files, bytes, record_bytes): Key, groups: &[(&Part, &BulkGroup)]) -> Summary {
     let rows = || groups.iter().flat_map(|(_, g)| &g.rows);
     let (mut names, mut errors): (Vec<(&str, &str)>, Vec<String>) = (Vec::new(), Vec::new());
     for row in rows() {
@@ -76,6 +80,7 @@ fn summary((work, bytes, record_bytes): (BulkWork, u64, usize), groups: &[(&Part
     let limit = Spread::of(limits.map(|l| l.mb_s / copies as f64)).filter(|_| work == BulkWork::Stream);
     Summary {
         work,
+        files,
         bytes,
         record_bytes,
         lines: names.iter().filter_map(|name| line(*name, groups)).collect(),
@@ -139,7 +144,14 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn group(work: BulkWork, rows: Vec<BulkRow>) -> BulkGroup {
-        BulkGroup { work, bytes: 1 << 30, record_bytes: 16_384, probes_us: vec![20.0, 21.0], rows }
+        BulkGroup {
+            work,
+            files: LogFiles::Written,
+            bytes: 1 << 30,
+            record_bytes: 16_384,
+            probes_us: vec![20.0, 21.0],
+            rows,
+        }
     }
 
     #[test]
@@ -156,7 +168,12 @@ pub(crate) mod tests {
         let mut other = part(&[]);
         other.bulk =
             vec![group(BulkWork::Stream, vec![row("towline", &[400.0], None), row("postgres", &[100.0], None)])];
+        let mut new = one.bulk[0].clone();
+        new.files = LogFiles::New;
+        one.bulk.push(new);
         let all = summaries(&Report { format: FORMAT, parts: vec![one, other] });
+        assert_eq!(all.iter().map(|s| s.files.name()).collect::<Vec<_>>(), ["written", "written", "new"]);
+        let all = &all[..2];
         assert_eq!(all.iter().map(|s| s.work).collect::<Vec<_>>(), BulkWork::ALL);
         let postgres = |n: usize| all[n].lines.iter().find(|l| l.peer == "postgres").unwrap();
         assert_eq!(postgres(0).ratios, [Some(5.0), Some(4.5)], "6x and 4x; 4.5x where there is a network");

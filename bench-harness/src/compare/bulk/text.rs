@@ -21,10 +21,11 @@ fn group(summary: &Summary, out: &mut String) {
     });
     let _ = writeln!(
         out,
-        "\n{}: {} MiB in records of {} B{probe}\n  the clock runs {}",
+        "\n{}: {} MiB in records of {} B, {}{probe}\n  the clock runs {}",
         summary.work.title(),
         summary.bytes >> 20,
         summary.record_bytes,
+        summary.files.title(),
         summary.work.clock()
     );
     let _ = writeln!(

@@ -16,7 +16,7 @@ pub(super) fn sections(report: &Report, out: &mut String) {
 }
 
 fn section(summary: &Summary, out: &mut String) {
-    let title = format!("{} MiB, {}", summary.bytes >> 20, summary.work.title());
+    let title = format!("{} MiB, {}, {}", summary.bytes >> 20, summary.work.title(), summary.files.title());
     let probe = summary.probe_us.map_or_else(String::new, |p| {
         format!(" A lone durable write took {} ({} to {}).", time(p.median), time(p.min), time(p.max))
     });

@@ -100,7 +100,7 @@ fn bulk_work_has_a_plot_and_a_table_for_each_kind_and_the_page_stays_well_formed
     let count = |name: &str| elements.iter().filter(|e| *e == name).count();
     assert_eq!((count("svg"), count("figure"), count("rect")), (9, 9, 4));
     assert!(page.contains("failed: redis 1x512: it &lt;ended&gt;") && page.contains("on &lt;all&gt; nodes"));
-    assert!(page.contains("1024 MiB, a replica that was away catches up"));
+    assert!(page.contains("1024 MiB, a replica that was away catches up, log files written beforehand"));
 }
 
 #[test]

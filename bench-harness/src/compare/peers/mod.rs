@@ -23,7 +23,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::model::{BulkSample, BulkWork, Sample, Scope};
+use super::model::{BulkSample, BulkWork, LogFiles, Sample, Scope};
 
 /// What a reader must know of a contender.
 #[derive(Clone, Copy, Debug)]
@@ -104,14 +104,16 @@ const BULK_LIMIT: Duration = Duration::from_secs(600);
 const BULK_LOOK: Duration = Duration::from_millis(2);
 
 /// One run of bulk work to be made.
-#[derive(Debug)]
 pub(crate) struct BulkJob<'a> {
     /// An empty folder, removed afterwards.
     pub(crate) dir: &'a Path,
     pub(crate) work: BulkWork,
+    pub(crate) files: LogFiles,
     pub(crate) bytes: u64,
     pub(crate) shape: Shape,
     pub(crate) cpus: &'a Cpus,
+    /// To be called when all is prepared, before the clock runs: waits for the disk and probes it.
+    pub(crate) ready: &'a dyn Fn() -> Result<(), String>,
 }
 
 impl BulkJob<'_> {
@@ -224,7 +226,8 @@ mod tests {
     fn bulk_work_is_whole_units() {
         let cpus = Cpus { first: vec![0], others: vec![0] };
         let shape = Shape { connections: 1, pipeline: 1 };
-        let job = |bytes| BulkJob { dir: Path::new("."), work: BulkWork::Stream, bytes, shape, cpus: &cpus };
+        let (dir, work, files) = (Path::new("."), BulkWork::Stream, LogFiles::New);
+        let job = |bytes| BulkJob { dir, work, files, bytes, shape, cpus: &cpus, ready: &|| Ok(()) };
         assert_eq!(job(1 << 30).records(1), 65_536);
         assert_eq!((job((1 << 20) + 1).records(1), job((1 << 20) + 1).records(64)), (65, 128));
     }

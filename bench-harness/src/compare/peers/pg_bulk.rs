@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::super::interrupt::{self, wait_every};
-use super::super::model::{BulkSample, BulkWork};
+use super::super::model::{BulkSample, BulkWork, LogFiles};
 use super::pg_wire::query;
 use super::postgres::{Postgres, Servers};
 use super::{BULK_LIMIT, BULK_LOOK, BULK_RECORD_BYTES, BulkJob, BulkWay, record, shapes};
@@ -24,13 +24,12 @@ pub(super) fn ways(of: &Postgres, work: BulkWork) -> Vec<BulkWay> {
         BulkWork::Stream => (
             &[(2, 1024), (4, 256)][..],
             "flushed by the primary and both standbys",
-            "ANY 2 (s1, s2); sessions x messages in a transaction, all made in the server (generate_series); WAL files \
-             written beforehand on all nodes",
+            "ANY 2 (s1, s2); sessions x messages in a transaction, all made in the server (generate_series)",
         ),
         BulkWork::CatchUp => (
             &[(2, 1024)][..],
             "flushed by the standby that was away",
-            "ANY 1 (s1, s2) while s2 is stopped, WAL kept by wal_keep_size; WAL files written beforehand on all nodes",
+            "ANY 1 (s1, s2) while s2 is stopped, WAL kept by wal_keep_size",
         ),
     };
     shapes(pairs).into_iter().map(|shape| BulkWay { shape, until, how }).collect()
@@ -41,6 +40,7 @@ pub(super) fn stream(of: &Postgres, job: &BulkJob<'_>) -> Result<BulkSample, Str
     let servers = make(of, job, 2)?;
     let _control = servers.start_all()?;
     let sessions = sessions(&servers, job)?;
+    (job.ready)()?;
     let (client, cpu_ns, began) = (towline::sys::process_cpu_ns(), servers.nodes.cpu_ns(), Instant::now());
     let bytes = write(job, sessions).map_err(|e| servers.nodes.check().err().unwrap_or(e))?;
     let took = began.elapsed();
@@ -56,6 +56,7 @@ pub(super) fn catch_up(of: &Postgres, job: &BulkJob<'_>) -> Result<BulkSample, S
     let bytes = write(job, sessions(&servers, job)?).map_err(|e| servers.nodes.check().err().unwrap_or(e))?;
     let end = query(&mut control, "SELECT pg_current_wal_flush_lsn()")?;
     let end = end.first().ok_or("PostgreSQL does not say where its log ends")?;
+    (job.ready)()?;
     let (client, cpu_ns, started) = (towline::sys::process_cpu_ns(), servers.nodes.cpu_ns(), Instant::now());
     servers.start(2)?;
     let mut wait_until = |what, condition: &str| {
@@ -71,13 +72,13 @@ pub(super) fn catch_up(of: &Postgres, job: &BulkJob<'_>) -> Result<BulkSample, S
     Ok(BulkSample { bytes, took: flushed - connected, connected_after: Some(connected - started), cpu_ns })
 }
 
-/// All three, with WAL files as a server has them that has run for some time.
+/// All three, with WAL files as a server has them that has run for some time, if they are to be written.
 fn make<'a>(of: &'a Postgres, job: &'a BulkJob<'_>, standbys: usize) -> Result<Servers<'a>, String> {
     // A message's own head, a page's, and some room.
     let wal_bytes = job.records(unit(job)) * BULK_RECORD_BYTES as u64 / 16 * 17 + 4 * SEGMENT_BYTES;
     let more = format!("wal_keep_size = {}MB\n", (wal_bytes >> 20) + 1024);
     let servers = Servers::make(of, job.dir, job.cpus, standbys, &more)?;
-    for n in 0..3 {
+    for n in (0..3).filter(|_| job.files == LogFiles::Written) {
         let folder = servers.data(n).join("pg_wal");
         // The first one is there and in use.
         for number in 2..=1 + wal_bytes.div_ceil(SEGMENT_BYTES) {

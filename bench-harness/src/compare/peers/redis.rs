@@ -146,7 +146,8 @@ impl Peer for Redis {
     fn bulk_ways(&self, work: BulkWork) -> Vec<BulkWay> {
         match work {
             BulkWork::Stream => {
-                let (until, how) = (self.facts.durability, "SETs, and one wait behind each unit of them");
+                let (until, how) =
+                    (self.facts.durability, "SETs, and one wait behind each unit of them; its files grow as it writes");
                 shapes(&[(4, 64)]).into_iter().map(|shape| BulkWay { shape, until, how }).collect()
             }
             // A replica that is started again takes the whole data set, not what it missed.
@@ -159,6 +160,7 @@ impl Peer for Redis {
         let (nodes, port) = self.start(job.dir, job.cpus)?;
         let connections = self.connections(port, job.shape, &record(BULK_RECORD_BYTES))?;
         let records = job.records(job.shape.pipeline);
+        (job.ready)()?;
         let (client, cpu_ns) = (towline::sys::process_cpu_ns(), nodes.cpu_ns());
         let took = transfer(connections, job.shape.pipeline, records);
         let took = took.map_err(|e| nodes.check().err().unwrap_or(e))?;

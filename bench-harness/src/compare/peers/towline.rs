@@ -48,11 +48,11 @@ pub(super) fn plan(scope: Scope, cpus: &Cpus) -> Plan {
     }
 }
 
-/// The same for so many bytes of bulk work: segments are written beforehand for all of it, and all is kept.
-pub(super) fn bulk_plan(scope: Scope, cpus: &Cpus, bytes: u64) -> Plan {
-    let mut plan = plan(scope, cpus);
+/// The same for bulk work, with so many bytes of segments written beforehand: all of the log is kept.
+pub(super) fn bulk_plan(cpus: &Cpus, prefill: u64) -> Plan {
+    let mut plan = plan(Scope::Replicated, cpus);
     for node in [&mut plan.primary, &mut plan.replica] {
-        (node.prefill, node.retain) = (bytes / 16 * 17 + (256 << 20), 1 << 40);
+        (node.prefill, node.retain) = (prefill, 1 << 40);
     }
     plan
 }
@@ -328,14 +328,14 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// With room for so many bytes of bulk work, if it is that.
-    pub(super) fn start(dir: &Path, cpus: &Cpus, bulk_bytes: Option<u64>) -> Result<Self, String> {
+    /// For bulk work with so many bytes of segments written beforehand, if it is that.
+    pub(super) fn start(dir: &Path, cpus: &Cpus, bulk_prefill: Option<u64>) -> Result<Self, String> {
         let list = |cpus: &[usize]| cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let mut command = Command::new(own_path()?);
         let mut child = command
             .args(["compare-node", "--first", &list(&cpus.first), "--others", &list(&cpus.others), "--dir"])
             .arg(dir)
-            .args(bulk_bytes.map(|bytes| format!("--bulk-bytes={bytes}")))
+            .args(bulk_prefill.map(|bytes| format!("--bulk-prefill={bytes}")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -384,16 +384,16 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_delimiter = ',')]
     others: Vec<usize>,
     #[arg(long)]
-    bulk_bytes: Option<u64>,
+    bulk_prefill: Option<u64>,
 }
 
 /// Runs a cluster until stdin ends: says where it listens, then answers each line with its
 /// processor time.
 pub(crate) fn node(args: &NodeArgs) -> Result<(), String> {
     let cpus = Cpus { first: args.first.clone(), others: args.others.clone() };
-    let plan = match args.bulk_bytes {
+    let plan = match args.bulk_prefill {
         None => plan(Scope::Replicated, &cpus),
-        Some(bytes) => bulk_plan(Scope::Replicated, &cpus, bytes),
+        Some(prefill) => bulk_plan(&cpus, prefill),
     };
     let mut cluster = Cluster::start(&args.dir, &plan)?;
     let mut out = std::io::stdout().lock();
