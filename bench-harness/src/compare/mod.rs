@@ -1,8 +1,9 @@
 //! `towline-bench compare`: the same work on Towline and on what a user would pick instead.
 //!
 //! In: the arguments and what is installed. Out: a table, a JSON document (`model`), a page (`html`).
-//! `session` runs the groups of commits, `bulk` what is so many bytes; `peers` has one file for each contender; `drive` is the load on those
-//! with a network protocol; `child` keeps servers, `interrupt` sees to an orderly end.
+//! `session` runs the groups of commits, `bulk` what is so many bytes; `peers` has one file for each
+//! contender; `drive` is the load on those with a network protocol; `child` keeps servers, `interrupt`
+//! sees to an orderly end.
 
 mod args;
 mod bulk;

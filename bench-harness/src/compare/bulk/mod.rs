@@ -55,12 +55,21 @@ pub(crate) fn run(
     scratch: &Path,
     probe: &mut Probe,
 ) -> (Vec<BulkGroup>, Result<(), String>) {
-    let states = |work| args.log_files.iter().map(move |files| (work, *files));
-    let plans: Vec<_> = args.bulk().flat_map(states).map(|(work, files)| (work, files, entries(field, work))).collect();
+    let mut plans = Vec::new();
+    for work in args.bulk() {
+        for files in &args.log_files {
+            let entries = entries(field, work);
+            // Towline beside nobody who was asked for is no comparison.
+            let is_wanted = |e: &Entry| args.peers.is_empty() || args.peers.contains(&e.row.peer);
+            if entries.iter().any(is_wanted) {
+                plans.push((work, *files, entries));
+            }
+        }
+    }
     let total = plans.iter().map(|p| p.2.len()).sum::<usize>() * args.runs as usize;
     let mut runner = Runner { args, cpus: args.layout(), scratch, probe, field, done: 0, total };
     let mut groups = Vec::new();
-    for (work, files, mut entries) in plans.into_iter().filter(|p| !p.2.is_empty()) {
+    for (work, files, mut entries) in plans {
         let (bytes, record_bytes) = (args.bulk_bytes(), BULK_RECORD_BYTES);
         let mut group = BulkGroup { work, files, bytes, record_bytes, probes_us: Vec::new(), rows: Vec::new() };
         let ended = runner.turns((work, files), &mut entries, &mut group.probes_us);
