@@ -159,6 +159,33 @@ async fn overwrite(
     Ok((bytes.get(), began.elapsed().as_secs_f64(), latency))
 }
 
+/// Reads files as [`read_limit`] does and overwrites another one in `dir` durably at the same time, each on a core
+/// of its own: what a disk gives to a log that is read on one node and written on another, where both have
+/// the same disk. Returns the bytes in each second that can go both ways.
+///
+/// # Errors
+/// What the system says.
+pub fn copy_limit(
+    files: &[std::path::PathBuf],
+    dir: &Path,
+    [reads, writes]: [Option<usize>; 2],
+    how_long: Duration,
+) -> io::Result<f64> {
+    let paths = [dir.join("limit-copy.tmp")];
+    let both = || {
+        prepare(&paths)?;
+        // They are read again and again until the time is over.
+        let files = (0..16).flat_map(|_| files.to_vec()).collect();
+        let reader = std::thread::spawn(move || read_limit(files, reads, (1 << 20, 4), how_long));
+        let written = run(&paths, &[writes], (512 << 10, 4, Content::Fresh), how_long);
+        let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok((read + written?.bytes_per_s) / 2.0)
+    };
+    let result = both();
+    let _ = std::fs::remove_file(&paths[0]);
+    result
+}
+
 /// Reads files one after the other with direct reads, `block` bytes at a time and `depth` in flight, from
 /// an executor on `cpu`, for `how_long` or until all were read; returns bytes in each second.
 ///

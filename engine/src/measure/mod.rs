@@ -10,7 +10,7 @@ mod net;
 mod picture;
 
 pub use compare::{Compared, compare_logs};
-pub use disk::{Content, DiskLimit, disk_limit, read_limit};
+pub use disk::{Content, DiskLimit, copy_limit, disk_limit, read_limit};
 pub use load::{Load, LoadReport};
 pub use net::{ping_pong, stream};
 pub use picture::stages_picture;
