@@ -26,11 +26,26 @@ impl Fleet {
     }
 }
 
+/// Which blows a storm has beside kills and pauses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Blows {
+    Plain,
+    /// Promotions, and changes of settings.
+    Promotions,
+    /// Replicas that are configured no more, and again, too.
+    Members,
+}
+
 /// One blow at the fleet. Afterwards all nodes run.
-fn strike(fleet: &mut Fleet, load: &Load, random: &mut Random, promotions: bool) -> &'static str {
+fn strike(fleet: &mut Fleet, load: &Load, random: &mut Random, blows: Blows) -> &'static str {
     let primary = fleet.primary;
     let [a, b] = if random.below(2) == 0 { fleet.replicas() } else { [fleet.replicas()[1], fleet.replicas()[0]] };
-    let what = match random.below(if promotions { 10 } else { 8 }) {
+    let kinds = match blows {
+        Blows::Plain => 8,
+        Blows::Promotions => 10,
+        Blows::Members => 12,
+    };
+    let what = match random.below(kinds) {
         0 => {
             fleet.kill(primary);
             "the primary was killed"
@@ -88,12 +103,26 @@ fn strike(fleet: &mut Fleet, load: &Load, random: &mut Random, promotions: bool)
             ctl(fleet, &["set", "retain-max", cap]).expect(0, "");
             "the primary was killed while its settings were changed"
         }
-        _ => {
+        9 => {
             fleet.kill(primary);
             spin(random, STILL);
             fleet.promote_the_furthest();
             load.turn_to(fleet.addr());
             "the furthest replica was promoted"
+        }
+        10 => {
+            ctl(fleet, &["replica", "remove", fleet::NAMES[b]]).expect(0, "");
+            load.await_more(1 + random.below(2000));
+            ctl(fleet, &["replica", "add", fleet::NAMES[b]]).expect(0, "");
+            "a replica was configured no more, and again"
+        }
+        // A history is of so many nodes from its beginning: none begins meanwhile.
+        _ => {
+            fleet.kill(b);
+            ctl(fleet, &["replica", "remove", fleet::NAMES[b]]).expect(0, "");
+            load.await_more(1 + random.below(2000));
+            ctl(fleet, &["replica", "add", fleet::NAMES[b]]).expect(0, "");
+            "a replica was killed, configured no more, and again"
         }
     };
     fleet.start_missing(false);
@@ -116,15 +145,17 @@ fn change_and_kill(fleet: &mut Fleet, random: &mut Random, change: &[&str]) {
 }
 
 /// So many blows, and the check of everything.
-fn storm(first_seed: u64, rounds: u64, more: &[&'static str], promotions: bool) {
+fn storm(first_seed: u64, rounds: u64, more: &[&'static str], of_role: [&[&'static str]; 2], blows: Blows) {
     campaigns(first_seed, |seed| {
         let (began, mut random, dir) = (Instant::now(), Random(seed), folder());
-        let mut fleet = Fleet::start(dir.path(), "ack_n=1", &[&OPTIONS, more].concat());
+        let mut fleet = Fleet::new(dir.path(), "ack_n=1", &[&OPTIONS, more].concat());
+        fleet.of_role = of_role.map(<[_]>::to_vec);
+        fleet.start_missing(false);
         let load = Load::start(dir.path(), fleet.addr(), 700);
         for round in 0..rounds {
             load.await_more(1 + random.below(600));
             spin(&mut random, Duration::from_millis(3));
-            let what = strike(&mut fleet, &load, &mut random, promotions);
+            let what = strike(&mut fleet, &load, &mut random, blows);
             println!("round {round}: {what}, {} acknowledged", load.acknowledged());
             fleet.assert_alive();
         }
@@ -138,14 +169,21 @@ fn storm(first_seed: u64, rounds: u64, more: &[&'static str], promotions: bool) 
 
 #[test]
 fn what_is_acknowledged_outlives_kills_pauses_and_promotions() {
-    storm(seed(), 30, &[], true);
+    storm(seed(), 30, &[], [&[], &[]], Blows::Promotions);
 }
 
 #[test]
 fn segments_that_are_used_again_are_as_safe_in_a_storm() {
     // A replica keeps no log for the others: once it is promoted, one that was held still may need a
     // copy instead.
-    storm(seed() ^ 1, 20, &["--retain", "1MiB"], false);
+    storm(seed() ^ 1, 20, &["--retain", "1MiB"], [&[], &[]], Blows::Plain);
+}
+
+#[test]
+fn replicas_that_begin_anew_are_as_safe_through_promotions_and_changes_of_who_counts() {
+    // What is let go of may be what a replica lacks, after a promotion or an absence: it begins anew then.
+    let primary = ["--lag-target", "64KiB"];
+    storm(seed() ^ 3, 24, &["--retain", "512KiB", "--compress", "lz4"], [&primary, &["--rebuild"]], Blows::Members);
 }
 
 /// A replica that a replica feeds.
@@ -202,7 +240,7 @@ fn a_replica_behind_a_replica_comes_out_the_same_though_any_of_them_is_killed() 
                     fleet.kill(fleet.primary);
                     "the middle and the primary were killed"
                 }
-                _ => strike(&mut fleet, &load, &mut random, false),
+                _ => strike(&mut fleet, &load, &mut random, Blows::Plain),
             };
             fleet.start_missing(false);
             if reader.node.is_none() {

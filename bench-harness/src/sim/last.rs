@@ -14,6 +14,7 @@ use super::cluster::{Cluster, DATA, Role};
 use super::handler::lock;
 use super::operator::Ask;
 use super::oracle::{check_log, owner, payload};
+use super::plan::Fault;
 use super::store::whole;
 
 /// Makes lost slots anew, and replicas that cannot go on from where they are. A slot that was never
@@ -76,6 +77,12 @@ fn mend_slots(c: &mut Cluster) {
             c.nodes[n].lost_slot = false;
             return;
         }
+        if c.plan.has(Fault::Promote) {
+            // The one that was promoted had let go of more than the one before.
+            c.world.hit("made anew from nothing");
+            c.replace(n, 1_000_000);
+            return;
+        }
         if !matches!(c.plan.retain, towline::Retain::All) {
             let said: Vec<_> = c.world.views(c.nodes[n].id).iter().map(|v| v.unlinked.clone()).collect();
             c.fail(format!("node {n} has a valid slot, and the primary has let go of what it needs: {said:?}"));
@@ -122,7 +129,7 @@ pub fn mend(c: &mut Cluster) {
         }
         if c.quiet
             && views.iter().any(|v| v.unlinked.contains("committed"))
-            && matches!(c.plan.retain, towline::Retain::All)
+            && (matches!(c.plan.retain, towline::Retain::All) || c.plan.has(Fault::Promote))
         {
             // A node that was promoted did not have what this one knows to be committed: an operator
             // who wants that takes this one's folder away. What was promised is checked all the same.

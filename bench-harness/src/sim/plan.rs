@@ -237,10 +237,6 @@ impl Plan {
             // There is no old primary otherwise.
             faults.push(Fault::Promote);
         }
-        if !matches!(retain, Retain::All) {
-            // Whoever follows a node that has let go of more may need to be made anew by hand.
-            faults.retain(|f| !matches!(f, Fault::Promote));
-        }
         let policy_of = |r: &mut Rng, replicas: usize| -> CommitPolicy {
             let level = ["", ":flushed", ":received", ":applied", ":flushed"][r.below(5) as usize];
             let text = match r.below(6) {

@@ -59,8 +59,11 @@ impl Cluster {
         self.nodes[best].control = Arc::default();
         self.nodes[best].role = Role::Primary { promote: true };
         self.nodes[best].start_at = Some(self.world.now_ns() + 1_000_000);
-        // A handler of a primary's folder does not run: what it kept as a replica is history.
-        lock(&self.kept).retain(|(node, _), _| *node != best);
+        if !self.plan.snapshots {
+            // A handler of a primary's folder does not run: what it kept as a replica is history. An embedder
+            // with state goes on with it.
+            lock(&self.kept).retain(|(node, _), _| *node != best);
+        }
         lock(&self.oracle).deposed.push(old);
         if old_lives_on {
             // It goes on as a primary, and is started as one, until somebody tells it.

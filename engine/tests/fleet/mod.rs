@@ -44,6 +44,8 @@ pub struct Fleet {
     pub primary: usize,
     policy: &'static str,
     options: Vec<&'static str>,
+    /// More for whoever is the primary, and for whoever is a replica.
+    pub of_role: [Vec<&'static str>; 2],
 }
 
 impl Fleet {
@@ -57,7 +59,7 @@ impl Fleet {
     pub fn new(dir: &Path, policy: &'static str, options: &[&'static str]) -> Self {
         let listen = [fixed_address(), fixed_address(), fixed_address()];
         let (nodes, via, options) = ([None, None, None], [None, None, None], options.into());
-        Self { dir: dir.into(), nodes, listen, via, primary: 0, policy, options }
+        Self { dir: dir.into(), nodes, listen, via, primary: 0, policy, options, of_role: Default::default() }
     }
 
     /// From its next start on, a replica connects there.
@@ -100,7 +102,7 @@ impl Fleet {
             args.extend(["--zero-copy", "always"]);
             args.extend(["--commit", self.policy, "--segment-size", "256KiB", "--cpus", "0"]);
             args.extend(promote.then_some("--promote"));
-            args.extend(&self.options);
+            args.extend(self.options.iter().chain(&self.of_role[0]));
             let node = Node::serve(&self.folder(self.primary), &args).unwrap_or_else(|e| panic!("{e:?}"));
             self.nodes[self.primary] = Some(node);
         }
@@ -111,7 +113,7 @@ impl Fleet {
                 let pause = if self.via[n].is_some() { "1ms" } else { "50ms" };
                 let mut args = vec!["--role", "replica", "--name", NAMES[n], "--primary", primary];
                 args.extend(["--listen", &self.listen[n], "--reconnect-max", pause, "--cpus", "1"]);
-                args.extend(&self.options);
+                args.extend(self.options.iter().chain(&self.of_role[1]));
                 let node = Node::serve(&self.folder(n), &args).unwrap_or_else(|e| panic!("{e:?}"));
                 self.nodes[n] = Some(node);
             }
