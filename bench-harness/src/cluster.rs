@@ -175,6 +175,9 @@ impl Cluster {
             sum.device_writes += used.device_writes;
             sum.syscalls += used.syscalls;
             sum.peak_rss += used.peak_rss;
+            sum.rss += used.rss;
+            sum.enters += used.enters;
+            sum.sleeps += used.sleeps;
         }
         Ok(sum)
     }

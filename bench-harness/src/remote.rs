@@ -43,12 +43,20 @@ pub(crate) struct Used {
     pub(crate) device_writes: u64,
     pub(crate) syscalls: u64,
     pub(crate) peak_rss: u64,
+    pub(crate) rss: u64,
+    /// Calls of the kernel for the rings of its cores, and those of them that slept.
+    pub(crate) enters: u64,
+    pub(crate) sleeps: u64,
 }
 
 impl Used {
     /// This process's, with the counters of nodes in it.
     pub(crate) fn here(status: &[towline::ShardStatus]) -> Self {
+        let (enters, sleeps) = towline::measure::enters_and_sleeps();
         let mut used = Self {
+            enters,
+            sleeps,
+            rss: towline::sys::rss_bytes(),
             cpu_ns: towline::sys::process_cpu_ns(),
             allocations: allocations::count(),
             peak_rss: towline::sys::peak_rss_bytes(),
@@ -65,14 +73,17 @@ impl Used {
     }
 
     fn to_line(self) -> String {
-        let Self { cpu_ns, allocations, segments, device_writes, syscalls, peak_rss } = self;
-        format!("{cpu_ns} {allocations} {segments} {device_writes} {syscalls} {peak_rss}")
+        let Self { cpu_ns, allocations, segments, device_writes, syscalls, peak_rss, rss, enters, sleeps } = self;
+        format!("{cpu_ns} {allocations} {segments} {device_writes} {syscalls} {peak_rss} {rss} {enters} {sleeps}")
     }
 
     fn from_line(line: &str) -> Option<Self> {
         let numbers: Vec<u64> = line.split_whitespace().map_while(|n| n.parse().ok()).collect();
-        let [cpu_ns, allocations, segments, device_writes, syscalls, peak_rss] = numbers[..] else { return None };
-        Some(Self { cpu_ns, allocations, segments, device_writes, syscalls, peak_rss })
+        let [cpu_ns, allocations, segments, device_writes, syscalls, peak_rss, rss, enters, sleeps] = numbers[..]
+        else {
+            return None;
+        };
+        Some(Self { cpu_ns, allocations, segments, device_writes, syscalls, peak_rss, rss, enters, sleeps })
     }
 }
 

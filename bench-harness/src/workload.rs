@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use towline::measure::{Content, Load, disk_limit, histogram, ping_pong};
 use towline::units::parse_size;
 use towline::{AckLevel, AppendOptions, CommitPolicy, ShardId, ZeroCopy};
 
 use crate::cluster::{Cluster, Plan, Scratch};
-use crate::remote::NodeSettings;
+use crate::remote::{NodeSettings, Used};
 use crate::report::{self, Run};
 
 /// The workload's arguments.
@@ -24,6 +25,10 @@ pub(crate) struct Args {
     /// moment at which it was to be appended
     #[arg(long)]
     pub(crate) rate: Option<f64>,
+    /// Afterwards, on the same nodes, an open loop at half the rate that this one reached, and how far its slow
+    /// commits are from its usual ones, beside the same of the device
+    #[arg(long, conflicts_with = "rate")]
+    pub(crate) half: bool,
     /// Shards
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) shards: u32,
@@ -133,11 +138,46 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     say("starting the nodes ...");
     let mut cluster = Cluster::start(&scratch.0, &plan)?;
     say("running ...");
+    let closed = load(args, &mut cluster, args.rate)?;
+    let half = args
+        .half
+        .then(|| {
+            say("and at half of that ...");
+            load(args, &mut cluster, Some(closed.commits as f64 / closed.seconds / 2.0))
+        })
+        .transpose()?;
+    let run = Run {
+        loaded: closed,
+        half,
+        limit: wide.bytes_per_s,
+        limit_reused: reused.bytes_per_s,
+        lone_write: lone.latency_ns,
+        ping,
+        policy: plan.policy,
+        telemetry: cluster.telemetry(),
+    };
+    report::print(args, &run);
+    Ok(())
+}
+
+/// What a load did, and what it took.
+pub(crate) struct Loaded {
+    pub(crate) commits: u64,
+    pub(crate) seconds: f64,
+    pub(crate) failed: u64,
+    pub(crate) latency: Histogram<u64>,
+    pub(crate) used_before: Used,
+    pub(crate) used_after: Used,
+    pub(crate) batches: u64,
+}
+
+/// Loads every shard for so long: a closed loop, or an open one with so many appends in each second.
+fn load(args: &Args, cluster: &mut Cluster, rate: Option<f64>) -> Result<Loaded, String> {
     let shards = u64::from(args.shards);
     let loads: Vec<_> = (0..args.shards)
         .map(|shard| {
             let window = args.window / shards + u64::from(u64::from(shard) < args.window % shards);
-            let load = match args.rate {
+            let load = match rate {
                 None => Load::closed(args.record, window.max(1), AppendOptions::default()),
                 Some(rate) => Load::open(args.record, rate / shards as f64, window.max(1), AppendOptions::default()),
             };
@@ -152,12 +192,15 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
         let _ = load.take_report();
     }
     let commits = || loads.iter().map(|l| l.commits()).sum::<u64>();
-    let (used_before, commits_before, began) = (cluster.used()?, commits(), Instant::now());
+    let batches =
+        |cluster: &Cluster| cluster.primary.status().iter().map(|s| s.telemetry.counters.batches).sum::<u64>();
+    let (used_before, batches_before) = (cluster.used()?, batches(cluster));
+    let (commits_before, began) = (commits(), Instant::now());
     std::thread::sleep(Duration::from_secs(args.seconds));
     let (used_after, commits_after, took) = (cluster.used()?, commits(), began.elapsed());
+    let batches = batches(cluster) - batches_before;
     loads.iter().for_each(|l| l.stop());
-    let mut latency = histogram();
-    let mut failed = 0;
+    let (mut latency, mut failed) = (histogram(), 0);
     for load in &loads {
         load.wait();
         let report = load.take_report();
@@ -167,20 +210,6 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
         failed += report.failed;
         latency.add(&report.latency_ns).map_err(|e| e.to_string())?;
     }
-    let run = Run {
-        commits: commits_after - commits_before,
-        seconds: took.as_secs_f64(),
-        failed,
-        latency,
-        used_before,
-        used_after,
-        limit: wide.bytes_per_s,
-        limit_reused: reused.bytes_per_s,
-        lone_write: lone.latency_ns,
-        ping,
-        policy: plan.policy,
-        telemetry: cluster.telemetry(),
-    };
-    report::print(args, &run);
-    Ok(())
+    let (commits, seconds) = (commits_after - commits_before, took.as_secs_f64());
+    Ok(Loaded { commits, seconds, failed, latency, used_before, used_after, batches })
 }

@@ -23,6 +23,13 @@ pub fn poison_released() {
     crate::rt::poison_released();
 }
 
+/// How often this process's cores have entered the kernel for their rings so far, and how often of these to
+/// sleep: each of those ends with a wake-up.
+#[must_use]
+pub fn enters_and_sleeps() -> (u64, u64) {
+    crate::rt::enters()
+}
+
 /// A histogram of nanoseconds up to one minute, with three digits.
 #[must_use]
 pub fn histogram() -> Histogram<u64> {

@@ -39,6 +39,7 @@ use std::time::Duration;
 
 pub(crate) use file::{DirectFile, DmaBuf, ReadBuf, SharedBuf};
 pub(crate) use ring::poison_released;
+pub(crate) use uring::enters;
 
 /// A running executor.
 pub(crate) enum ExecutorHandle {

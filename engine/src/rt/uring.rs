@@ -7,6 +7,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,16 @@ const ENTRIES: u32 = 256;
 const NOBODY: u64 = u64::MAX;
 /// What the completion of the bell carries.
 const BELL: u64 = u64::MAX - 1;
+
+/// Calls of the kernel, and those of them that could wait, of all rings of this process.
+static ENTERS: AtomicU64 = AtomicU64::new(0);
+static SLEEPS: AtomicU64 = AtomicU64::new(0);
+
+/// How often this process's cores have entered the kernel for their rings so far, and how often of these to
+/// sleep until something happens.
+pub(crate) fn enters() -> (u64, u64) {
+    (ENTERS.load(Ordering::Relaxed), SLEEPS.load(Ordering::Relaxed))
+}
 
 /// Where an operation is. `K` is what it keeps alive.
 ///
@@ -174,6 +185,10 @@ impl<K> Uring<K> {
     /// # Panics
     /// If the kernel refuses: then nothing can go on.
     pub(super) fn enter(&mut self, wait: Option<Duration>) -> bool {
+        ENTERS.fetch_add(1, Ordering::Relaxed);
+        if wait.is_some() {
+            SLEEPS.fetch_add(1, Ordering::Relaxed);
+        }
         let entered = match wait {
             None => self.ring.submit(),
             Some(wait) => {

@@ -281,6 +281,9 @@ impl Shard {
             telemetry.counters.records += u64::from(count);
             telemetry.counters.batches += 1;
             telemetry.counters.body_bytes += batch.header().body_len() as u64;
+            if memory < capacity {
+                telemetry.counters.moved_bytes += batch.header().body_len() as u64;
+            }
         }
         if let Some(target) = self.config.flow.lag_target {
             self.throttle(inner, target, batch.end, sealed.disk_len as u64, now);
