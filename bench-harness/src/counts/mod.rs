@@ -22,7 +22,7 @@ const STORED: &str = include_str!("../../counts.json");
 const TOLERANCE: f64 = 0.25;
 
 /// Count the instructions of append, gate, replica, frame and recovery with callgrind, and hold them
-/// against the stored counts: more than 25 % above fails, and so does a cost that grows with waiters
+/// against the stored counts: more than 25 % above fails, and so does a cost that grows with waiters, lag, shards
 /// or with the log.
 ///
 /// Exit code 1: a count is too high, or callgrind cannot be run.

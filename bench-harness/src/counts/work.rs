@@ -36,10 +36,18 @@ pub(super) struct Work {
 
 /// All of it.
 pub(super) const ALL: &[Work] = &[
-    Work { name: "append", what: "a record: append, batch close, gate, pipeline", times: 40_000, run: append },
+    Work {
+        name: "append",
+        what: "a record: append, batch close, gate, pipeline",
+        times: 40_000,
+        run: |n| append(n, 1),
+    },
+    Work { name: "append-16", what: "a record, 16 shards in turn", times: 40_000 * 16, run: |n| append(n, 16) },
     Work { name: "gate-1", what: "an advance of the gate, 1 waiter", times: 4000, run: |n| gate(n, 1) },
     Work { name: "gate-1000", what: "an advance of the gate, 1,000 waiters", times: 4000, run: |n| gate(n, 1000) },
     Work { name: "gate-100000", what: "an advance, 100,000 waiters", times: 4000, run: |n| gate(n, 100_000) },
+    Work { name: "lag-1", what: "an advance, a replica that is a batch behind", times: 4000, run: |n| lag(n, 1) },
+    Work { name: "lag-100000", what: "an advance, one that is far behind", times: 4000, run: |n| lag(n, 100_000) },
     Work { name: "replica", what: "a record on a replica: check, follow, walk", times: 40_000, run: replica },
     Work { name: "frame", what: "a frame: buffer, check, decode", times: 8000, run: frames },
     Work { name: "recovery-2", what: "a MiB of recovery, a log of 2 MiB", times: 8, run: |n| recovery(n, 2) },
@@ -51,6 +59,8 @@ pub(super) const ALL: &[Work] = &[
 pub(super) const FLAT: &[(&str, &str, f64, &str)] = &[
     ("gate-1", "gate-1000", 1.1, "waiters"),
     ("gate-1", "gate-100000", 1.1, "waiters"),
+    ("lag-1", "lag-100000", 1.05, "lag of a replica"),
+    ("append", "append-16", 1.05, "shards"),
     ("recovery-2", "recovery-8", 1.05, "log"),
 ];
 
@@ -77,20 +87,25 @@ fn ack(gate: &mut CommitGate, at: Lsn) {
     }
 }
 
-fn append(records: u64) {
-    let (mut gate, mut end) = (CommitGate::new(NEED, 2, Lsn::ZERO, Lsn::ZERO), LogEnd::default());
-    let mut pipeline = Pipeline::new(Lsn::ZERO, Lsn::ZERO, 4, 64 << 20);
+fn append(records: u64, shards: usize) {
+    let shard = || {
+        let pipeline = Pipeline::new(Lsn::ZERO, Lsn::ZERO, 4, 64 << 20);
+        (CommitGate::new(NEED, 2, Lsn::ZERO, Lsn::ZERO), LogEnd::default(), pipeline)
+    };
+    let mut all: Vec<_> = (0..shards).map(|_| shard()).collect();
     let (record, mut left) = ([0xa5; RECORD], records);
     let mut buf = vec![0; BATCH];
-    let mut done = 0;
+    let (mut done, mut turn) = (0, 0);
     while left > 0 {
+        let (gate, end, pipeline) = &mut all[turn % shards];
+        turn += 1;
         let mut builder = BatchBuilder::new(buf);
         while left > 0 && builder.fits(record.len() + 8) {
             builder.push(&record);
             left -= 1;
         }
         let count = builder.count();
-        let sealed = builder.close(fields(&end));
+        let sealed = builder.close(fields(end));
         let start = end.lsn;
         end.lsn = Lsn(start.0 + sealed.disk_len as u64);
         end.chain = sealed.chain;
@@ -101,7 +116,7 @@ fn append(records: u64) {
         if let Some(durable) = pipeline.complete(end.lsn) {
             gate.on_durable(durable);
         }
-        ack(&mut gate, end.lsn);
+        ack(gate, end.lsn);
         gate.complete(|waiter, _| done += u64::from(waiter.count));
         buf = sealed.buf;
     }
@@ -120,6 +135,23 @@ fn gate(advances: u64, waiters: u64) {
         gate.wait(NEED, waiter(waiters + n));
         let at = Lsn((n + 1) * BLOCK);
         gate.on_durable(at);
+        ack(&mut gate, at);
+        let mut done = 0;
+        gate.complete(|_, _| done += 1);
+        assert_eq!(done, 1);
+    }
+}
+
+/// Each advance completes one waiter while a third replica is so many batches behind the other two.
+fn lag(advances: u64, batches: u64) {
+    let mut gate = CommitGate::new(NEED, 3, Lsn::ZERO, Lsn::ZERO);
+    let begin = 100_000;
+    for n in begin..begin + advances {
+        let at = Lsn((n + 1) * BLOCK);
+        gate.wait(NEED, Waiter { end: at, lane: 0, first: n, count: 1, since_ns: 0, deadline_ns: u64::MAX });
+        gate.on_durable(at);
+        let behind = Lsn(at.0 - batches * BLOCK);
+        gate.on_ack(2, SlotPositions { received: behind, flushed: behind, applied: behind });
         ack(&mut gate, at);
         let mut done = 0;
         gate.complete(|_, _| done += 1);
