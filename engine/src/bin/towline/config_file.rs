@@ -63,6 +63,12 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "ADDR")]
     pub(crate) primary: Option<String>,
 
+    /// Replica: have whomever it follows keep a slot for it, made if there is none, and say when it has
+    /// joined. Alone or as `reader` it only reads; as `quorum` it is configured once it is live, and
+    /// counts for commits from then on [default: somebody else makes the slot]
+    #[arg(long, value_name = "reader|quorum", num_args = 0..=1, default_missing_value = "reader", hide_possible_values = true)]
+    pub(crate) join: Option<Join>,
+
     /// Replica: the longest pause before it connects again, 1ms to 1m [default: 2s]
     #[arg(long, value_name = "TIME")]
     pub(crate) reconnect_max: Option<Time>,
@@ -181,6 +187,7 @@ macro_rules! every_field {
             too_few,
             name,
             primary,
+            join,
             reconnect_max,
             rebuild,
             cpus,
@@ -235,6 +242,7 @@ impl Settings {
             [
                 ("name", self.name.is_some()),
                 ("primary", self.primary.is_some()),
+                ("join", self.join.is_some()),
                 ("reconnect-max", self.reconnect_max.is_some()),
                 ("rebuild", self.rebuild.is_some()),
             ],
@@ -252,6 +260,16 @@ pub(crate) enum Role {
     Primary,
     /// Follows a primary.
     Replica,
+}
+
+/// What a replica joins as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Join {
+    /// It only reads.
+    Reader,
+    /// It counts for commits, once it is live.
+    Quorum,
 }
 
 /// Whether batches are sent without a copy.
