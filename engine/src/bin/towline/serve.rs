@@ -423,7 +423,8 @@ fn plan(settings: Settings, promote: bool, above_term: Option<Term>) -> Result<R
             config.catch_up_max = settings.catch_up_max.map(|s| s.0);
             config.link_window_bytes = bytes(settings.link_window).unwrap_or(config.link_window_bytes);
             config.compress = settings.compress.map_or(config.compress, Into::into);
-            let joins = settings.join.map(|join| Joining::new(join, &primary, &config.name, config.node.data.clone()));
+            let joins =
+                settings.join.map(|join| Joining::new(join, (&primary, addr), &config.name, config.node.data.clone()));
             match joins.transpose() {
                 Ok(joins) => Ok(Ok(Plan::Replica(config, primary, joins.filter(Joining::is_own)))),
                 Err(why) => Ok(Err(Failure::Join(why))),

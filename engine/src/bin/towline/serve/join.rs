@@ -6,6 +6,7 @@
 //! lost it would only come again, and somebody should know.
 
 use std::io::{self, IsTerminal};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,7 +98,10 @@ pub(super) enum Said {
 /// What is to be joined, and as what.
 #[derive(Clone, Debug)]
 pub(super) struct Joining {
+    /// As it was given, for people.
     at: String,
+    /// The one that the shards connect to.
+    addr: String,
     name: NodeName,
     counts: bool,
     data: PathBuf,
@@ -112,10 +116,10 @@ enum Slot {
 }
 
 impl Joining {
-    pub(super) fn new(join: Join, at: &str, name: &str, data: PathBuf) -> Result<Self, Failure> {
+    pub(super) fn new(join: Join, (at, addr): (&str, SocketAddr), name: &str, data: PathBuf) -> Result<Self, Failure> {
         let own = offline::identity(&data)?;
         let name = NodeName::new(name).ok_or_else(|| Failure::Name(name.into()))?;
-        Ok(Self { at: at.into(), name, counts: join == Join::Quorum, data, own })
+        Ok(Self { at: at.into(), addr: addr.to_string(), name, counts: join == Join::Quorum, data, own })
     }
 
     /// Asks until the replica has joined or cannot. `follows` says whether this process follows on every
@@ -146,7 +150,7 @@ impl Joining {
 
     /// One look, and what is to be done next; what there is to say once it has joined.
     fn ask(&self, follows: bool, had_slot: &mut bool, told: &mut Option<Instant>) -> Result<Option<String>, Failure> {
-        let document = client::status(&self.at).map_err(Failure::Client)?;
+        let document = client::status(&self.addr).map_err(Failure::Client)?;
         let status = self.parse(&document)?;
         let node = &status["node"];
         let ours = self.own.as_ref().map(|own| own.system.to_string());
@@ -162,7 +166,7 @@ impl Joining {
             Slot::Lost(cause) => return Err(Failure::Lost { name, at: self.at.clone(), cause }),
             Slot::Missing if *had_slot => return Err(Failure::Removed { name, at: self.at.clone() }),
             Slot::Missing => {
-                client::change_slot(&self.at, name, SlotAction::Create).map_err(Failure::Client)?;
+                client::change_slot(&self.addr, name, SlotAction::Create).map_err(Failure::Client)?;
                 tracing::info!(primary = self.at, "slot {name} made");
                 false
             }
@@ -177,7 +181,7 @@ impl Joining {
         let mut version = node["settings"]["version"].clone();
         if self.counts && !is_counted(node) {
             let change = SettingChange::AddReplica(name).to_wire();
-            let changed = client::control(&self.at, change, None).map_err(Failure::Client)?;
+            let changed = client::control(&self.addr, change, None).map_err(Failure::Client)?;
             version = self.parse(&changed)?["node"]["settings"]["version"].clone();
         }
         let shards = items(&status["shards"]).len();
