@@ -4,6 +4,7 @@
 //! each second and the 99th percentile of a commit, each beside its limit.
 
 mod allocations;
+mod away;
 mod catch_up;
 mod cluster;
 mod compare;
@@ -47,6 +48,8 @@ enum Command {
     /// A replica that was away catches up, beside what disk and loopback can do, and beside what commits
     /// of the others cost meanwhile
     CatchUp(catch_up::Args),
+    /// A replica is away while a load writes: memory and disk of its primary, beside what is allowed
+    Away(away::Args),
     /// What a hundred links, 64 shards, and ten thousand connections that come and go cost
     Many(many_cmd::Args),
     /// A pipe of real files through the real commands: appended, replicated, read back, compared
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Some(Command::Limit(args)) => limit::run(&args),
         Some(Command::Counts(args)) => counts::run(&args),
         Some(Command::CatchUp(args)) => catch_up::run(&args),
+        Some(Command::Away(args)) => away::run(&args),
         Some(Command::Many(args)) => many_cmd::run(&args),
         Some(Command::Pipe(args)) => pipe::run(&args),
         Some(Command::Images(args)) => enumerate::every_image(&args),

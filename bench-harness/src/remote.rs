@@ -188,6 +188,13 @@ impl RemoteReplica {
     }
 }
 
+impl RemoteReplica {
+    /// Ends it by SIGKILL.
+    pub(crate) fn kill(mut self) -> Result<(), String> {
+        self.child.kill().map_err(|e| format!("killing a replica's process: {e}"))
+    }
+}
+
 /// This program.
 pub(crate) fn own_path() -> Result<PathBuf, String> {
     std::env::current_exe().map_err(|e| e.to_string())

@@ -112,6 +112,24 @@ fn no_node(data: &Path) -> OpenError {
     OpenError::io("looking for a node in", data)(none)
 }
 
+/// Whose log a folder holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster's log.
+    pub system: SystemId,
+    /// The replica's name; empty for a primary.
+    pub name: String,
+}
+
+/// What a node's folder says it is; `None` if there is no node in it yet.
+///
+/// # Errors
+/// What cannot be read.
+pub fn identity(data: impl AsRef<Path>) -> Result<Option<Identity>, OpenError> {
+    let superblock = superblock_file::read(&folder::shard_folder(data.as_ref(), ShardId(0)))?;
+    Ok(superblock.map(|s| Identity { system: s.system, name: s.name.to_string() }))
+}
+
 /// Makes a folder that was copied file by file a replica's, of this name: it serves nobody's slots, and is
 /// no primary's unless it is promoted.
 ///

@@ -162,7 +162,7 @@ fn a_superblock_that_is_newer_or_not_whole() {
     let crc = crc32c::crc32c(&bytes[newer * COPY..(newer + 1) * COPY - 4]);
     bytes[(newer + 1) * COPY - 4..(newer + 1) * COPY].copy_from_slice(&crc.to_le_bytes());
     fs::write(&path, &bytes).unwrap();
-    refused(&data, &[], "superblock has format version 4, this build reads 3: use the build that wrote it");
+    refused(&data, &[], "superblock has format version 4, this build reads 2 to 3: use the build that wrote it");
     run(&["verify", data.to_str().unwrap()], b"").expect(1, "has format version 4");
 
     // Either copy alone is enough; that one is not whole is told by verify.

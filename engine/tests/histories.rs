@@ -229,6 +229,7 @@ fn a_stale_primary_is_fenced_and_finishes_no_commit() {
     let local = AppendOptions { policy: Some(CommitPolicy::Local), deadline: None };
     assert_eq!(handle.append_with(ONE, b"late", local).err(), Some(AppendError::Fenced));
     assert_eq!(of(&stale).commit_lsn, before);
+    assert_eq!(of(&stale).stopped.as_deref(), Some("deposed: a newer primary reigns"));
     let s = of_replica(&replica);
     assert_eq!((s.term, s.tail_seq.0), (followed, 3), "the replica took nothing from it");
 }

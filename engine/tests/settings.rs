@@ -51,6 +51,34 @@ fn a_replica_catches_up_first_and_counts_from_where_it_is_once_it_is_configured(
     until_same(&primary, &r1);
 }
 
+/// A folder of a build that knew no settings: its slots stand, and the first start makes the settings.
+#[test]
+fn a_folder_with_superblocks_of_version_2_is_opened() {
+    use towline::wire::superblock::COPY;
+    let place = Place::new();
+    let primary = Primary::open(config(&place, &["r1"], "local")).unwrap();
+    commit_all(&primary.handle(), &records(20, 0));
+    primary.create_slot("reader", false).unwrap();
+    let end = of(&primary).appended_lsn;
+    primary.stop();
+    let file = place.path("p/shard-0000/superblock");
+    let mut bytes = std::fs::read(&file).unwrap();
+    for copy in bytes.chunks_exact_mut(COPY).filter(|copy| copy[8] == 3) {
+        copy[8] = 2;
+        copy[172..217].fill(0);
+        let crc = crc32c::crc32c(&copy[..COPY - 4]);
+        copy[COPY - 4..].copy_from_slice(&crc.to_le_bytes());
+    }
+    std::fs::write(&file, bytes).unwrap();
+    let primary = Primary::open(config(&place, &["r1"], "majority")).unwrap();
+    let s = of(&primary);
+    let slots: Vec<_> = s.slots.iter().map(|s| (s.name.as_str(), s.kind)).collect();
+    assert_eq!(slots, [("r1", SlotKind::Configured), ("reader", SlotKind::Made)]);
+    assert_eq!((s.appended_lsn, s.settings_version, primary.settings().commit), (end, 1, policy("majority")));
+    let written = std::fs::read(&file).unwrap();
+    assert!(written.chunks_exact(COPY).any(|copy| copy[8] == 3), "it is written as this build's version");
+}
+
 #[test]
 fn commits_that_wait_for_a_replica_go_through_at_once_when_it_is_removed_and_it_is_told_why() {
     let place = Place::new();

@@ -251,7 +251,7 @@ pub enum SuperblockError {
     #[error("no superblock starts here")]
     Magic,
     /// A newer or unknown format.
-    #[error("superblock has format version {0}, this build reads {VERSION}")]
+    #[error("superblock has format version {0}, this build reads {VERSION_READ_MIN} to {VERSION}")]
     Version(u16),
     /// The CRC does not match.
     #[error("superblock CRC is {stored:08x}, its bytes give {computed:08x}")]
@@ -454,7 +454,7 @@ impl<'a> Superblock<HistoryBytes<'a>, SlotsBytes<'a>> {
             return bad("name");
         }
         let settings = SettingsEntry::check(&b.settings).map_err(SuperblockError::Field)?;
-        if b.version.get() < VERSION && settings.is_some() {
+        if b.version.get() < VERSION && (settings.is_some() || base.is_some()) {
             return bad("reserved");
         }
         for (n, bytes) in slots.chunks_exact(SLOT).enumerate() {

@@ -362,6 +362,9 @@ fn a_superblock_outside_its_bounds_is_refused_by_name() {
     let older = patched(&patched(&sample, 8, &[2]), 172, &[0; 45]);
     let older = with_crc(older);
     assert_eq!(Superblock::check(&older).unwrap().settings, None);
+    let begun = samples::superblock_bytes(&samples::superblock_begun());
+    let older = Superblock::check(&with_crc(patched(&begun, 8, &[2]))).map(|_| ());
+    assert_eq!(older, Err(SuperblockError::Field("reserved")), "so is a log that was begun in the middle");
     const SLOT: usize = superblock::SLOTS_AT;
     let cases: &[(usize, &[u8], _)] = &[
         (10, &[1], "reserved"),

@@ -296,6 +296,26 @@ const GOLDEN: &[(&str, &str)] = &[
         c9c9be14
     ",
     ),
+    (
+        "superblock-2",
+        "
+        544f574c494e455302000000030000000c0000000000000000112233445566778899aabbccddeeff0400000003000000
+        070000000000000006000000000000000000000400000000001000000000000000400000000000000030000000000000
+        00004000000000007265706c6963612d31
+        00*55
+        02
+        00*87
+        050000000000000000000000000000000600000000000000002000000000000007000000000000000040
+        00*8150
+        7231
+        00*63
+        300000000000000100000000000000726561646572
+        00*66
+        0201
+        00*24162
+        7c5b0ae8
+    ",
+    ),
 ];
 
 /// The document that shows the same bytes.
@@ -439,6 +459,19 @@ fn a_superblock_is_its_golden_bytes() {
         let read = samples::owned(&Superblock::check(&golden).unwrap());
         assert_eq!(read, value);
     }
+}
+
+/// What a build wrote that knew no settings: its slots and positions stand, and nothing was ever set.
+#[test]
+fn a_superblock_of_version_2_is_read_and_written_again_as_version_3() {
+    let before = golden("superblock-2");
+    assert_eq!(before[8..10], [2, 0]);
+    let read = samples::owned(&Superblock::check(&before).unwrap());
+    assert_eq!(read, samples::Owned { settings: None, ..samples::superblock() });
+    let after = samples::superblock_bytes(&read);
+    assert_eq!(after[8..10], [3, 0]);
+    assert_eq!(after[10..superblock::COPY - 4], before[10..superblock::COPY - 4]);
+    assert_eq!(samples::owned(&Superblock::check(&after).unwrap()), read);
 }
 
 /// The hex blocks of the document: name and bytes.

@@ -170,6 +170,9 @@ pub struct ShardStatus {
     pub memory_bytes: u64,
     /// On a replica: `following ADDR`, or why it follows nobody now. Empty on a primary.
     pub link: String,
+    /// On a replica: whether it follows nobody as its log is too old, and would follow with
+    /// [`crate::ReplicaConfig::rebuild`].
+    pub needs_rebuild: bool,
     /// On a replica: from what it has on its device to the primary's end, as it heard of that last, in
     /// bytes. 0 on a primary, and before a primary was heard.
     pub lag_bytes: u64,
@@ -285,6 +288,7 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
         chain: inner.chain,
         memory_bytes: inner.ring.bytes(),
         link: shard.link.borrow().clone(),
+        needs_rebuild: shard.needs_rebuild.get(),
         lag_bytes,
         depth: inner.replica_if_any().map_or(0, Replica::depth),
         heard_ms: inner
@@ -375,7 +379,7 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         out,
         "{{\"shard\":{},\"state\":\"{state}\",\"term\":{},\"oldest_lsn\":{},\"appended_lsn\":{},\"written_lsn\":{},\
          \"durable_lsn\":{},\"commit_lsn\":{},\"applied_lsn\":{},\"tail_seq\":{},\"chain\":\"{}\",\"memory_bytes\":{},\
-         \"link\":\"{}\",\"lag_bytes\":{},\"depth\":{},\"heard_ms\":{},\"catch_up\":{},\"snapshot\":{},\"retained_bytes\":{},\"retention_cap_bytes\":{},\"quorum_lag_bytes\":{},\
+         \"link\":\"{}\",\"needs_rebuild\":{},\"lag_bytes\":{},\"depth\":{},\"heard_ms\":{},\"catch_up\":{},\"snapshot\":{},\"retained_bytes\":{},\"retention_cap_bytes\":{},\"quorum_lag_bytes\":{},\
          \"lag_target_bytes\":{},\"throttle_us\":{},\"packed_ratio\":{:.3},\"core_tasks\":{},\"held_by\":\"{}\",\"settings_version\":{},\
          \"too_few_fresh\":{},\"slots\":[",
         s.shard,
@@ -390,6 +394,7 @@ fn shard_json(out: &mut String, s: &ShardStatus) {
         s.chain,
         s.memory_bytes,
         escape(&s.link),
+        s.needs_rebuild,
         s.lag_bytes,
         s.depth,
         s.heard_ms.map_or_else(|| "null".into(), |ms| format!("{ms:.3}")),

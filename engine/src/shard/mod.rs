@@ -184,6 +184,8 @@ pub(crate) struct Shard {
     pub(crate) snapshotter: OnceCell<Worker>,
     /// On a primary: the snapshot that is being made.
     pub(crate) producing: RefCell<Option<Producing>>,
+    /// On a replica: the primary keeps no log from where this one ends, and it may not begin anew by itself.
+    pub(crate) needs_rebuild: Cell<bool>,
     /// On a replica: whether the handler can go on behind a snapshot; known with `takes_gaps`.
     pub(crate) takes_snapshots: Cell<bool>,
     /// How far a snapshot is that is being taken.
@@ -297,6 +299,7 @@ impl Shard {
             begin: Cell::new(None),
             begun: Cell::new(None),
             takes_gaps: Cell::new(None),
+            needs_rebuild: Cell::new(false),
             snapshotter: OnceCell::new(),
             producing: RefCell::default(),
             takes_snapshots: Cell::new(false),

@@ -154,6 +154,8 @@ pub struct Node {
     pub child: Child,
     /// The line that it printed when it was ready.
     pub line: String,
+    /// What it prints after that.
+    lines: mpsc::Receiver<String>,
     log: PathBuf,
 }
 
@@ -162,13 +164,18 @@ impl Node {
     pub fn try_start(command: &mut Command, log: &Path) -> Result<Self, Said> {
         let mut child = command.stdout(Stdio::piped()).stderr(File::create(log).unwrap()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let (said, line) = mpsc::channel();
+        let (said, lines) = mpsc::channel();
         thread::spawn(move || {
-            let mut line = String::new();
-            let _ = stdout.read_line(&mut line);
-            let _ = said.send(line);
+            loop {
+                let mut line = String::new();
+                let _ = stdout.read_line(&mut line);
+                let ended = line.is_empty();
+                if said.send(line).is_err() || ended {
+                    return;
+                }
+            }
         });
-        let line = match line.recv_timeout(PATIENCE) {
+        let line = match lines.recv_timeout(PATIENCE) {
             Ok(line) => line,
             Err(_) => {
                 let _ = child.kill();
@@ -181,7 +188,7 @@ impl Node {
             let err = fs::read_to_string(log).unwrap();
             return Err(Said { code: status.code(), out: Vec::new(), err });
         }
-        Ok(Self { child, line: line.trim_end().into(), log: log.into() })
+        Ok(Self { child, line: line.trim_end().into(), lines, log: log.into() })
     }
 
     /// Starts it with these arguments behind `serve`; its log goes beside the folder.
@@ -232,6 +239,12 @@ impl Node {
     /// Waits until it has logged something.
     pub fn await_log(&self, text: &str) {
         eventually(text, || self.logged().contains(text).then_some(()));
+    }
+
+    /// The next line that it prints; an empty one if it has ended.
+    pub fn next_line(&self) -> String {
+        let line = self.lines.recv_timeout(PATIENCE);
+        line.unwrap_or_else(|e| panic!("no line: {e}: {}", self.logged())).trim_end().into()
     }
 
     /// The status document.

@@ -1,18 +1,18 @@
 //! What `towline serve` can be told, by flags and by a TOML file: the same fields with the same
 //! meaning. Flags win over the file.
 
-use std::fmt;
 use std::fs;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use std::time::Duration;
 
-use serde::de::{Error as _, Unexpected, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use thiserror::Error;
-use towline::{CommitPolicy, Retain, RetainMax, TooFewReplicas, ZeroCopy, units};
+use towline::{CommitPolicy, TooFewReplicas, ZeroCopy};
+
+mod values;
+
+pub(crate) use values::{Keep, Most, Parsed, Size, Time};
 
 /// Every setting, each of them optional. The comments are `--help`'s; `docs/towline.example.toml`
 /// says more.
@@ -62,6 +62,12 @@ pub(crate) struct Settings {
     /// Replica: the address of the primary, or of a replica that is to feed this one, HOST:PORT
     #[arg(long, value_name = "ADDR")]
     pub(crate) primary: Option<String>,
+
+    /// Replica: have whomever it follows keep a slot for it, made if there is none, and say when it has
+    /// joined. Alone or as `reader` it only reads; as `quorum` it is configured once it is live, and
+    /// counts for commits from then on [default: somebody else makes the slot]
+    #[arg(long, value_name = "reader|quorum", num_args = 0..=1, default_missing_value = "reader", hide_possible_values = true)]
+    pub(crate) join: Option<Join>,
 
     /// Replica: the longest pause before it connects again, 1ms to 1m [default: 2s]
     #[arg(long, value_name = "TIME")]
@@ -185,6 +191,7 @@ macro_rules! every_field {
             too_few,
             name,
             primary,
+            join,
             reconnect_max,
             rebuild,
             cpus,
@@ -240,6 +247,7 @@ impl Settings {
             [
                 ("name", self.name.is_some()),
                 ("primary", self.primary.is_some()),
+                ("join", self.join.is_some()),
                 ("reconnect-max", self.reconnect_max.is_some()),
                 ("rebuild", self.rebuild.is_some()),
             ],
@@ -257,6 +265,16 @@ pub(crate) enum Role {
     Primary,
     /// Follows a primary.
     Replica,
+}
+
+/// What a replica joins as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Join {
+    /// It only reads.
+    Reader,
+    /// It counts for commits, once it is live.
+    Quorum,
 }
 
 /// Whether batches are sent without a copy.
@@ -316,120 +334,6 @@ impl From<Compress> for towline::Compress {
     }
 }
 
-/// A value that is written as its text, in a flag and in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Parsed<T>(pub(crate) T);
-
-impl<T: FromStr> FromStr for Parsed<T> {
-    type Err = T::Err;
-    fn from_str(text: &str) -> Result<Self, T::Err> {
-        text.parse().map(Self)
-    }
-}
-
-impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Parsed<T> {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        String::deserialize(from)?.parse().map_err(D::Error::custom)
-    }
-}
-
-/// How long, like `200ms`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Time(pub(crate) Duration);
-
-impl FromStr for Time {
-    type Err = units::UnitError;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        units::parse_duration(text).map(Self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Time {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        String::deserialize(from)?.parse().map_err(D::Error::custom)
-    }
-}
-
-/// How many bytes, like `64MiB`; a number without a unit counts bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Size(pub(crate) u64);
-
-impl FromStr for Size {
-    type Err = units::UnitError;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        units::parse_size(text).map(Self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct TextOrNumber;
-        impl Visitor<'_> for TextOrNumber {
-            type Value = Size;
-            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-                out.write_str("a size like \"64MiB\" or a number of bytes")
-            }
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Size, E> {
-                text.parse().map_err(E::custom)
-            }
-            fn visit_i64<E: serde::de::Error>(self, n: i64) -> Result<Size, E> {
-                u64::try_from(n).map(Size).map_err(|_| E::invalid_value(Unexpected::Signed(n), &self))
-            }
-            fn visit_u64<E: serde::de::Error>(self, n: u64) -> Result<Size, E> {
-                Ok(Size(n))
-            }
-        }
-        from.deserialize_any(TextOrNumber)
-    }
-}
-
-/// How much log is kept: `all` or a size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Keep(pub(crate) Retain);
-
-impl FromStr for Keep {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "all" => Ok(Self(Retain::All)),
-            size => match units::parse_size(size) {
-                Ok(bytes) => Ok(Self(Retain::Bytes(bytes))),
-                Err(e) => Err(format!("{e}, or `all`")),
-            },
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Keep {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        String::deserialize(from)?.parse().map_err(D::Error::custom)
-    }
-}
-
-/// The most log that slots hold: `auto`, `none` or a size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Most(pub(crate) RetainMax);
-
-impl FromStr for Most {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self(RetainMax::Auto)),
-            "none" => Ok(Self(RetainMax::Unlimited)),
-            size => match units::parse_size(size) {
-                Ok(bytes) => Ok(Self(RetainMax::Bytes(bytes))),
-                Err(e) => Err(format!("{e}, or `auto`, or `none`")),
-            },
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Most {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        String::deserialize(from)?.parse().map_err(D::Error::custom)
-    }
-}
-
 /// Why a file cannot be used.
 #[derive(Debug, Error)]
 pub(crate) enum FileError {
@@ -477,6 +381,7 @@ fn field(text: &str, line: usize) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use towline::Retain;
 
     const EXAMPLE: &str = include_str!("../../../../docs/towline.example.toml");
 

@@ -28,10 +28,8 @@ Keys of `set`, with what `towline serve` calls them:
   min-replicas N                refuse appends while fewer replicas have acknowledged lately; 0: never
   min-replicas-age TIME         what is lately, 2s to 1h
 
-To add a replica to a loaded primary, let it catch up before it counts:
-  towline slot create r3 --at PRIMARY        it may connect; no commit waits for it
-  towline serve --role replica --name r3 ... and wait until `towline status` shows it live
-  towline ctl replica add r3 --at PRIMARY    it counts from now on, from where it is
+To add a replica to a loaded primary, let it catch up before it counts; one command on the new node does both:
+  towline serve --role replica --name r3 --primary PRIMARY --join quorum ...
 
 Exit status:
   0  it was done, and is durable

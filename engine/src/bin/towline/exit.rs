@@ -13,7 +13,7 @@ Exit status of every subcommand:
   1  stdin, stdout, an argument or a file is at fault; serve, verify, dump, backup: the folder cannot be opened
   2  the command line cannot be understood
   3  the outcome of some records is unknown: their deadline passed, or the shard stopped
-  4  refused by the node
+  4  refused by the node; serve --join: also where the slot was lost or the log is too old
   5  the connection could not be opened, or was lost
   6  verify, dump, backup: the log is damaged
   7  serve: a shard has stopped after an error, so the node has ended

@@ -1,9 +1,11 @@
 //! `towline serve`: a node in the foreground, until a signal asks it to end.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
@@ -13,25 +15,23 @@ use towline::{
     CommitPolicy, ConfigError, NodeConfig, OpenError, Primary, PrimaryConfig, Replica, ReplicaConfig, ShardStatus,
     SystemId, Term,
 };
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config_file::{self, FileError, Role, Settings};
 use crate::exit;
 use crate::signals::{self, Signals};
 
+mod join;
+mod log;
+
+use join::{Joining, Said};
+use log::Log;
+
 /// How often the shards are asked whether they still run.
 const WATCH: Duration = Duration::from_secs(1);
-/// The environment variable that says what is logged.
-const LOG: &str = "TOWLINE_LOG";
-/// Lines that wait to be written to stderr.
-const LOG_LINES: usize = 4096;
 
 /// Run a primary or a replica in the foreground.
 ///
-/// Once it serves, it prints one line to stdout. Logs go to stderr; TOWLINE_LOG says how much: off,
+/// Once it serves, it prints one line to stdout; with --join another one once it has joined. Logs go to stderr; TOWLINE_LOG says how much: off,
 /// error, warn, info (the default), debug or trace. SIGTERM or SIGINT ends it in order: what was
 /// appended is written, waiters are told. A second signal ends it at once, which loses nothing that
 /// was acknowledged.
@@ -43,11 +43,18 @@ Exit status:
   0  ended by SIGTERM or SIGINT
   1  the configuration or the folder cannot be used; the message says what to do
   2  the command line cannot be understood
+  4  --join: refused, or the slot was lost, or the log is too old; the message says what to do
+  5  --join: what answers at that address is no Towline node
   7  a shard has stopped after an error, so the node has ended
+
+With --join one command adds a replica to a running primary: the slot is made, the log says every ten seconds how
+far it is (on a terminal every second), and a second line on stdout says that it has joined. A slot that is there
+is used, so the flag may stay in place; one that was lost is not made anew, and a primary that is away is waited for.
 
 Examples:
   towline serve --data p --role primary --listen 127.0.0.1:4790 --replicas r1,r2 --commit ack_n=1
   towline serve --data r1 --role replica --name r1 --primary 127.0.0.1:4790
+  towline serve --data r2 --role replica --name r2 --primary 127.0.0.1:4790 --join quorum
   towline serve --data r3 --role replica --name r3 --primary ADDR-OF-A-REPLICA
   towline serve --config /etc/towline.toml --listen 127.0.0.1:4791")]
 pub(crate) struct Args {
@@ -81,11 +88,14 @@ pub(crate) enum Failure {
     #[error("--{flag} {addr}: {source}")]
     Address { flag: &'static str, addr: String, source: io::Error },
     /// What to log.
-    #[error("{LOG}={text}: {why}")]
+    #[error("{}={text}: {why}", log::VARIABLE)]
     Log { text: String, why: String },
     /// The configuration or the folder.
     #[error("{0}{hint}", hint = spelled(.0))]
     Open(#[from] OpenError),
+    /// What it is to join.
+    #[error(transparent)]
+    Join(#[from] join::Failure),
     /// Signals or threads.
     #[error("cannot {what}: {source}")]
     System { what: &'static str, source: io::Error },
@@ -121,8 +131,8 @@ fn spelled(error: &OpenError) -> String {
 #[derive(Clone, Debug)]
 enum Plan {
     Primary(PrimaryConfig),
-    /// Its primary's address is kept as it was given, too.
-    Replica(ReplicaConfig, String),
+    /// Its primary's address is kept as it was given, too, and what it joins.
+    Replica(ReplicaConfig, String, Option<Joining>),
 }
 
 /// A node that runs.
@@ -134,6 +144,7 @@ enum Node {
 /// What the main thread waits for.
 enum Event {
     Opened(Box<Result<Node, OpenError>>),
+    Join(Box<Said>),
     Signal(&'static str),
 }
 
@@ -152,23 +163,52 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
     let log = Log::to_stderr()?;
     end_on_panic();
     let (events, heard) = mpsc::channel();
-    start(&plan, signals, events).map_err(|source| Failure::System { what: "start a thread", source })?;
-    let node = match heard.recv() {
-        Ok(Event::Opened(node)) => (*node)?,
-        // Opening takes long where a log is long or a primary is awaited. Nothing was served.
-        Ok(Event::Signal(name)) => {
-            tracing::info!("{name}: ended before it served");
-            return Ok(ExitCode::SUCCESS);
+    let thread = |source| Failure::System { what: "start a thread", source };
+    hear_signals(signals, events.clone()).map_err(thread)?;
+    let follows = Arc::new(AtomicBool::new(false));
+    match plan.joins() {
+        Some(joining) => ask_to_join(joining.clone(), follows.clone(), events.clone()),
+        None => start_opening(&plan, events.clone()),
+    }
+    .map_err(thread)?;
+    let node = loop {
+        match heard.recv() {
+            Ok(Event::Opened(node)) => break (*node)?,
+            Ok(Event::Join(said)) => match *said {
+                Said::MayOpen => start_opening(&plan, events.clone()).map_err(thread)?,
+                Said::Joined(_) => unreachable!("it follows nobody yet"),
+                Said::Failed(why) => return Ok(refuse(&why)),
+            },
+            // Opening takes long where a log is long or a primary is awaited. Nothing was served.
+            Ok(Event::Signal(name)) => {
+                tracing::info!("{name}: ended before it served");
+                return Ok(ExitCode::SUCCESS);
+            }
+            Err(_) => unreachable!("this thread holds a sender"),
         }
-        Err(_) => unreachable!("the signals' thread never ends"),
     };
     announce(&node, &plan);
-    Ok(watch(node, &heard, &log))
+    Ok(watch(node, &heard, &log, plan.joins().map(|joining| (joining, &*follows))))
 }
 
-/// Starts the thread that waits for signals and the one that opens the node.
-fn start(plan: &Plan, signals: Signals, events: Sender<Event>) -> io::Result<()> {
-    let (opened, plan) = (events.clone(), plan.clone());
+fn refuse(why: &join::Failure) -> ExitCode {
+    exit::complain(&why.to_string());
+    why.code()
+}
+
+/// Starts the thread that asks for a slot and looks how the replica comes along.
+fn ask_to_join(joining: Joining, follows: Arc<AtomicBool>, events: Sender<Event>) -> io::Result<()> {
+    let asking = thread::Builder::new().name("towline-join".into());
+    asking.spawn(move || {
+        joining.run(&follows, |said| {
+            let _ = events.send(Event::Join(Box::new(said)));
+        });
+    })?;
+    Ok(())
+}
+
+/// Starts the thread that waits for signals.
+fn hear_signals(signals: Signals, events: Sender<Event>) -> io::Result<()> {
     thread::Builder::new().name("towline-signals".into()).spawn(move || {
         // Nobody hears it once the main thread is about to end.
         let _ = events.send(Event::Signal(signals.wait()));
@@ -176,35 +216,62 @@ fn start(plan: &Plan, signals: Signals, events: Sender<Event>) -> io::Result<()>
         tracing::warn!("a second {name}: ends at once");
         std::process::exit(exit::FAILED.into());
     })?;
+    Ok(())
+}
+
+/// Starts the thread that opens the node.
+fn start_opening(plan: &Plan, opened: Sender<Event>) -> io::Result<()> {
+    let plan = plan.clone();
     thread::Builder::new().name("towline-open".into()).spawn(move || {
         let node = match plan {
             Plan::Primary(config) => Primary::open(config).map(Node::Primary),
-            Plan::Replica(config, _) => Replica::open(config).map(Node::Replica),
+            Plan::Replica(config, ..) => Replica::open(config).map(Node::Replica),
         };
         let _ = opened.send(Event::Opened(Box::new(node)));
     })?;
     Ok(())
 }
 
-/// Waits for a signal, and looks after the shards meanwhile.
-fn watch(node: Node, heard: &Receiver<Event>, log: &Log) -> ExitCode {
+/// Waits for a signal, and looks after the shards meanwhile, and at a replica that has not joined yet.
+fn watch(node: Node, heard: &Receiver<Event>, log: &Log, mut joins: Option<(&Joining, &AtomicBool)>) -> ExitCode {
     let mut dropped = 0;
     loop {
-        match heard.recv_timeout(WATCH) {
+        match heard.recv_timeout(joins.map_or(WATCH, |_| join::LOOK)) {
             Ok(Event::Signal(name)) => {
                 tracing::info!("{name}: stopping");
                 node.stop();
                 tracing::info!("stopped");
                 return ExitCode::SUCCESS;
             }
+            Ok(Event::Join(said)) => match *said {
+                Said::Joined(how) => {
+                    say(&format!("towline: {how}\n"));
+                    joins = None;
+                }
+                Said::Failed(why) => {
+                    let code = refuse(&why);
+                    node.stop();
+                    return code;
+                }
+                Said::MayOpen => {}
+            },
             Ok(Event::Opened(_)) => {}
             Err(RecvTimeoutError::Timeout) => {
-                let now = log.dropped.dropped_lines();
+                let now = log.dropped_lines();
                 if now > std::mem::replace(&mut dropped, now) {
                     tracing::warn!("{now} lines of this log were dropped so far: stderr takes them too slowly");
                 }
-                let stopped: Vec<_> =
-                    node.status().into_iter().filter_map(|s| s.stopped.map(|why| (s.shard, why))).collect();
+                let shards = node.status();
+                match joins.map(|(joining, follows)| (joining.look(&shards), follows)) {
+                    Some((Ok(all), follows)) => follows.store(all, Ordering::Release),
+                    Some((Err(why), _)) => {
+                        let code = refuse(&why);
+                        node.stop();
+                        return code;
+                    }
+                    None => {}
+                }
+                let stopped: Vec<_> = shards.into_iter().filter_map(|s| s.stopped.map(|why| (s.shard, why))).collect();
                 if stopped.is_empty() {
                     continue;
                 }
@@ -217,6 +284,16 @@ fn watch(node: Node, heard: &Receiver<Event>, log: &Log) -> ExitCode {
                 return ExitCode::from(exit::SHARD_STOPPED);
             }
             Err(RecvTimeoutError::Disconnected) => unreachable!("the signals' thread never ends"),
+        }
+    }
+}
+
+impl Plan {
+    /// What it joins, if it is to.
+    fn joins(&self) -> Option<&Joining> {
+        match self {
+            Self::Replica(_, _, joins) => joins.as_ref(),
+            Self::Primary(_) => None,
         }
     }
 }
@@ -257,12 +334,16 @@ fn announce(node: &Node, plan: &Plan) {
     let term = status.iter().map(|s| s.term).max().unwrap_or_default();
     let who = match plan {
         Plan::Primary(_) => "primary".to_owned(),
-        Plan::Replica(config, primary) => format!("replica {} of {primary}", config.name),
+        Plan::Replica(config, primary, _) => format!("replica {} of {primary}", config.name),
     };
     let at = node.listening().map(|a| format!(" listening on {a}")).unwrap_or_default();
     let line = format!("towline: {who}{at} system={} term={term} shards={}\n", node.system(), status.len());
+    say(&line);
+}
+
+fn say(line: &str) {
     let mut out = io::stdout().lock();
-    // A node does not end because nobody reads its first line.
+    // A node does not end because nobody reads what it says.
     let _ = out.write_all(line.as_bytes()).and_then(|()| out.flush());
 }
 
@@ -273,34 +354,6 @@ fn end_on_panic() {
         report(info);
         std::process::exit(exit::PANICKED.into());
     }));
-}
-
-/// Log lines go to stderr from a thread of their own: a core never waits for a slow terminal, a pipe that
-/// nobody reads, or a file on a slow disk. Of lines that wait, more than [`LOG_LINES`] are dropped.
-struct Log {
-    dropped: ErrorCounter,
-    /// Writes what is left when it is dropped.
-    _rest: WorkerGuard,
-}
-
-impl Log {
-    fn to_stderr() -> Result<Self, Failure> {
-        let text = std::env::var(LOG).ok().filter(|t| !t.is_empty()).unwrap_or_else(|| "info".into());
-        let filter: Targets = text.parse().map_err(|why: tracing_subscriber::filter::ParseError| Failure::Log {
-            text: text.clone(),
-            why: why.to_string(),
-        })?;
-        let (stderr, rest) = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES).finish(io::stderr());
-        let dropped = stderr.error_counter();
-        let lines = tracing_subscriber::fmt::layer()
-            .with_writer(stderr)
-            .with_ansi(io::stderr().is_terminal())
-            // Else it would complain on a stderr that is gone, and panic.
-            .log_internal_errors(false);
-        // Only this command has a subscriber, so there is none already.
-        let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
-        Ok(Self { dropped, _rest: rest })
-    }
 }
 
 /// Makes a configuration of the settings; the outer error says what is wrong with the command line.
@@ -371,7 +424,12 @@ fn plan(settings: Settings, promote: bool, above_term: Option<Term>) -> Result<R
             config.catch_up_max = settings.catch_up_max.map(|s| s.0);
             config.link_window_bytes = bytes(settings.link_window).unwrap_or(config.link_window_bytes);
             config.compress = settings.compress.map_or(config.compress, Into::into);
-            Ok(Ok(Plan::Replica(config, primary)))
+            let joins =
+                settings.join.map(|join| Joining::new(join, (&primary, addr), &config.name, config.node.data.clone()));
+            match joins.transpose() {
+                Ok(joins) => Ok(Ok(Plan::Replica(config, primary, joins.filter(Joining::is_own)))),
+                Err(why) => Ok(Err(Failure::Join(why))),
+            }
         }
     }
 }
@@ -427,6 +485,7 @@ mod tests {
                         "lag-target",
                         "name",
                         "primary",
+                        "join",
                         "reconnect-max",
                         "rebuild",
                     ]

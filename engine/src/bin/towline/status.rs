@@ -99,7 +99,7 @@ impl Table {
 }
 
 /// A field's text; a dash if it is missing. Control characters do not reach the terminal.
-fn text(of: &Value, key: &str) -> String {
+pub(crate) fn text(of: &Value, key: &str) -> String {
     match &of[key] {
         Value::Null => "-".to_owned(),
         Value::String(s) if s.is_empty() => "-".to_owned(),
@@ -129,7 +129,7 @@ fn us_as_ms(of: &Value, key: &str) -> String {
     or_dash(of[key].as_f64(), |us| format!("{:.3} ms", us / 1000.0))
 }
 
-fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     let whole = seconds as u64;
     match (whole / 86_400, whole / 3600 % 24, whole / 60 % 60) {
         (0, 0, 0) => format!("{seconds:.1} s"),
@@ -147,7 +147,7 @@ fn counter(name: &str, value: &Value) -> String {
     }
 }
 
-fn items(value: &Value) -> &[Value] {
+pub(crate) fn items(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 

@@ -120,6 +120,7 @@ impl Follower {
                 }
                 self.shard.inner.borrow_mut().replica().follow(&welcome);
                 self.needs_no_snapshot();
+                self.shard.needs_rebuild.set(false);
                 self.shard.linked_ns.set(rt::now_ns());
                 self.shard.publish_commit();
                 self.shard.count(|c| c.connects += 1);
@@ -143,7 +144,9 @@ impl Follower {
                 self.take_snapshot(&conn, Taken { term, known }).await
             }
             Plan::NeedSnapshot { oldest } => {
-                let what = match (gaps || self.shard.takes_snapshots.get(), is_empty || rebuild) {
+                let (could, may) = (gaps || self.shard.takes_snapshots.get(), is_empty || rebuild);
+                self.shard.needs_rebuild.set(could && !may);
+                let what = match (could, may) {
                     (true, false) => {
                         "start the replica with --rebuild to have it begin anew there, or from an empty folder"
                     }

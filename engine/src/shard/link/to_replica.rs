@@ -108,7 +108,7 @@ pub(crate) const fn refusal_text(cause: Refusal) -> &'static str {
         Refusal::NoSuchShard => "there is no such shard",
         Refusal::UnknownReplica => {
             "the replica's name is not configured on the primary: see `towline ctl replica add` and `towline slot create`, \
-             the latter also where a replica is to feed it"
+             the latter also where a replica is to feed it; or start it with `towline serve --join`"
         }
         Refusal::StalePrimary => "this primary was deposed by a newer one: connect to that one",
         Refusal::Future => {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 use towline_wire::superblock::SuperblockError;
-use towline_wire::superblock::VERSION;
+use towline_wire::superblock::{VERSION, VERSION_READ_MIN};
 use towline_wire::{BLOCK, Lsn, SystemId, Term};
 
 use crate::config::ConfigError;
@@ -104,7 +104,9 @@ pub enum OpenError {
         configured: String,
     },
     /// The format is another than this build's.
-    #[error("{path} has format version {version}, this build reads {VERSION}: use the build that wrote it")]
+    #[error(
+        "{path} has format version {version}, this build reads {VERSION_READ_MIN} to {VERSION}: use the build that wrote it"
+    )]
     Version {
         /// The file.
         path: PathBuf,
