@@ -50,7 +50,7 @@ fn run() -> Result<String, String> {
     load(log.as_ref(), &work)
 }
 
-/// The harness's own bytes: what no log can compress.
+/// The bytes of `towline::measure::record`: what no log can compress.
 fn record(bytes: usize) -> Vec<u8> {
     let mut x = 0x2545_f491_4f6c_dd1d_u64;
     let next = move || {

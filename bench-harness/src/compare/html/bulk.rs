@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::super::bulk::summary::{Line, Summary, summaries};
 use super::super::model::Report;
-use super::super::table::{number, ratio_of, time};
+use super::super::table::{RATIOS, number, ratios, time};
 use super::bars::{Bar, bars};
 use super::{COLOURS, TABLE_END, escape, figure, header, is_own, row};
 
@@ -69,8 +69,9 @@ fn table(summary: &Summary, out: &mut String) {
             ("", "connected after"),
             ("", "CPU s/GB"),
             ("", "of device"),
-            ("", "embedded"),
-            ("", "client"),
+            ("", RATIOS[0]),
+            ("", RATIOS[1]),
+            ("", RATIOS[2]),
             ("t", "how"),
             ("t", "all of it is"),
         ],
@@ -78,6 +79,7 @@ fn table(summary: &Summary, out: &mut String) {
     );
     for line in &summary.lines {
         let rate = line.mb_s;
+        let [embedded, same, best] = ratios(&line.peer, &line.ratios);
         let share = summary.limit_mb_s.map_or_else(|| "-".into(), |l| format!("{:.1} %", 100.0 * rate.median / l));
         let repeated = if line.repeated > 0 { format!(" +{}", line.repeated) } else { String::new() };
         let cells = [
@@ -90,8 +92,9 @@ fn table(summary: &Summary, out: &mut String) {
             ("", line.connected_after_s.map_or_else(|| "-".into(), |s| time(s * 1e6))),
             ("", number(line.cpu_s_per_gb)),
             ("", share),
-            ("", ratio_of(&line.peer, line.ratios[0])),
-            ("", ratio_of(&line.peer, line.ratios[1])),
+            ("", embedded),
+            ("", same),
+            ("", best),
             ("w", line.how.clone()),
             ("w", line.until.clone()),
         ];

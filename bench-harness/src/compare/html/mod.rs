@@ -8,7 +8,7 @@ use std::fmt::Write;
 
 use super::model::{Part, Report, Scope};
 use super::stats::{Line, Summary, summaries};
-use super::table::{number, ratio, time};
+use super::table::{RATIOS, number, ratios, time};
 
 const STYLE: &str = include_str!("page.css");
 /// Colours in the style sheet.
@@ -200,13 +200,15 @@ fn group(report: &Report, summary: &Summary, out: &mut String) {
             ("", "p99.9"),
             ("", "CPU us"),
             ("", "of device"),
-            ("", "embedded"),
-            ("", "client"),
+            ("", RATIOS[0]),
+            ("", RATIOS[1]),
+            ("", RATIOS[2]),
         ],
         out,
     );
     for line in &summary.lines {
         let rate = line.commits_per_s;
+        let [embedded, same, best] = ratios(&line.peer, &line.ratios);
         let share = summary.limit_commits.map_or_else(|| "-".into(), |l| format!("{:.1} %", 100.0 * rate.median / l));
         let repeated = if line.repeated > 0 { format!(" +{}", line.repeated) } else { String::new() };
         let cells = [
@@ -221,8 +223,9 @@ fn group(report: &Report, summary: &Summary, out: &mut String) {
             ("", time(line.p999_us)),
             ("", number(line.cpu_us)),
             ("", share),
-            ("", ratio(line, 0)),
-            ("", ratio(line, 1)),
+            ("", embedded),
+            ("", same),
+            ("", best),
         ];
         row(&cells, if is_own(&line.peer) { "own" } else { "" }, out);
     }
@@ -263,8 +266,11 @@ fn peers(report: &Report, out: &mut String) {
 fn runs(report: &Report, out: &mut String) {
     out.push_str(
         "<h2>The runs</h2>\n<p>Parts are invocations of the harness. Ratios are taken within a part and their median is \
-         shown; runs of several parts are pooled.</p>\n<p>\u{201c}embedded\u{201d} and \u{201c}client\u{201d} in the tables \
-         above: how many times as many commits, or MB/s, Towline made. \u{201c}runs\u{201d}: those that count, and behind a + those \
+         shown; runs of several parts are pooled.</p>\n<p>In the tables above, how many times as many \
+         commits, or MB/s, Towline made: \u{201c}embedded\u{201d}, without a network client; \u{201c}same shape\u{201d}, over as \
+         many connections with as many outstanding on each, by the loop that drives the peer (towline-net); \
+         \u{201c}best shape\u{201d}, over a network connection in whatever shape is best for Towline, which is not the same \
+         work. \u{201c}runs\u{201d}: those that count, and behind a + those \
          that were repeated. \u{201c}shape\u{201d}: see the table of peers. \u{201c}of device\u{201d} is against durable 256 KiB overwrites of as \
          many files as there are copies, at depth 8, measured in the same part.</p>\n",
     );

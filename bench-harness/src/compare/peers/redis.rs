@@ -14,6 +14,8 @@ use super::{
 };
 
 const REPLICAS: u64 = 2;
+/// Connections, and SETs before each wait, in bulk work.
+pub(super) const BULK_SHAPE: (u64, u64) = (4, 64);
 
 /// Redis with one of its two ways to wait.
 pub(crate) struct Redis {
@@ -148,7 +150,7 @@ impl Peer for Redis {
             BulkWork::Stream => {
                 let (until, how) =
                     (self.facts.durability, "SETs, and one wait behind each unit of them; its files grow as it writes");
-                shapes(&[(4, 64)]).into_iter().map(|shape| BulkWay { shape, until, how }).collect()
+                shapes(&[BULK_SHAPE]).into_iter().map(|shape| BulkWay { shape, until, how }).collect()
             }
             // A replica that is started again takes the whole data set, not what it missed.
             BulkWork::CatchUp => Vec::new(),

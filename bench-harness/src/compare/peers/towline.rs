@@ -15,8 +15,7 @@ use towline::{AckLevel, AppendOptions, CommitPolicy, ShardId};
 use super::super::drive::{Clock, drive};
 use super::super::interrupt;
 use super::super::model::{BulkSample, BulkWork, Sample, Scope};
-use super::redis::Redis;
-use super::{BulkJob, BulkWay, Cpus, Facts, Job, Peer, Shape, shapes, towline_bulk, towline_wire};
+use super::{BulkJob, BulkWay, Cpus, Facts, Job, Peer, Shape, network_shapes, shapes, towline_bulk, towline_wire};
 use crate::cluster::{Cluster, Plan};
 use crate::remote::{NodeSettings, own_path};
 
@@ -157,14 +156,9 @@ impl Peer for Client {
     }
 
     fn shapes(&self, outstanding: u64) -> Vec<Shape> {
-        // One connection is best; beside it the shape of the peers' clients.
-        match outstanding {
-            16 => shapes(&[(1, 16), (16, 1)]),
-            256 => shapes(&[(1, 256), (16, 16)]),
-            1024 => shapes(&[(1, 1024), (64, 16)]),
-            16384 => shapes(&[(1, 16384), (64, 256)]),
-            n => shapes(&[(1, n)]),
-        }
+        // One connection is best; beside it the shapes of the peers' clients. Each connection has two threads.
+        const MOST_CONNECTIONS: u64 = 64;
+        network_shapes(outstanding).into_iter().filter(|s| s.connections <= MOST_CONNECTIONS).collect()
     }
 
     fn run(&mut self, job: &Job<'_>) -> Result<Sample, String> {
@@ -241,8 +235,7 @@ impl Peer for Driven {
     }
 
     fn shapes(&self, outstanding: u64) -> Vec<Shape> {
-        // The same as the strongest peer over a network.
-        Redis::wait().shapes(outstanding)
+        network_shapes(outstanding)
     }
 
     fn run(&mut self, job: &Job<'_>) -> Result<Sample, String> {
@@ -258,7 +251,7 @@ impl Peer for Driven {
     }
 
     fn bulk_ways(&self, work: BulkWork) -> Vec<BulkWay> {
-        towline_bulk::network_ways(work)
+        towline_bulk::loop_ways(work)
     }
 
     fn run_bulk(&mut self, job: &BulkJob<'_>) -> Result<BulkSample, String> {
