@@ -9,6 +9,7 @@ mod nats;
 mod nats_wire;
 mod nodes;
 mod pg_bulk;
+mod pg_files;
 mod pg_wire;
 mod postgres;
 mod redis;
