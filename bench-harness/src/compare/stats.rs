@@ -24,17 +24,48 @@ impl Spread {
     }
 }
 
+/// So many runs of a row that are not marked are enough to take its figures from them alone.
+const ENOUGH: usize = 2;
+
+/// The runs that a row's figures are taken from: without those under which the disk changed, if enough are left.
+pub(crate) fn that_count<R>(runs: impl IntoIterator<Item = R>, is_marked: impl Fn(&R) -> bool) -> Vec<R> {
+    let (marked, mut steady): (Vec<R>, Vec<R>) = runs.into_iter().partition(is_marked);
+    if steady.len() < ENOUGH {
+        steady.extend(marked);
+    }
+    steady
+}
+
+/// How many runs a row has, how many of them were repeated, and under how many the disk changed all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Runs {
+    pub(crate) count: usize,
+    pub(crate) repeated: u32,
+    pub(crate) marked: usize,
+}
+
+impl Runs {
+    /// From each run's repeats and mark.
+    pub(crate) fn of(runs: impl Iterator<Item = (u32, bool)>) -> Self {
+        runs.fold(Self::default(), |all, (repeated, marked)| Self {
+            count: all.count + 1,
+            repeated: all.repeated + repeated,
+            marked: all.marked + usize::from(marked),
+        })
+    }
+}
+
 /// A row's figures over its runs: medians of each run's percentiles.
 #[derive(Clone, Debug)]
 pub(crate) struct Line {
     pub(crate) peer: String,
     pub(crate) shape: String,
     pub(crate) commits_per_s: Spread,
-    pub(crate) p50_us: f64,
-    pub(crate) p99_us: f64,
-    pub(crate) p999_us: f64,
-    pub(crate) cpu_us: f64,
-    pub(crate) repeated: u32,
+    pub(crate) p50_us: Spread,
+    pub(crate) p99_us: Spread,
+    pub(crate) p999_us: Spread,
+    pub(crate) cpu_us: Spread,
+    pub(crate) runs: Runs,
     pub(crate) ratios: Ratios,
 }
 
@@ -81,16 +112,15 @@ pub(crate) const SAME_LOOP: &str = "towline-net";
 /// The contenders that are Towline over a network connection: through its client, and driven as the peers are.
 pub(crate) const NETWORK: [&str; 2] = ["towline-client", SAME_LOOP];
 
-/// The median of one figure over runs.
-fn median(runs: &[&Run], figure: impl Fn(&Run) -> f64) -> f64 {
-    Spread::of(runs.iter().map(|r| figure(r))).map_or(0.0, |s| s.median)
+/// The median of a row's commits in each second.
+fn median(row: &Row) -> Option<f64> {
+    let runs = that_count(&row.runs, |r| r.disk_moved);
+    Spread::of(runs.iter().map(|r| r.commits_per_s)).map(|s| s.median)
 }
 
 /// The most commits that anybody made in a group whose contender and shape pass.
 fn best_of(group: &Group, may: &dyn Fn(&str, &str) -> bool) -> Option<f64> {
-    let rates = group.rows.iter().filter(|r| may(&r.peer, &r.shape) && !r.runs.is_empty());
-    let medians = rates.map(|r| median(&r.runs.iter().collect::<Vec<_>>(), |run| run.commits_per_s));
-    medians.max_by(f64::total_cmp)
+    group.rows.iter().filter(|r| may(&r.peer, &r.shape)).filter_map(median).max_by(f64::total_cmp)
 }
 
 /// Every combination in the document, in order; runs of several parts are pooled, ratios are not:
@@ -143,23 +173,25 @@ fn summary((scope, record_bytes, outstanding): (Scope, usize, u64), groups: &[(&
 fn line((peer, shape): (&str, &str), groups: &[(&Part, &Group)]) -> Option<Line> {
     let is_it = |r: &&Row| r.peer == peer && r.shape == shape && !r.runs.is_empty();
     let rows: Vec<_> = groups.iter().filter_map(|(_, g)| g.rows.iter().find(is_it).map(|r| (*g, r))).collect();
-    let runs: Vec<&Run> = rows.iter().flat_map(|(_, r)| &r.runs).collect();
+    let all = || rows.iter().flat_map(|(_, r)| &r.runs);
+    let runs: Vec<&Run> = that_count(all(), |r| r.disk_moved);
+    let spread = |figure: fn(&Run) -> f64| Spread::of(runs.iter().map(|r| figure(r)));
     let ratio = |may: &dyn Fn(&str, &str) -> bool| {
         let each = rows.iter().filter_map(|(g, r)| {
-            let own = median(&r.runs.iter().collect::<Vec<_>>(), |run| run.commits_per_s);
-            best_of(g, may).filter(|_| own > 0.0).map(|best| best / own)
+            let own = median(r).filter(|own| *own > 0.0)?;
+            best_of(g, may).map(|best| best / own)
         });
         Spread::of(each).map(|s| s.median)
     };
     Some(Line {
         peer: peer.to_string(),
         shape: shape.to_string(),
-        commits_per_s: Spread::of(runs.iter().map(|r| r.commits_per_s))?,
-        p50_us: median(&runs, |r| r.p50_us),
-        p99_us: median(&runs, |r| r.p99_us),
-        p999_us: median(&runs, |r| r.p999_us),
-        cpu_us: median(&runs, |r| r.cpu_us_per_commit),
-        repeated: runs.iter().map(|r| r.repeated).sum(),
+        commits_per_s: spread(|r| r.commits_per_s)?,
+        p50_us: spread(|r| r.p50_us)?,
+        p99_us: spread(|r| r.p99_us)?,
+        p999_us: spread(|r| r.p999_us)?,
+        cpu_us: spread(|r| r.cpu_us_per_commit)?,
+        runs: Runs::of(all().map(|r| (r.repeated, r.disk_moved))),
         ratios: Ratios::to(shape, ratio),
     })
 }
@@ -184,6 +216,7 @@ pub(crate) mod tests {
             probe_before_us: 100.0,
             probe_after_us: 110.0,
             repeated: 0,
+            disk_moved: false,
         }
     }
 
@@ -245,6 +278,19 @@ pub(crate) mod tests {
         let towline = all[0].lines.iter().find(|l| l.peer == "towline").unwrap();
         assert_eq!(towline.commits_per_s.count, 4);
         assert_eq!(all[0].limit_commits, Some(1e6), "768 MB/s over three copies of 256 B");
+    }
+
+    #[test]
+    fn marked_runs_are_left_out_where_enough_others_are_there() {
+        let mut one = part(&[("towline", &[100.0, 900.0, 200.0]), ("redis", &[10.0, 20.0])]);
+        one.groups[0].rows[0].runs[1].disk_moved = true;
+        one.groups[0].rows[1].runs[0].disk_moved = true;
+        let all = summaries(&Report { format: FORMAT, parts: vec![one] });
+        let (towline, redis) = (&all[0].lines[0], &all[0].lines[1]);
+        assert_eq!(towline.commits_per_s, Spread { median: 150.0, min: 100.0, max: 200.0, count: 2 });
+        assert_eq!(towline.runs, Runs { count: 3, repeated: 0, marked: 1 });
+        assert_eq!((redis.commits_per_s.median, redis.runs.marked), (15.0, 1), "one alone is not enough");
+        assert_eq!(redis.ratios.embedded, Some(10.0));
     }
 
     #[test]

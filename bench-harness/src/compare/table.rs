@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::bulk;
 use super::model::{Part, Report};
-use super::stats::{Ratios, Summary, summaries};
+use super::stats::{Ratios, Runs, Summary, summaries};
 
 /// A number with as many digits as it deserves and a separator for thousands.
 pub(crate) fn number(x: f64) -> String {
@@ -44,6 +44,14 @@ pub(crate) fn ratios(peer: &str, ratios: &Ratios) -> [String; 3] {
         Some(ratio) if !peer.starts_with("towline") => format!("{}x", number(ratio)),
         _ => "-".into(),
     })
+}
+
+/// A row whose runs are not all to be trusted, in words.
+pub(crate) fn marked(peer: &str, shape: &str, runs: Runs) -> String {
+    format!(
+        "{peer} {shape}: the disk changed under {} of {} runs, also when they were repeated",
+        runs.marked, runs.count
+    )
 }
 
 /// What a peer's commit means.
@@ -109,12 +117,15 @@ fn group(report: &Report, summary: &Summary, out: &mut String) {
             line.shape,
             number(rate.median),
             format!("[{}-{}]", number(rate.min), number(rate.max)),
-            time(line.p50_us),
-            time(line.p99_us),
-            time(line.p999_us),
-            number(line.cpu_us),
+            time(line.p50_us.median),
+            time(line.p99_us.median),
+            time(line.p999_us.median),
+            number(line.cpu_us.median),
             durability(report, &line.peer)
         );
+    }
+    for line in summary.lines.iter().filter(|l| l.runs.marked > 0) {
+        let _ = writeln!(out, "  {}", marked(&line.peer, &line.shape, line.runs));
     }
     for error in &summary.errors {
         let _ = writeln!(out, "  failed: {error}");
@@ -145,12 +156,14 @@ mod tests {
     fn the_table_has_a_line_for_each_contender_and_says_who_is_missing() {
         let mut one = part(&[("towline", &[1000.0]), ("towline-client", &[500.0]), ("redis", &[10.0])]);
         one.skipped.push(Skipped { peer: "nats".into(), why: "apt-get install nats-server".into() });
+        one.groups[0].rows[1].runs[0].disk_moved = true;
         let text = text(&Report { format: FORMAT, parts: vec![one] });
         let redis = text.lines().find(|l| l.trim_start().starts_with("redis")).unwrap();
         assert!(redis.contains("100x") && redis.contains("50.0x") && redis.contains("[10.0-10.0]"), "{redis}");
         let columns: Vec<_> = redis.split_whitespace().rev().take(3).collect();
         assert_eq!(columns, ["50.0x", "-", "100x"], "no ratio of the same shape without towline-net");
         assert!(text.contains("left out: nats: apt-get install nats-server"));
+        assert!(text.contains("towline-client 1x1: the disk changed under 1 of 1 runs"));
         let towline = text.lines().find(|l| l.trim_start().starts_with("towline ")).unwrap();
         assert!(!towline.contains("1.00x"), "no ratio of Towline to itself: {towline}");
     }

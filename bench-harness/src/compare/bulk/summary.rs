@@ -1,7 +1,7 @@
 //! Medians and spreads of bulk runs, and ratios between contenders of the same part.
 
 use super::super::model::{BulkGroup, BulkRow, BulkRun, BulkWork, LogFiles, Part, Report, Scope};
-use super::super::stats::{Ratios, Spread};
+use super::super::stats::{Ratios, Runs, Spread, that_count};
 
 /// A row's figures over its runs.
 #[derive(Clone, Debug)]
@@ -14,8 +14,8 @@ pub(crate) struct Line {
     /// Median seconds.
     pub(crate) seconds: f64,
     pub(crate) connected_after_s: Option<f64>,
-    pub(crate) cpu_s_per_gb: f64,
-    pub(crate) repeated: u32,
+    pub(crate) cpu_s_per_gb: Spread,
+    pub(crate) runs: Runs,
     pub(crate) ratios: Ratios,
 }
 
@@ -33,14 +33,15 @@ pub(crate) struct Summary {
     pub(crate) limit_mb_s: Option<f64>,
 }
 
-fn median(runs: &[BulkRun], figure: impl Fn(&BulkRun) -> f64) -> f64 {
-    Spread::of(runs.iter().map(figure)).map_or(0.0, |s| s.median)
+/// The median of a row's MB/s.
+fn median(row: &BulkRow) -> Option<f64> {
+    let runs = that_count(&row.runs, |r| r.disk_moved);
+    Spread::of(runs.iter().map(|r| r.mb_s)).map(|s| s.median)
 }
 
 /// The most that anybody moved in a group whose contender and shape pass.
 fn best_of(group: &BulkGroup, may: &dyn Fn(&str, &str) -> bool) -> Option<f64> {
-    let rows = group.rows.iter().filter(|r| may(&r.peer, &r.shape) && !r.runs.is_empty());
-    rows.map(|r| median(&r.runs, |run| run.mb_s)).max_by(f64::total_cmp)
+    group.rows.iter().filter(|r| may(&r.peer, &r.shape)).filter_map(median).max_by(f64::total_cmp)
 }
 
 /// Every combination in the document, in order. Runs of several parts are pooled; ratios are taken within
@@ -91,11 +92,12 @@ fn summary((work, files, bytes, record_bytes): Key, groups: &[(&Part, &BulkGroup
 fn line((peer, shape): (&str, &str), groups: &[(&Part, &BulkGroup)]) -> Option<Line> {
     let is_it = |r: &&BulkRow| r.peer == peer && r.shape == shape && !r.runs.is_empty();
     let rows: Vec<_> = groups.iter().filter_map(|(_, g)| g.rows.iter().find(is_it).map(|r| (*g, r))).collect();
-    let runs: Vec<BulkRun> = rows.iter().flat_map(|(_, r)| r.runs.iter().cloned()).collect();
+    let all = || rows.iter().flat_map(|(_, r)| &r.runs);
+    let runs: Vec<&BulkRun> = that_count(all(), |r| r.disk_moved);
     let ratio = |may: &dyn Fn(&str, &str) -> bool| {
         let each = rows.iter().filter_map(|(g, r)| {
-            let own = median(&r.runs, |run| run.mb_s);
-            best_of(g, may).filter(|_| own > 0.0).map(|best| best / own)
+            let own = median(r).filter(|own| *own > 0.0)?;
+            best_of(g, may).map(|best| best / own)
         });
         Spread::of(each).map(|s| s.median)
     };
@@ -106,10 +108,10 @@ fn line((peer, shape): (&str, &str), groups: &[(&Part, &BulkGroup)]) -> Option<L
         until: first.until.clone(),
         how: first.how.clone(),
         mb_s: Spread::of(runs.iter().map(|r| r.mb_s))?,
-        seconds: median(&runs, |r| r.seconds),
+        seconds: Spread::of(runs.iter().map(|r| r.seconds))?.median,
         connected_after_s: Spread::of(runs.iter().filter_map(|r| r.connected_after_s)).map(|s| s.median),
-        cpu_s_per_gb: median(&runs, |r| r.cpu_s_per_gb),
-        repeated: runs.iter().map(|r| r.repeated).sum(),
+        cpu_s_per_gb: Spread::of(runs.iter().map(|r| r.cpu_s_per_gb))?,
+        runs: Runs::of(all().map(|r| (r.repeated, r.disk_moved))),
         ratios: Ratios::to(shape, ratio),
     })
 }
@@ -130,6 +132,7 @@ pub(crate) mod tests {
             probe_before_us: 20.0,
             probe_after_us: 21.0,
             repeated: 0,
+            disk_moved: false,
         };
         BulkRow {
             peer: peer.into(),

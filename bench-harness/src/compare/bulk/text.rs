@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::super::model::Report;
-use super::super::table::{RATIOS, number, ratios, time};
+use super::super::table::{RATIOS, marked, number, ratios, time};
 use super::summary::{Summary, summaries};
 
 /// Everything, as text; nothing if there was no bulk work.
@@ -44,9 +44,12 @@ fn group(summary: &Summary, out: &mut String) {
             format!("[{}-{}]", number(line.mb_s.min), number(line.mb_s.max)),
             number(line.seconds),
             line.connected_after_s.map_or_else(|| "-".into(), |s| time(s * 1e6)),
-            number(line.cpu_s_per_gb),
+            number(line.cpu_s_per_gb.median),
             line.until
         );
+    }
+    for line in summary.lines.iter().filter(|l| l.runs.marked > 0) {
+        let _ = writeln!(out, "  {}", marked(&line.peer, &line.shape, line.runs));
     }
     for error in &summary.errors {
         let _ = writeln!(out, "  failed: {error}");

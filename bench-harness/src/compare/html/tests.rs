@@ -23,6 +23,7 @@ fn report() -> Report {
     let mut local = Group { scope: Scope::Local, record_bytes: 4096, ..one.groups[0].clone() };
     local.rows =
         vec![Row { peer: "sqlite".into(), shape: "1x1".into(), runs: vec![run(10.0)], errors: vec!["once".into()] }];
+    local.rows[0].runs[0].disk_moved = true;
     one.groups.extend([more, local]);
     Report { format: FORMAT, parts: vec![one] }
 }
@@ -80,10 +81,15 @@ fn the_page_is_well_formed_and_has_a_plot_for_each_question() {
     let page = page(&report());
     let elements = elements(&page).unwrap();
     let count = |name: &str| elements.iter().filter(|e| *e == name).count();
-    // Three nodes: throughput, cost, latency at two; local: throughput, cost, latency at one.
-    assert_eq!((count("svg"), count("figure")), (7, 7));
+    // Three nodes: throughput, efficiency, cost, latency at two; local, whose device's limit is not known:
+    // throughput, cost, latency at one.
+    assert_eq!((count("svg"), count("figure")), (8, 8));
+    assert_eq!(page.matches("percent of the device").count(), 1);
+    assert!(page.contains("<title>towline, 1.00: 20.0</title>"), "2e5 of 1e6 commits");
     assert!(count("polyline") >= 8 && count("circle") > 20);
     assert!(page.contains("&lt;b&gt;&amp;&quot;"), "names are escaped");
+    let (spread, mark) = ("title=\"3 us to 10 us\">5 us<", "title=\"the disk changed under 1 of them\">1*<");
+    assert!(page.contains(spread) && page.matches(mark).count() == 1);
     assert!(page.contains("Left out: nats: not installed") && page.contains("failed: sqlite 1x1: once"));
 }
 
@@ -98,7 +104,7 @@ fn bulk_work_has_a_plot_and_a_table_for_each_kind_and_the_page_stays_well_formed
     let page = page(&report);
     let elements = elements(&page).unwrap();
     let count = |name: &str| elements.iter().filter(|e| *e == name).count();
-    assert_eq!((count("svg"), count("figure"), count("rect")), (9, 9, 4));
+    assert_eq!((count("svg"), count("figure"), count("rect")), (10, 10, 4));
     assert!(page.contains("failed: redis 1x512: it &lt;ended&gt;") && page.contains("on &lt;all&gt; nodes"));
     assert!(page.contains("1024 MiB, a replica that was away catches up, log files written beforehand"));
 }

@@ -134,12 +134,12 @@ mod tests {
         assert!(started.is_ok_and(|(nodes, ())| nodes.check().is_ok()));
         assert!(folders.len() == 2 && folders[0] != folders[1]);
         let mut count = 0;
-        let failed = start(&scratch, |dir, nodes| {
+        let failed = start(&scratch.join("failed"), |dir, nodes| {
             count += 1;
             run(dir, nodes, "echo in use; exit 1")
         });
         assert!(failed.is_err_and(|e| e.contains("in use")) && count == 2, "no third time");
-        let other = start(&scratch, |_, _| {
+        let other = start(&scratch.join("other"), |_, _| {
             count += 1;
             Err::<(), _>("no leader".to_string())
         });
