@@ -63,6 +63,12 @@ pub(crate) fn field(wanted: &[String], all: Vec<Box<dyn Peer>>) -> Result<Field,
         let is_towline = facts.name.starts_with("towline");
         let is_wanted = wanted.is_empty() || wanted.iter().any(|w| w == facts.name);
         if !(is_wanted || is_towline && scopes.contains(&facts.scope)) {
+            // Who would stand beside its peer if it were there is not passed over in silence.
+            if field.peers.iter().any(|(p, _)| is_variant(facts.name, p.facts().name))
+                && let Err(why) = peer.find()
+            {
+                field.skipped.push(Skipped { peer: facts.name.into(), why });
+            }
             continue;
         }
         match peer.find() {
@@ -71,6 +77,11 @@ pub(crate) fn field(wanted: &[String], all: Vec<Box<dyn Peer>>) -> Result<Field,
         }
     }
     Ok(field)
+}
+
+/// Whether a contender is another one of a peer that takes part, by its name: `nats-sync` of `nats`.
+fn is_variant(name: &str, of: &str) -> bool {
+    !of.starts_with("towline") && name.strip_prefix(of).is_some_and(|rest| rest.starts_with('-'))
 }
 
 /// A contender in one of its shapes.
@@ -145,6 +156,7 @@ pub(crate) fn run(args: &Args, mut field: Field, scratch: &Path) -> Result<(Part
             field.skipped.push(Skipped { peer: facts.name.into(), why });
             continue;
         }
+        let version = peer.version_when_prepared().unwrap_or(version);
         let known = PeerFacts {
             title: facts.title.into(),
             version: version.clone(),
@@ -331,6 +343,18 @@ mod tests {
         assert!(!super::field(&missing, all()).unwrap().has_wanted(&missing), "Towline alone is no comparison");
         assert!(field.has_wanted(&[]));
         assert!(super::field(&["nobody".into()], all()).is_err_and(|e| e.contains("missing, towline-local")));
+    }
+
+    #[test]
+    fn a_variant_that_is_not_there_is_said_where_its_peer_takes_part() {
+        let all = || -> Vec<Box<dyn Peer>> {
+            let more = [("there-sync", false), ("there-other", true), ("thereof", false)];
+            all().into_iter().chain(more.map(|(n, is)| Box::new(Fake(n, Scope::Replicated, is)) as _)).collect()
+        };
+        let field = field(&["there".into()], all()).unwrap();
+        assert_eq!(names(&field), ["towline", "there"]);
+        assert_eq!(field.skipped, [Skipped { peer: "there-sync".into(), why: "apt-get install it".into() }]);
+        assert_eq!(super::field(&["log".into()], all()).unwrap().skipped, []);
     }
 
     #[test]

@@ -139,6 +139,11 @@ pub(crate) trait Peer {
         Ok(())
     }
 
+    /// Its version, if that can only be told when it is prepared.
+    fn version_when_prepared(&self) -> Option<String> {
+        None
+    }
+
     fn run(&mut self, job: &Job<'_>) -> Result<Sample, String>;
 
     /// Its best ways to do bulk work; none if it cannot.

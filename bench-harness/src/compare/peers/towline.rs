@@ -56,6 +56,21 @@ pub(super) fn bulk_plan(cpus: &Cpus, prefill: u64) -> Plan {
     plan
 }
 
+/// Its version, with the commit if the build was told one or runs beside its checkout.
+fn version() -> String {
+    let commit = option_env!("TOWLINE_COMMIT").map(str::to_string).or_else(checkout);
+    let number = env!("CARGO_PKG_VERSION");
+    commit.map_or_else(|| number.into(), |commit| format!("{number} ({commit})"))
+}
+
+/// What git calls the source that this was built from, as it is now.
+fn checkout() -> Option<String> {
+    let git = ["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"];
+    let out = Command::new("git").args(git).stderr(Stdio::null()).output().ok().filter(|o| o.status.success())?;
+    let text = String::from_utf8(out.stdout).ok()?.trim().to_string();
+    (!text.is_empty()).then_some(text)
+}
+
 /// Appends from the shard's own core.
 pub(crate) struct Embedded(Scope);
 
@@ -89,7 +104,7 @@ impl Peer for Embedded {
     }
 
     fn find(&mut self) -> Result<String, String> {
-        Ok(env!("CARGO_PKG_VERSION").into())
+        Ok(version())
     }
 
     fn shapes(&self, outstanding: u64) -> Vec<Shape> {
@@ -152,7 +167,7 @@ impl Peer for Client {
     }
 
     fn find(&mut self) -> Result<String, String> {
-        Ok(env!("CARGO_PKG_VERSION").into())
+        Ok(version())
     }
 
     fn shapes(&self, outstanding: u64) -> Vec<Shape> {
@@ -231,7 +246,7 @@ impl Peer for Driven {
     }
 
     fn find(&mut self) -> Result<String, String> {
-        Ok(env!("CARGO_PKG_VERSION").into())
+        Ok(version())
     }
 
     fn shapes(&self, outstanding: u64) -> Vec<Shape> {
@@ -402,6 +417,12 @@ pub(crate) fn node(args: &NodeArgs) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_version_begins_with_the_number_and_names_no_folder() {
+        let version = version();
+        assert!(version.starts_with(env!("CARGO_PKG_VERSION")) && !version.contains('/'), "{version}");
+    }
 
     #[test]
     fn shards_are_pinned_to_one_core_whatever_the_peers_may_use() {
