@@ -30,7 +30,7 @@ fn is_later_segment(name: &str) -> bool {
 
 /// Bytes of WAL files that one run of commits is given: more than PostgreSQL has been seen to write.
 pub(super) fn bytes_of(job: &Job<'_>) -> u64 {
-    let bytes_per_s = if job.record_bytes < 1024 { 256e6 } else { 640e6 };
+    let bytes_per_s = if job.record_bytes < 1024 { 384e6 } else { 640e6 };
     (((job.warm_up + job.measure).as_secs_f64() * bytes_per_s) as u64).max(LEAST_BYTES)
 }
 
@@ -164,6 +164,6 @@ mod tests {
             let (warm_up, measure) = (std::time::Duration::ZERO, std::time::Duration::from_secs(seconds));
             bytes_of(&Job { dir: Path::new("."), record_bytes, shape, warm_up, measure, cpus: &cpus })
         };
-        assert_eq!((bytes(256, 1), bytes(256, 4), bytes(4096, 4)), (512 << 20, 1_024_000_000, 2_560_000_000));
+        assert_eq!((bytes(256, 1), bytes(256, 4), bytes(4096, 4)), (512 << 20, 1_536_000_000, 2_560_000_000));
     }
 }
