@@ -24,6 +24,11 @@ pub(crate) fn open(name: &str, threads: usize) -> Result<Box<dyn Log>, String> {
     })
 }
 
+/// The version of the library that a log's crate bundles, if it bundles one.
+pub(crate) fn library_version(name: &str) -> Option<String> {
+    (name == "sqlite").then(|| format!("{} (sqlite3_libversion)", rusqlite::version()))
+}
+
 fn text(e: impl std::fmt::Display) -> String {
     e.to_string()
 }

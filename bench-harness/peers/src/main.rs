@@ -1,7 +1,8 @@
 //! The load on embedded logs, for `towline-bench compare`: so many threads, each with a batch of so
 //! many records under way; one line of JSON at the end.
 //!
-//! `towline-bench-peers LOG THREADS BATCH RECORD_BYTES WARM_UP_MS MEASURE_MS`, in an empty folder.
+//! `towline-bench-peers LOG THREADS BATCH RECORD_BYTES WARM_UP_MS MEASURE_MS`, in an empty folder;
+//! `towline-bench-peers --version-of=LOG` for a library inside a log's crate.
 
 mod logs;
 
@@ -37,6 +38,9 @@ fn main() -> ExitCode {
 fn run() -> Result<String, String> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [name, numbers @ ..] = &args[..] else { return Err("which log?".into()) };
+    if let Some(of) = name.strip_prefix("--version-of=") {
+        return logs::library_version(of).ok_or_else(|| "its crate is all there is to it".into());
+    }
     let numbers: Vec<u64> = numbers.iter().map_while(|n| n.parse().ok()).collect();
     let [threads, batch, bytes, warm_up, measure] = numbers[..] else { return Err("five numbers are needed".into()) };
     let work = Work {
@@ -50,7 +54,7 @@ fn run() -> Result<String, String> {
     load(log.as_ref(), &work)
 }
 
-/// The harness's own bytes: what no log can compress.
+/// The bytes of `towline::measure::record`: what no log can compress.
 fn record(bytes: usize) -> Vec<u8> {
     let mut x = 0x2545_f491_4f6c_dd1d_u64;
     let next = move || {

@@ -20,6 +20,8 @@ mod session;
 mod stats;
 mod table;
 
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
 pub(crate) use args::Args;
@@ -35,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
         return list();
     }
     let (report, ended) = if args.join.is_empty() { measure(&args)? } else { (join(&args.join)?, Ok(())) };
-    print!("{}\n{}\n", table::text(&report), table::LEGEND);
+    say(&format!("{}\n{}\n", table::text(&report), table::LEGEND))?;
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&report).map_err(|e| e.to_string())?;
         write(path, &text)?;
@@ -44,6 +46,14 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
         write(path, &html::page(&report))?;
     }
     ended
+}
+
+/// Writes to stdout. Whoever reads it may have enough of it.
+fn say(text: &str) -> Result<(), String> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(format!("writing to stdout: {e}")),
+        _ => Ok(()),
+    }
 }
 
 fn write(path: &Path, text: &str) -> Result<(), String> {
@@ -85,10 +95,12 @@ fn join(files: &[std::path::PathBuf]) -> Result<Report, String> {
 }
 
 fn list() -> Result<(), String> {
+    let mut out = String::new();
     for mut peer in peers::all() {
         let facts = peer.facts();
         let found = peer.find().unwrap_or_else(|why| format!("left out: {why}"));
-        println!(
+        let _ = writeln!(
+            out,
             "{:<16} {}; {}\n{:16} a commit means: {}\n{:16} {}",
             facts.name,
             facts.title,
@@ -100,10 +112,10 @@ fn list() -> Result<(), String> {
         );
         for work in BulkWork::ALL {
             if let Some(way) = peer.bulk_ways(work).first() {
-                println!("{:16} {}: {}", "", work.title(), way.until);
+                let _ = writeln!(out, "{:16} {}: {}", "", work.title(), way.until);
             }
         }
-        println!();
+        out.push('\n');
     }
-    Ok(())
+    say(&out)
 }

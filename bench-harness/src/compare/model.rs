@@ -141,6 +141,9 @@ pub(crate) struct Run {
     pub(crate) probe_after_us: f64,
     /// How often it was repeated because the disk changed under it.
     pub(crate) repeated: u32,
+    /// The disk changed under it, too: it was not repeated again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) disk_moved: bool,
 }
 
 /// Work that is so many bytes, and not so many seconds. There are three nodes.
@@ -244,8 +247,10 @@ pub(crate) struct BulkRun {
     pub(crate) cpu_s_per_gb: f64,
     pub(crate) probe_before_us: f64,
     pub(crate) probe_after_us: f64,
-    /// How often it was repeated because the disk changed under it.
+    /// As in [`Run`].
     pub(crate) repeated: u32,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) disk_moved: bool,
 }
 
 /// What a contender hands back from one run of bulk work.
@@ -271,6 +276,7 @@ impl BulkSample {
             probe_before_us: probes_us[0],
             probe_after_us: probes_us[1],
             repeated,
+            disk_moved: moved(probes_us),
         }
     }
 }
@@ -305,8 +311,14 @@ impl Sample {
             probe_before_us: probes_us[0],
             probe_after_us: probes_us[1],
             repeated,
+            disk_moved: moved(probes_us),
         }
     }
+}
+
+/// Whether two probes of the disk differ so much that what lay between them is not to be trusted.
+pub(crate) fn moved([before_us, after_us]: [f64; 2]) -> bool {
+    before_us.max(after_us) > 2.0 * before_us.min(after_us)
 }
 
 fn round3(x: f64) -> f64 {
@@ -335,6 +347,17 @@ mod tests {
         assert_eq!((run.commits_per_s, run.cpu_us_per_commit, run.client_cpu_us_per_commit), (500.0, 4.0, 1.0));
         assert!((run.p50_us - 500.0).abs() < 1.0 && (run.p99_us - 990.0).abs() < 2.0, "{run:?}");
         assert_eq!((run.probe_before_us, run.probe_after_us, run.repeated), (100.0, 120.0, 1));
+        assert!(!run.disk_moved && !serde_json::to_string(&run).unwrap().contains("disk_moved"));
+    }
+
+    #[test]
+    fn a_probe_that_moves_more_than_twofold_either_way_marks_its_run() {
+        assert!(!moved([100.0, 199.0]) && !moved([199.0, 100.0]) && !moved([100.0, 200.0]));
+        assert!(moved([100.0, 201.0]) && moved([201.0, 100.0]));
+        let sample = BulkSample { bytes: 1, took: Duration::from_secs(1), connected_after: None, cpu_ns: 1 };
+        let text = serde_json::to_string(&sample.into_run([10.0, 21.0], 2)).unwrap();
+        assert!(text.contains("\"disk_moved\":true"), "{text}");
+        assert!(serde_json::from_str::<BulkRun>(&text).unwrap().disk_moved);
     }
 
     #[test]

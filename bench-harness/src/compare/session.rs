@@ -13,6 +13,7 @@ use super::machine;
 use super::model::{Group, Limit, Part, PeerFacts, Row, Run, Scope, Skipped};
 use super::peers::{Cpus, Job, Peer, Shape};
 use super::probe::{PROBE, Probe, steady};
+use super::stats::{NETWORK, SAME_LOOP};
 
 /// What is still being written or discarded after a run's folder is gone.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -62,6 +63,12 @@ pub(crate) fn field(wanted: &[String], all: Vec<Box<dyn Peer>>) -> Result<Field,
         let is_towline = facts.name.starts_with("towline");
         let is_wanted = wanted.is_empty() || wanted.iter().any(|w| w == facts.name);
         if !(is_wanted || is_towline && scopes.contains(&facts.scope)) {
+            // Who would stand beside its peer if it were there is not passed over in silence.
+            if field.peers.iter().any(|(p, _)| is_variant(facts.name, p.facts().name))
+                && let Err(why) = peer.find()
+            {
+                field.skipped.push(Skipped { peer: facts.name.into(), why });
+            }
             continue;
         }
         match peer.find() {
@@ -70,6 +77,11 @@ pub(crate) fn field(wanted: &[String], all: Vec<Box<dyn Peer>>) -> Result<Field,
         }
     }
     Ok(field)
+}
+
+/// Whether a contender is another one of a peer that takes part, by its name: `nats-sync` of `nats`.
+fn is_variant(name: &str, of: &str) -> bool {
+    !of.starts_with("towline") && name.strip_prefix(of).is_some_and(|rest| rest.starts_with('-'))
 }
 
 /// A contender in one of its shapes.
@@ -95,6 +107,7 @@ fn plan(args: &Args, field: &Field) -> Vec<(Scope, usize, u64, Vec<Entry>)> {
                         Entry { peer: n, shape, row }
                     }));
                 }
+                keep_shapes_in_use(&mut entries);
                 if !entries.is_empty() {
                     groups.push((scope, *record_bytes, *outstanding, entries));
                 }
@@ -102,6 +115,20 @@ fn plan(args: &Args, field: &Field) -> Vec<(Scope, usize, u64, Vec<Entry>)> {
         }
     }
     groups
+}
+
+/// Leaves out Towline's network shapes that none of the peers has who take part; the one connection of its own
+/// client, which is its best, stays.
+fn keep_shapes_in_use(entries: &mut Vec<Entry>) {
+    let theirs: Vec<Shape> = entries.iter().filter(|e| !e.row.peer.starts_with("towline")).map(|e| e.shape).collect();
+    if theirs.is_empty() {
+        return;
+    }
+    entries.retain(|e| {
+        let name = e.row.peer.as_str();
+        let is_best = name != SAME_LOOP && e.shape.connections == 1;
+        !NETWORK.contains(&name) || is_best || theirs.contains(&e.shape)
+    });
 }
 
 /// Measures everything; progress goes to stderr. What was measured before an end was asked for, or
@@ -129,6 +156,7 @@ pub(crate) fn run(args: &Args, mut field: Field, scratch: &Path) -> Result<(Part
             field.skipped.push(Skipped { peer: facts.name.into(), why });
             continue;
         }
+        let version = peer.version_when_prepared().unwrap_or(version);
         let known = PeerFacts {
             title: facts.title.into(),
             version: version.clone(),
@@ -315,6 +343,36 @@ mod tests {
         assert!(!super::field(&missing, all()).unwrap().has_wanted(&missing), "Towline alone is no comparison");
         assert!(field.has_wanted(&[]));
         assert!(super::field(&["nobody".into()], all()).is_err_and(|e| e.contains("missing, towline-local")));
+    }
+
+    #[test]
+    fn a_variant_that_is_not_there_is_said_where_its_peer_takes_part() {
+        let all = || -> Vec<Box<dyn Peer>> {
+            let more = [("there-sync", false), ("there-other", true), ("thereof", false)];
+            all().into_iter().chain(more.map(|(n, is)| Box::new(Fake(n, Scope::Replicated, is)) as _)).collect()
+        };
+        let field = field(&["there".into()], all()).unwrap();
+        assert_eq!(names(&field), ["towline", "there"]);
+        assert_eq!(field.skipped, [Skipped { peer: "there-sync".into(), why: "apt-get install it".into() }]);
+        assert_eq!(super::field(&["log".into()], all()).unwrap().skipped, []);
+    }
+
+    #[test]
+    fn towline_takes_the_shapes_of_those_who_take_part_and_its_own_best() {
+        let entry = |(peer, connections, pipeline): (&str, u64, u64)| {
+            let row = Row { peer: peer.into(), shape: String::new(), runs: Vec::new(), errors: Vec::new() };
+            Entry { peer: 0, shape: Shape { connections, pipeline }, row }
+        };
+        let own = ["towline-client", "towline-net"].into_iter().flat_map(|n| [(n, 1, 1024), (n, 8, 128), (n, 64, 16)]);
+        let mut all: Vec<Entry> = own.clone().chain([("towline", 1, 1024), ("redis", 64, 16)]).map(entry).collect();
+        keep_shapes_in_use(&mut all);
+        let left: Vec<_> = all.iter().map(|e| (e.row.peer.as_str(), e.shape.connections)).collect();
+        let expected =
+            [("towline-client", 1), ("towline-client", 64), ("towline-net", 64), ("towline", 1), ("redis", 64)];
+        assert_eq!(left, expected);
+        let mut alone: Vec<Entry> = own.map(entry).collect();
+        keep_shapes_in_use(&mut alone);
+        assert_eq!(alone.len(), 6, "nobody to be like");
     }
 
     #[test]

@@ -24,19 +24,72 @@ impl Spread {
     }
 }
 
+/// So many runs of a row that are not marked are enough to take its figures from them alone.
+const ENOUGH: usize = 2;
+
+/// The runs that a row's figures are taken from: without those under which the disk changed, if enough are left.
+pub(crate) fn that_count<R>(runs: impl IntoIterator<Item = R>, is_marked: impl Fn(&R) -> bool) -> Vec<R> {
+    let (marked, mut steady): (Vec<R>, Vec<R>) = runs.into_iter().partition(is_marked);
+    if steady.len() < ENOUGH {
+        steady.extend(marked);
+    }
+    steady
+}
+
+/// How many runs a row has, how many of them were repeated, and under how many the disk changed all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Runs {
+    pub(crate) count: usize,
+    pub(crate) repeated: u32,
+    pub(crate) marked: usize,
+}
+
+impl Runs {
+    /// From each run's repeats and mark.
+    pub(crate) fn of(runs: impl Iterator<Item = (u32, bool)>) -> Self {
+        runs.fold(Self::default(), |all, (repeated, marked)| Self {
+            count: all.count + 1,
+            repeated: all.repeated + repeated,
+            marked: all.marked + usize::from(marked),
+        })
+    }
+}
+
 /// A row's figures over its runs: medians of each run's percentiles.
 #[derive(Clone, Debug)]
 pub(crate) struct Line {
     pub(crate) peer: String,
     pub(crate) shape: String,
     pub(crate) commits_per_s: Spread,
-    pub(crate) p50_us: f64,
-    pub(crate) p99_us: f64,
-    pub(crate) p999_us: f64,
-    pub(crate) cpu_us: f64,
-    pub(crate) repeated: u32,
-    /// How many times as many commits Towline made in the same part: embedded, through its client.
-    pub(crate) ratios: [Option<f64>; 2],
+    pub(crate) p50_us: Spread,
+    pub(crate) p99_us: Spread,
+    pub(crate) p999_us: Spread,
+    pub(crate) cpu_us: Spread,
+    pub(crate) runs: Runs,
+    pub(crate) ratios: Ratios,
+}
+
+/// How many times as many commits (or bytes in a second) Towline made in the same part.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Ratios {
+    /// Without a network client.
+    pub(crate) embedded: Option<f64>,
+    /// Over as many connections with as many records outstanding on each, by the same loop.
+    pub(crate) same_shape: Option<f64>,
+    /// Over a network connection, in the shape that is best for Towline.
+    pub(crate) best_network: Option<f64>,
+}
+
+impl Ratios {
+    /// Each to the best of Towline's rows that may be taken for it: `to_best` gets a test of a row's contender
+    /// and shape.
+    pub(crate) fn to(shape: &str, mut to_best: impl FnMut(&dyn Fn(&str, &str) -> bool) -> Option<f64>) -> Self {
+        Self {
+            embedded: to_best(&|peer, _| EMBEDDED.contains(&peer)),
+            same_shape: to_best(&|peer, of| peer == SAME_LOOP && of == shape),
+            best_network: to_best(&|peer, _| NETWORK.contains(&peer)),
+        }
+    }
 }
 
 /// One combination of scope, record size and outstanding commits, over all parts.
@@ -54,19 +107,20 @@ pub(crate) struct Summary {
 
 /// The contender that is Towline without a network client, for each scope.
 pub(crate) const EMBEDDED: [&str; 2] = ["towline", "towline-local"];
+/// The contender that is Towline under the loop that drives every network peer.
+pub(crate) const SAME_LOOP: &str = "towline-net";
 /// The contenders that are Towline over a network connection: through its client, and driven as the peers are.
-pub(crate) const CLIENT: [&str; 2] = ["towline-client", "towline-net"];
+pub(crate) const NETWORK: [&str; 2] = ["towline-client", SAME_LOOP];
 
-/// The median of one figure over runs.
-fn median(runs: &[&Run], figure: impl Fn(&Run) -> f64) -> f64 {
-    Spread::of(runs.iter().map(|r| figure(r))).map_or(0.0, |s| s.median)
+/// The median of a row's commits in each second.
+fn median(row: &Row) -> Option<f64> {
+    let runs = that_count(&row.runs, |r| r.disk_moved);
+    Spread::of(runs.iter().map(|r| r.commits_per_s)).map(|s| s.median)
 }
 
-/// The most commits that Towline made in a group, by name.
-fn best_of(group: &Group, names: &[&str]) -> Option<f64> {
-    let rates = group.rows.iter().filter(|r| names.contains(&r.peer.as_str()) && !r.runs.is_empty());
-    let medians = rates.map(|r| median(&r.runs.iter().collect::<Vec<_>>(), |run| run.commits_per_s));
-    medians.max_by(f64::total_cmp)
+/// The most commits that anybody made in a group whose contender and shape pass.
+fn best_of(group: &Group, may: &dyn Fn(&str, &str) -> bool) -> Option<f64> {
+    group.rows.iter().filter(|r| may(&r.peer, &r.shape)).filter_map(median).max_by(f64::total_cmp)
 }
 
 /// Every combination in the document, in order; runs of several parts are pooled, ratios are not:
@@ -119,24 +173,26 @@ fn summary((scope, record_bytes, outstanding): (Scope, usize, u64), groups: &[(&
 fn line((peer, shape): (&str, &str), groups: &[(&Part, &Group)]) -> Option<Line> {
     let is_it = |r: &&Row| r.peer == peer && r.shape == shape && !r.runs.is_empty();
     let rows: Vec<_> = groups.iter().filter_map(|(_, g)| g.rows.iter().find(is_it).map(|r| (*g, r))).collect();
-    let runs: Vec<&Run> = rows.iter().flat_map(|(_, r)| &r.runs).collect();
-    let ratio = |names: &[&str]| {
+    let all = || rows.iter().flat_map(|(_, r)| &r.runs);
+    let runs: Vec<&Run> = that_count(all(), |r| r.disk_moved);
+    let spread = |figure: fn(&Run) -> f64| Spread::of(runs.iter().map(|r| figure(r)));
+    let ratio = |may: &dyn Fn(&str, &str) -> bool| {
         let each = rows.iter().filter_map(|(g, r)| {
-            let own = median(&r.runs.iter().collect::<Vec<_>>(), |run| run.commits_per_s);
-            best_of(g, names).filter(|_| own > 0.0).map(|best| best / own)
+            let own = median(r).filter(|own| *own > 0.0)?;
+            best_of(g, may).map(|best| best / own)
         });
         Spread::of(each).map(|s| s.median)
     };
     Some(Line {
         peer: peer.to_string(),
         shape: shape.to_string(),
-        commits_per_s: Spread::of(runs.iter().map(|r| r.commits_per_s))?,
-        p50_us: median(&runs, |r| r.p50_us),
-        p99_us: median(&runs, |r| r.p99_us),
-        p999_us: median(&runs, |r| r.p999_us),
-        cpu_us: median(&runs, |r| r.cpu_us_per_commit),
-        repeated: runs.iter().map(|r| r.repeated).sum(),
-        ratios: [ratio(&EMBEDDED), ratio(&CLIENT)],
+        commits_per_s: spread(|r| r.commits_per_s)?,
+        p50_us: spread(|r| r.p50_us)?,
+        p99_us: spread(|r| r.p99_us)?,
+        p999_us: spread(|r| r.p999_us)?,
+        cpu_us: spread(|r| r.cpu_us_per_commit)?,
+        runs: Runs::of(all().map(|r| (r.repeated, r.disk_moved))),
+        ratios: Ratios::to(shape, ratio),
     })
 }
 
@@ -160,6 +216,7 @@ pub(crate) mod tests {
             probe_before_us: 100.0,
             probe_after_us: 110.0,
             repeated: 0,
+            disk_moved: false,
         }
     }
 
@@ -215,11 +272,46 @@ pub(crate) mod tests {
         let all = summaries(&report);
         assert_eq!(all.len(), 1);
         let redis = all[0].lines.iter().find(|l| l.peer == "redis").unwrap();
-        assert_eq!(redis.ratios, [Some(15.0), Some(5.0)], "10x and 20x; 5x in the one part that has the client");
+        assert_eq!(redis.ratios.embedded, Some(15.0), "10x and 20x");
+        assert_eq!(redis.ratios.best_network, Some(5.0), "5x in the one part that has the client");
         assert_eq!(redis.commits_per_s, Spread { median: 15.0, min: 10.0, max: 20.0, count: 2 });
         let towline = all[0].lines.iter().find(|l| l.peer == "towline").unwrap();
         assert_eq!(towline.commits_per_s.count, 4);
         assert_eq!(all[0].limit_commits, Some(1e6), "768 MB/s over three copies of 256 B");
+    }
+
+    #[test]
+    fn marked_runs_are_left_out_where_enough_others_are_there() {
+        let mut one = part(&[("towline", &[100.0, 900.0, 200.0]), ("redis", &[10.0, 20.0])]);
+        one.groups[0].rows[0].runs[1].disk_moved = true;
+        one.groups[0].rows[1].runs[0].disk_moved = true;
+        let all = summaries(&Report { format: FORMAT, parts: vec![one] });
+        let (towline, redis) = (&all[0].lines[0], &all[0].lines[1]);
+        assert_eq!(towline.commits_per_s, Spread { median: 150.0, min: 100.0, max: 200.0, count: 2 });
+        assert_eq!(towline.runs, Runs { count: 3, repeated: 0, marked: 1 });
+        assert_eq!((redis.commits_per_s.median, redis.runs.marked), (15.0, 1), "one alone is not enough");
+        assert_eq!(redis.ratios.embedded, Some(10.0));
+    }
+
+    #[test]
+    fn the_ratio_of_the_same_shape_is_that_of_the_same_loop_over_as_many_connections() {
+        let rates: [(&str, &str, &[f64]); 7] = [
+            ("towline", "1x1024", &[5000.0]),
+            ("towline-client", "1x1024", &[4000.0]),
+            ("towline-client", "64x16", &[3000.0]),
+            ("towline-net", "64x16", &[1600.0, 1400.0, 1500.0]),
+            ("towline-net", "8x128", &[2000.0]),
+            ("redis", "64x16", &[100.0]),
+            ("other", "32x32", &[100.0]),
+        ];
+        let names: Vec<_> = rates.iter().map(|(peer, _, rates)| (*peer, *rates)).collect();
+        let mut one = part(&names);
+        one.groups[0].rows.iter_mut().zip(rates).for_each(|(row, (_, shape, _))| row.shape = shape.into());
+        let all = summaries(&Report { format: FORMAT, parts: vec![one] });
+        let of = |peer| all[0].lines.iter().find(|l| l.peer == peer).unwrap().ratios;
+        let redis = Ratios { embedded: Some(50.0), same_shape: Some(15.0), best_network: Some(40.0) };
+        assert_eq!(of("redis"), redis, "neither the client's 64x16 nor the loop's 8x128");
+        assert_eq!(of("other"), Ratios { same_shape: None, ..redis }, "no other shape stands in");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::bulk;
 use super::model::{Part, Report};
-use super::stats::{Line, Summary, summaries};
+use super::stats::{Ratios, Runs, Summary, summaries};
 
 /// A number with as many digits as it deserves and a separator for thousands.
 pub(crate) fn number(x: f64) -> String {
@@ -35,17 +35,23 @@ pub(crate) fn time(us: f64) -> String {
     }
 }
 
-/// A ratio to Towline, or nothing for Towline itself.
-pub(crate) fn ratio(line: &Line, which: usize) -> String {
-    ratio_of(&line.peer, line.ratios[which])
-}
+/// What the columns of [`ratios`] are called.
+pub(crate) const RATIOS: [&str; 3] = ["embedded", "same shape", "best shape"];
 
-/// The same of a peer's name and its ratio.
-pub(crate) fn ratio_of(peer: &str, ratio: Option<f64>) -> String {
-    match ratio {
+/// A peer's ratios to Towline, or nothing for Towline itself.
+pub(crate) fn ratios(peer: &str, ratios: &Ratios) -> [String; 3] {
+    [ratios.embedded, ratios.same_shape, ratios.best_network].map(|ratio| match ratio {
         Some(ratio) if !peer.starts_with("towline") => format!("{}x", number(ratio)),
         _ => "-".into(),
-    }
+    })
+}
+
+/// A row whose runs are not all to be trusted, in words.
+pub(crate) fn marked(peer: &str, shape: &str, runs: Runs) -> String {
+    format!(
+        "{peer} {shape}: the disk changed under {} of {} runs, also when they were repeated",
+        runs.marked, runs.count
+    )
 }
 
 /// What a peer's commit means.
@@ -98,26 +104,28 @@ fn group(report: &Report, summary: &Summary, out: &mut String) {
     );
     let _ = writeln!(
         out,
-        "  {:<15} {:>8} {:>11} {:>23} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9}  durability",
-        "peer", "shape", "commits/s", "[min-max]", "p50", "p99", "p99.9", "CPU us", "embedded", "client"
+        "  {:<15} {:>8} {:>11} {:>23} {:>8} {:>8} {:>8} {:>8} {:>10} {:>10} {:>10}  durability",
+        "peer", "shape", "commits/s", "[min-max]", "p50", "p99", "p99.9", "CPU us", RATIOS[0], RATIOS[1], RATIOS[2]
     );
     for line in &summary.lines {
         let rate = line.commits_per_s;
+        let [embedded, same, best] = ratios(&line.peer, &line.ratios);
         let _ = writeln!(
             out,
-            "  {:<15} {:>8} {:>11} {:>23} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9}  {}",
+            "  {:<15} {:>8} {:>11} {:>23} {:>8} {:>8} {:>8} {:>8} {embedded:>10} {same:>10} {best:>10}  {}",
             line.peer,
             line.shape,
             number(rate.median),
             format!("[{}-{}]", number(rate.min), number(rate.max)),
-            time(line.p50_us),
-            time(line.p99_us),
-            time(line.p999_us),
-            number(line.cpu_us),
-            ratio(line, 0),
-            ratio(line, 1),
+            time(line.p50_us.median),
+            time(line.p99_us.median),
+            time(line.p999_us.median),
+            number(line.cpu_us.median),
             durability(report, &line.peer)
         );
+    }
+    for line in summary.lines.iter().filter(|l| l.runs.marked > 0) {
+        let _ = writeln!(out, "  {}", marked(&line.peer, &line.shape, line.runs));
     }
     for error in &summary.errors {
         let _ = writeln!(out, "  failed: {error}");
@@ -127,8 +135,9 @@ fn group(report: &Report, summary: &Summary, out: &mut String) {
 /// What the columns mean.
 pub(crate) const LEGEND: &str = "\
 shape: connections x records outstanding on each; CPU us: processor time of all nodes and the client for each commit;
-CPU s/GB: the same for 10^9 bytes of payload; embedded, client: how many times as many commits (or MB/s) Towline made in
-the same part, embedded and over a network connection";
+CPU s/GB: the same for 10^9 bytes of payload. How many times as many commits (or MB/s) Towline made in the same part:
+embedded: without a network client; same shape: over as many connections with as many outstanding on each, by the loop that
+drives the peer (towline-net); best shape: over a network connection, in whatever shape is best for Towline";
 
 #[cfg(test)]
 mod tests {
@@ -147,10 +156,14 @@ mod tests {
     fn the_table_has_a_line_for_each_contender_and_says_who_is_missing() {
         let mut one = part(&[("towline", &[1000.0]), ("towline-client", &[500.0]), ("redis", &[10.0])]);
         one.skipped.push(Skipped { peer: "nats".into(), why: "apt-get install nats-server".into() });
+        one.groups[0].rows[1].runs[0].disk_moved = true;
         let text = text(&Report { format: FORMAT, parts: vec![one] });
         let redis = text.lines().find(|l| l.trim_start().starts_with("redis")).unwrap();
         assert!(redis.contains("100x") && redis.contains("50.0x") && redis.contains("[10.0-10.0]"), "{redis}");
+        let columns: Vec<_> = redis.split_whitespace().rev().take(3).collect();
+        assert_eq!(columns, ["50.0x", "-", "100x"], "no ratio of the same shape without towline-net");
         assert!(text.contains("left out: nats: apt-get install nats-server"));
+        assert!(text.contains("towline-client 1x1: the disk changed under 1 of 1 runs"));
         let towline = text.lines().find(|l| l.trim_start().starts_with("towline ")).unwrap();
         assert!(!towline.contains("1.00x"), "no ratio of Towline to itself: {towline}");
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use super::histogram;
+use super::{histogram, record};
 use crate::outcome::{AppendError, Outcome};
 use crate::rt;
 use crate::shard::mesh::handle::AppendOptions;
@@ -54,7 +54,7 @@ pub struct LoadReport {
 }
 
 impl Load {
-    /// A loop that keeps `window` records of `record_bytes` outstanding.
+    /// A loop that keeps `window` records of `record_bytes` outstanding; each is [`record`](super::record).
     #[must_use]
     pub fn closed(record_bytes: usize, window: u64, options: AppendOptions) -> Arc<Self> {
         Self::new(record_bytes, window, None, options)
@@ -136,7 +136,7 @@ impl Load {
 
     async fn drive(&self, shard: &LocalShard) -> Result<(), AppendError> {
         let lane = shard.lane()?;
-        let record = vec![0xa5; self.record_bytes];
+        let record = record(self.record_bytes);
         let mut since = Since::default();
         let mut latency = histogram();
         let mut told = Instant::now();

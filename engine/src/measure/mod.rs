@@ -30,8 +30,34 @@ pub fn enters_and_sleeps() -> (u64, u64) {
     crate::rt::enters()
 }
 
+/// The record that a load appends again and again: bytes that nobody can compress, the same in each run.
+#[must_use]
+pub fn record(bytes: usize) -> Vec<u8> {
+    // Xorshift: Marsaglia, "Xorshift RNGs", 2003.
+    let mut x = 0x2545_f491_4f6c_dd1d_u64;
+    let next = move || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x as u8
+    };
+    std::iter::repeat_with(next).take(bytes).collect()
+}
+
 /// A histogram of nanoseconds up to one minute, with three digits.
 #[must_use]
 pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are valid")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_record_is_the_same_each_time_and_holds_every_byte_as_often() {
+        let record = super::record(1 << 16);
+        assert_eq!(record[..256], super::record(256));
+        let mut counts = [0; 256];
+        record.iter().for_each(|byte| counts[usize::from(*byte)] += 1);
+        assert!(counts.iter().all(|n| (128..=384).contains(n)), "256 of each on average: {counts:?}");
+    }
 }

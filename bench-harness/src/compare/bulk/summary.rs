@@ -1,7 +1,7 @@
 //! Medians and spreads of bulk runs, and ratios between contenders of the same part.
 
 use super::super::model::{BulkGroup, BulkRow, BulkRun, BulkWork, LogFiles, Part, Report, Scope};
-use super::super::stats::{CLIENT, EMBEDDED, Spread};
+use super::super::stats::{Ratios, Runs, Spread, that_count};
 
 /// A row's figures over its runs.
 #[derive(Clone, Debug)]
@@ -14,11 +14,9 @@ pub(crate) struct Line {
     /// Median seconds.
     pub(crate) seconds: f64,
     pub(crate) connected_after_s: Option<f64>,
-    pub(crate) cpu_s_per_gb: f64,
-    pub(crate) repeated: u32,
-    /// How many times as many bytes in a second Towline moved in the same part: embedded, over a network
-    /// connection.
-    pub(crate) ratios: [Option<f64>; 2],
+    pub(crate) cpu_s_per_gb: Spread,
+    pub(crate) runs: Runs,
+    pub(crate) ratios: Ratios,
 }
 
 /// One kind of work at one size, over all parts.
@@ -35,14 +33,15 @@ pub(crate) struct Summary {
     pub(crate) limit_mb_s: Option<f64>,
 }
 
-fn median(runs: &[BulkRun], figure: impl Fn(&BulkRun) -> f64) -> f64 {
-    Spread::of(runs.iter().map(figure)).map_or(0.0, |s| s.median)
+/// The median of a row's MB/s.
+fn median(row: &BulkRow) -> Option<f64> {
+    let runs = that_count(&row.runs, |r| r.disk_moved);
+    Spread::of(runs.iter().map(|r| r.mb_s)).map(|s| s.median)
 }
 
-/// The best of Towline's ways in a group, by name.
-fn best_of(group: &BulkGroup, names: &[&str]) -> Option<f64> {
-    let rows = group.rows.iter().filter(|r| names.contains(&r.peer.as_str()) && !r.runs.is_empty());
-    rows.map(|r| median(&r.runs, |run| run.mb_s)).max_by(f64::total_cmp)
+/// The most that anybody moved in a group whose contender and shape pass.
+fn best_of(group: &BulkGroup, may: &dyn Fn(&str, &str) -> bool) -> Option<f64> {
+    group.rows.iter().filter(|r| may(&r.peer, &r.shape)).filter_map(median).max_by(f64::total_cmp)
 }
 
 /// Every combination in the document, in order. Runs of several parts are pooled; ratios are taken within
@@ -93,11 +92,12 @@ fn summary((work, files, bytes, record_bytes): Key, groups: &[(&Part, &BulkGroup
 fn line((peer, shape): (&str, &str), groups: &[(&Part, &BulkGroup)]) -> Option<Line> {
     let is_it = |r: &&BulkRow| r.peer == peer && r.shape == shape && !r.runs.is_empty();
     let rows: Vec<_> = groups.iter().filter_map(|(_, g)| g.rows.iter().find(is_it).map(|r| (*g, r))).collect();
-    let runs: Vec<BulkRun> = rows.iter().flat_map(|(_, r)| r.runs.iter().cloned()).collect();
-    let ratio = |names: &[&str]| {
+    let all = || rows.iter().flat_map(|(_, r)| &r.runs);
+    let runs: Vec<&BulkRun> = that_count(all(), |r| r.disk_moved);
+    let ratio = |may: &dyn Fn(&str, &str) -> bool| {
         let each = rows.iter().filter_map(|(g, r)| {
-            let own = median(&r.runs, |run| run.mb_s);
-            best_of(g, names).filter(|_| own > 0.0).map(|best| best / own)
+            let own = median(r).filter(|own| *own > 0.0)?;
+            best_of(g, may).map(|best| best / own)
         });
         Spread::of(each).map(|s| s.median)
     };
@@ -108,11 +108,11 @@ fn line((peer, shape): (&str, &str), groups: &[(&Part, &BulkGroup)]) -> Option<L
         until: first.until.clone(),
         how: first.how.clone(),
         mb_s: Spread::of(runs.iter().map(|r| r.mb_s))?,
-        seconds: median(&runs, |r| r.seconds),
+        seconds: Spread::of(runs.iter().map(|r| r.seconds))?.median,
         connected_after_s: Spread::of(runs.iter().filter_map(|r| r.connected_after_s)).map(|s| s.median),
-        cpu_s_per_gb: median(&runs, |r| r.cpu_s_per_gb),
-        repeated: runs.iter().map(|r| r.repeated).sum(),
-        ratios: [ratio(&EMBEDDED), ratio(&CLIENT)],
+        cpu_s_per_gb: Spread::of(runs.iter().map(|r| r.cpu_s_per_gb))?,
+        runs: Runs::of(all().map(|r| (r.repeated, r.disk_moved))),
+        ratios: Ratios::to(shape, ratio),
     })
 }
 
@@ -132,6 +132,7 @@ pub(crate) mod tests {
             probe_before_us: 20.0,
             probe_after_us: 21.0,
             repeated: 0,
+            disk_moved: false,
         };
         BulkRow {
             peer: peer.into(),
@@ -176,9 +177,12 @@ pub(crate) mod tests {
         let all = &all[..2];
         assert_eq!(all.iter().map(|s| s.work).collect::<Vec<_>>(), BulkWork::ALL);
         let postgres = |n: usize| all[n].lines.iter().find(|l| l.peer == "postgres").unwrap();
-        assert_eq!(postgres(0).ratios, [Some(5.0), Some(4.5)], "6x and 4x; 4.5x where there is a network");
+        let ratios = postgres(0).ratios;
+        assert_eq!((ratios.embedded, ratios.best_network), (Some(5.0), Some(4.5)), "6x and 4x; 4.5x over a network");
         assert_eq!((postgres(0).mb_s.median, postgres(0).mb_s.count), (150.0, 4));
-        assert_eq!((postgres(1).ratios, postgres(1).connected_after_s), ([Some(5.0), None], Some(0.5)));
+        let ratios = postgres(1).ratios;
+        assert_eq!((ratios.embedded, ratios.best_network, ratios.same_shape), (Some(5.0), None, None));
+        assert_eq!(postgres(1).connected_after_s, Some(0.5));
         assert_eq!((all[0].limit_mb_s, all[1].limit_mb_s), (Some(256.0), None), "three copies of 768 MB/s");
     }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::super::model::Report;
-use super::super::table::{number, ratio_of, time};
+use super::super::table::{RATIOS, marked, number, ratios, time};
 use super::summary::{Summary, summaries};
 
 /// Everything, as text; nothing if there was no bulk work.
@@ -30,24 +30,26 @@ fn group(summary: &Summary, out: &mut String) {
     );
     let _ = writeln!(
         out,
-        "  {:<15} {:>8} {:>8} {:>17} {:>8} {:>10} {:>8} {:>9} {:>9}  all of it is",
-        "peer", "shape", "MB/s", "[min-max]", "seconds", "connected", "CPU s/GB", "embedded", "client"
+        "  {:<15} {:>8} {:>8} {:>17} {:>8} {:>10} {:>8} {:>10} {:>10} {:>10}  all of it is",
+        "peer", "shape", "MB/s", "[min-max]", "seconds", "connected", "CPU s/GB", RATIOS[0], RATIOS[1], RATIOS[2]
     );
     for line in &summary.lines {
+        let [embedded, same, best] = ratios(&line.peer, &line.ratios);
         let _ = writeln!(
             out,
-            "  {:<15} {:>8} {:>8} {:>17} {:>8} {:>10} {:>8} {:>9} {:>9}  {}",
+            "  {:<15} {:>8} {:>8} {:>17} {:>8} {:>10} {:>8} {embedded:>10} {same:>10} {best:>10}  {}",
             line.peer,
             line.shape,
             number(line.mb_s.median),
             format!("[{}-{}]", number(line.mb_s.min), number(line.mb_s.max)),
             number(line.seconds),
             line.connected_after_s.map_or_else(|| "-".into(), |s| time(s * 1e6)),
-            number(line.cpu_s_per_gb),
-            ratio_of(&line.peer, line.ratios[0]),
-            ratio_of(&line.peer, line.ratios[1]),
+            number(line.cpu_s_per_gb.median),
             line.until
         );
+    }
+    for line in summary.lines.iter().filter(|l| l.runs.marked > 0) {
+        let _ = writeln!(out, "  {}", marked(&line.peer, &line.shape, line.runs));
     }
     for error in &summary.errors {
         let _ = writeln!(out, "  failed: {error}");

@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use super::super::bulk::summary::{Line, Summary, summaries};
 use super::super::model::Report;
-use super::super::table::{number, ratio_of, time};
+use super::super::table::{RATIOS, number, ratios, time};
 use super::bars::{Bar, bars};
-use super::{COLOURS, TABLE_END, escape, figure, header, is_own, row};
+use super::{COLOURS, TABLE_END, escape, figure, header, is_own, row, runs_cell, spread};
 
 /// Everything; nothing if there was no bulk work.
 pub(super) fn sections(report: &Report, out: &mut String) {
@@ -69,8 +69,9 @@ fn table(summary: &Summary, out: &mut String) {
             ("", "connected after"),
             ("", "CPU s/GB"),
             ("", "of device"),
-            ("", "embedded"),
-            ("", "client"),
+            ("", RATIOS[0]),
+            ("", RATIOS[1]),
+            ("", RATIOS[2]),
             ("t", "how"),
             ("t", "all of it is"),
         ],
@@ -78,24 +79,25 @@ fn table(summary: &Summary, out: &mut String) {
     );
     for line in &summary.lines {
         let rate = line.mb_s;
+        let [embedded, same, best] = ratios(&line.peer, &line.ratios);
         let share = summary.limit_mb_s.map_or_else(|| "-".into(), |l| format!("{:.1} %", 100.0 * rate.median / l));
-        let repeated = if line.repeated > 0 { format!(" +{}", line.repeated) } else { String::new() };
-        let cells = [
-            ("t", line.peer.clone()),
-            ("", line.shape.clone()),
-            ("", number(rate.median)),
-            ("", format!("{} to {}", number(rate.min), number(rate.max))),
-            ("", format!("{}{repeated}", rate.count)),
-            ("", number(line.seconds)),
-            ("", line.connected_after_s.map_or_else(|| "-".into(), |s| time(s * 1e6))),
-            ("", number(line.cpu_s_per_gb)),
-            ("", share),
-            ("", ratio_of(&line.peer, line.ratios[0])),
-            ("", ratio_of(&line.peer, line.ratios[1])),
-            ("w", line.how.clone()),
-            ("w", line.until.clone()),
+        let cells = vec![
+            ("t", line.peer.clone()).into(),
+            ("", line.shape.clone()).into(),
+            ("", number(rate.median)).into(),
+            ("", format!("{} to {}", number(rate.min), number(rate.max))).into(),
+            runs_cell(line.runs),
+            ("", number(line.seconds)).into(),
+            ("", line.connected_after_s.map_or_else(|| "-".into(), |s| time(s * 1e6))).into(),
+            spread(line.cpu_s_per_gb, number),
+            ("", share).into(),
+            ("", embedded).into(),
+            ("", same).into(),
+            ("", best).into(),
+            ("w", line.how.clone()).into(),
+            ("w", line.until.clone()).into(),
         ];
-        row(&cells, if is_own(&line.peer) { "own" } else { "" }, out);
+        row(cells, if is_own(&line.peer) { "own" } else { "" }, out);
     }
     out.push_str(TABLE_END);
 }

@@ -7,8 +7,8 @@ mod plot;
 use std::fmt::Write;
 
 use super::model::{Part, Report, Scope};
-use super::stats::{Line, Summary, summaries};
-use super::table::{number, ratio, time};
+use super::stats::{Line, Runs, Spread, Summary, summaries};
+use super::table::{RATIOS, number, ratios, time};
 
 const STYLE: &str = include_str!("page.css");
 /// Colours in the style sheet.
@@ -101,11 +101,20 @@ fn section(report: &Report, scope: Scope, here: &[&Summary], out: &mut String) {
         let limit = of_size.iter().filter_map(|s| s.limit_commits).max_by(f64::total_cmp);
         let limit = limit.map(|l| (l, "what the device takes"));
         figure("Commits per second, best shape of each; both axes logarithmic", out, |label| {
-            let series = series(&names, &of_size, |l| l.commits_per_s.median);
+            let series = series(&names, &of_size, |_, l| Some(l.commits_per_s.median));
             plot::curves(&format!("{title}: {label}"), "commits/s", &series, limit)
         });
+        let share = |s: &Summary, l: &Line| s.limit_commits.map(|limit| 100.0 * l.commits_per_s.median / limit);
+        let efficiency = series(&names, &of_size, share);
+        if !efficiency.is_empty() {
+            let caption = "Efficiency: payload in percent of what the device takes for all copies, best shape of each";
+            figure(caption, out, |label| {
+                let all = Some((100.0, "all that the device takes"));
+                plot::curves(&format!("{title}: {label}"), "percent of the device", &efficiency, all)
+            });
+        }
         figure("Processor time for each commit, all nodes and the client together", out, |label| {
-            let series = series(&names, &of_size, |l| l.cpu_us);
+            let series = series(&names, &of_size, |_, l| Some(l.cpu_us.median));
             plot::curves(&format!("{title}: {label}"), "microseconds", &series, None)
         });
         for summary in &of_size {
@@ -130,14 +139,14 @@ fn figure(caption: &str, out: &mut String, plot: impl FnOnce(&str) -> String) {
     let _ = writeln!(out, "<figure><figcaption>{}</figcaption>{}</figure>", escape(caption), plot(caption));
 }
 
-fn series(names: &[&str], of_size: &[&Summary], figure: impl Fn(&Line) -> f64) -> Vec<plot::Series> {
+fn series(names: &[&str], of_size: &[&Summary], figure: impl Fn(&Summary, &Line) -> Option<f64>) -> Vec<plot::Series> {
     let one = |(n, name): (usize, &&str)| plot::Series {
         name: (*name).to_string(),
         colour: n % COLOURS,
         is_own: is_own(name),
         points: of_size
             .iter()
-            .filter_map(|s| Some((s.outstanding as f64, figure(best(s, name)?))))
+            .filter_map(|s| Some((s.outstanding as f64, figure(s, best(s, name)?)?)))
             .filter(|(_, y)| *y > 0.0)
             .collect(),
     };
@@ -150,17 +159,46 @@ fn ranges(names: &[&str], summary: &Summary) -> Vec<plot::Range> {
         name: line.peer.clone(),
         colour: n % COLOURS,
         is_own: is_own(&line.peer),
-        p50_us: line.p50_us.max(1.0),
-        p99_us: line.p99_us.max(1.0),
-        p999_us: line.p999_us.max(1.0),
+        p50_us: line.p50_us.median.max(1.0),
+        p99_us: line.p99_us.median.max(1.0),
+        p999_us: line.p999_us.median.max(1.0),
     });
     rows.collect()
 }
 
-fn row(cells: &[(&str, String)], class: &str, out: &mut String) {
+/// A cell of a table.
+struct Cell {
+    class: &'static str,
+    text: String,
+    /// What is shown when it is pointed at.
+    title: Option<String>,
+}
+
+impl From<(&'static str, String)> for Cell {
+    fn from((class, text): (&'static str, String)) -> Self {
+        Self { class, text, title: None }
+    }
+}
+
+/// A median, with the least and the greatest when it is pointed at.
+fn spread(of: Spread, show: impl Fn(f64) -> String) -> Cell {
+    let title = format!("{} to {}", show(of.min), show(of.max));
+    Cell { class: "", text: show(of.median), title: Some(title) }
+}
+
+/// How many runs count, were repeated, and are marked.
+fn runs_cell(runs: Runs) -> Cell {
+    let repeated = if runs.repeated > 0 { format!(" +{}", runs.repeated) } else { String::new() };
+    let mark = "*".repeat(runs.marked);
+    let title = (runs.marked > 0).then(|| format!("the disk changed under {} of them", runs.marked));
+    Cell { class: "", text: format!("{}{repeated}{mark}", runs.count), title }
+}
+
+fn row(cells: Vec<Cell>, class: &str, out: &mut String) {
     let _ = write!(out, "<tr class=\"{class}\">");
-    for (class, text) in cells {
-        let _ = write!(out, "<td class=\"{class}\">{}</td>", escape(text));
+    for Cell { class, text, title } in cells {
+        let title = title.map_or_else(String::new, |t| format!(" title=\"{}\"", escape(&t)));
+        let _ = write!(out, "<td class=\"{class}\"{title}>{}</td>", escape(&text));
     }
     out.push_str("</tr>\n");
 }
@@ -200,31 +238,33 @@ fn group(report: &Report, summary: &Summary, out: &mut String) {
             ("", "p99.9"),
             ("", "CPU us"),
             ("", "of device"),
-            ("", "embedded"),
-            ("", "client"),
+            ("", RATIOS[0]),
+            ("", RATIOS[1]),
+            ("", RATIOS[2]),
         ],
         out,
     );
     for line in &summary.lines {
         let rate = line.commits_per_s;
+        let [embedded, same, best] = ratios(&line.peer, &line.ratios);
         let share = summary.limit_commits.map_or_else(|| "-".into(), |l| format!("{:.1} %", 100.0 * rate.median / l));
-        let repeated = if line.repeated > 0 { format!(" +{}", line.repeated) } else { String::new() };
-        let cells = [
-            ("t", line.peer.clone()),
-            ("w", super::table::durability(report, &line.peer).to_string()),
-            ("", line.shape.clone()),
-            ("", number(rate.median)),
-            ("", format!("{} to {}", number(rate.min), number(rate.max))),
-            ("", format!("{}{repeated}", rate.count)),
-            ("", time(line.p50_us)),
-            ("", time(line.p99_us)),
-            ("", time(line.p999_us)),
-            ("", number(line.cpu_us)),
-            ("", share),
-            ("", ratio(line, 0)),
-            ("", ratio(line, 1)),
+        let cells = vec![
+            ("t", line.peer.clone()).into(),
+            ("w", super::table::durability(report, &line.peer).to_string()).into(),
+            ("", line.shape.clone()).into(),
+            ("", number(rate.median)).into(),
+            ("", format!("{} to {}", number(rate.min), number(rate.max))).into(),
+            runs_cell(line.runs),
+            spread(line.p50_us, time),
+            spread(line.p99_us, time),
+            spread(line.p999_us, time),
+            spread(line.cpu_us, number),
+            ("", share).into(),
+            ("", embedded).into(),
+            ("", same).into(),
+            ("", best).into(),
         ];
-        row(&cells, if is_own(&line.peer) { "own" } else { "" }, out);
+        row(cells, if is_own(&line.peer) { "own" } else { "" }, out);
     }
     out.push_str(TABLE_END);
     for error in &summary.errors {
@@ -248,7 +288,7 @@ fn peers(report: &Report, out: &mut String) {
             ("w", facts.configuration.clone()),
             ("w", facts.shape.clone()),
         ];
-        row(&cells, if is_own(name) { "own" } else { "" }, out);
+        row(cells.map(Cell::from).into(), if is_own(name) { "own" } else { "" }, out);
     }
     out.push_str(TABLE_END);
     let mut skipped: Vec<String> =
@@ -263,16 +303,21 @@ fn peers(report: &Report, out: &mut String) {
 fn runs(report: &Report, out: &mut String) {
     out.push_str(
         "<h2>The runs</h2>\n<p>Parts are invocations of the harness. Ratios are taken within a part and their median is \
-         shown; runs of several parts are pooled.</p>\n<p>\u{201c}embedded\u{201d} and \u{201c}client\u{201d} in the tables \
-         above: how many times as many commits, or MB/s, Towline made. \u{201c}runs\u{201d}: those that count, and behind a + those \
-         that were repeated. \u{201c}shape\u{201d}: see the table of peers. \u{201c}of device\u{201d} is against durable 256 KiB overwrites of as \
+         shown; runs of several parts are pooled.</p>\n<p>In the tables above, how many times as many \
+         commits, or MB/s, Towline made: \u{201c}embedded\u{201d}, without a network client; \u{201c}same shape\u{201d}, over as \
+         many connections with as many outstanding on each, by the loop that drives the peer (towline-net); \
+         \u{201c}best shape\u{201d}, over a network connection in whatever shape is best for Towline, which is not the same \
+         work. \u{201c}runs\u{201d}: how many there are; behind a + those \
+         that were repeated; a * for each under which the disk changed again when it was repeated: figures are taken without \
+         these if two others are left. Medians of latencies and of processor time show their least and greatest when they are \
+         pointed at. \u{201c}shape\u{201d}: see the table of peers. \u{201c}of device\u{201d} is against durable 256 KiB overwrites of as \
          many files as there are copies, at depth 8, measured in the same part.</p>\n",
     );
     header(&[("t", "date"), ("", "device, files: MB/s"), ("t", "command")], out);
     for part in &report.parts {
         let limits: Vec<_> = part.limits.iter().map(|l| format!("{}: {}", l.files, number(l.mb_s))).collect();
         let cells = [("t", part.date.clone()), ("", limits.join("; ")), ("w", part.command.clone())];
-        row(&cells, "", out);
+        row(cells.map(Cell::from).into(), "", out);
     }
     out.push_str(TABLE_END);
 }

@@ -1,6 +1,9 @@
 //! The page is well-formed as XML is (every element closed, every attribute quoted, nothing that must
 //! be escaped left bare), asks for nothing from the network, and a browser draws it.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
 use super::super::bulk::summary::tests::{group as bulk_group, row as bulk_row};
 use super::super::model::{BulkWork, Row};
 use super::super::model::{FORMAT, Group, PeerFacts, Skipped};
@@ -23,6 +26,7 @@ fn report() -> Report {
     let mut local = Group { scope: Scope::Local, record_bytes: 4096, ..one.groups[0].clone() };
     local.rows =
         vec![Row { peer: "sqlite".into(), shape: "1x1".into(), runs: vec![run(10.0)], errors: vec!["once".into()] }];
+    local.rows[0].runs[0].disk_moved = true;
     one.groups.extend([more, local]);
     Report { format: FORMAT, parts: vec![one] }
 }
@@ -80,10 +84,15 @@ fn the_page_is_well_formed_and_has_a_plot_for_each_question() {
     let page = page(&report());
     let elements = elements(&page).unwrap();
     let count = |name: &str| elements.iter().filter(|e| *e == name).count();
-    // Three nodes: throughput, cost, latency at two; local: throughput, cost, latency at one.
-    assert_eq!((count("svg"), count("figure")), (7, 7));
+    // Three nodes: throughput, efficiency, cost, latency at two; local, whose device's limit is not known:
+    // throughput, cost, latency at one.
+    assert_eq!((count("svg"), count("figure")), (8, 8));
+    assert_eq!(page.matches("percent of the device").count(), 1);
+    assert!(page.contains("<title>towline, 1.00: 20.0</title>"), "2e5 of 1e6 commits");
     assert!(count("polyline") >= 8 && count("circle") > 20);
     assert!(page.contains("&lt;b&gt;&amp;&quot;"), "names are escaped");
+    let (spread, mark) = ("title=\"3 us to 10 us\">5 us<", "title=\"the disk changed under 1 of them\">1*<");
+    assert!(page.contains(spread) && page.matches(mark).count() == 1);
     assert!(page.contains("Left out: nats: not installed") && page.contains("failed: sqlite 1x1: once"));
 }
 
@@ -98,7 +107,7 @@ fn bulk_work_has_a_plot_and_a_table_for_each_kind_and_the_page_stays_well_formed
     let page = page(&report);
     let elements = elements(&page).unwrap();
     let count = |name: &str| elements.iter().filter(|e| *e == name).count();
-    assert_eq!((count("svg"), count("figure"), count("rect")), (9, 9, 4));
+    assert_eq!((count("svg"), count("figure"), count("rect")), (10, 10, 4));
     assert!(page.contains("failed: redis 1x512: it &lt;ended&gt;") && page.contains("on &lt;all&gt; nodes"));
     assert!(page.contains("1024 MiB, a replica that was away catches up, log files written beforehand"));
 }
@@ -112,6 +121,22 @@ fn the_page_asks_for_nothing_and_follows_light_and_dark() {
     assert!(page.contains("prefers-color-scheme: dark"));
 }
 
+/// The pages in docs/benchmarks.
+fn committed() -> Vec<(PathBuf, String)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks").canonicalize().unwrap();
+    let files = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    let pages = files.filter(|p| p.extension().is_some_and(|e| e == "html"));
+    pages.map(|p| (p.clone(), std::fs::read_to_string(p).unwrap())).collect()
+}
+
+#[test]
+fn the_committed_pages_are_well_formed_and_ask_for_nothing() {
+    for (file, text) in committed() {
+        assert_eq!(elements(&text).map(|_| ()), Ok(()), "{}", file.display());
+        assert!(!text.contains("http:") && !text.contains("https:") && !text.contains("src="), "{}", file.display());
+    }
+}
+
 #[test]
 fn the_check_for_well_formedness_can_fail() {
     for text in ["<p>", "<p></b>", "<p x></p>", "<p x=\"1></p>", "<p>&</p>", "<p>NaN</p>"] {
@@ -119,29 +144,51 @@ fn the_check_for_well_formedness_can_fail() {
     }
 }
 
-/// `cargo test -p towline-bench browser -- --ignored`; Debian: apt-get install chromium.
+/// The first of the usual names that is in `PATH`.
+fn browser() -> PathBuf {
+    let names = ["chromium", "chromium-browser", "google-chrome"];
+    let folders: Vec<_> = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
+    let found = names.iter().flat_map(|name| folders.iter().map(move |f| f.join(name))).find(|p| p.is_file());
+    found.expect("chromium is not installed (apt-get install chromium)")
+}
+
+/// Lets a browser draw a file without a complaint, with as many plots as it should have.
+fn draw(dir: &Path, file: &Path, plots: usize) {
+    let browser = |args: &[&str]| {
+        let mut command = Command::new(browser());
+        command.args(["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--hide-scrollbars"]);
+        command.arg(format!("--user-data-dir={}", dir.join("profile").display()));
+        let out = command.args(args).arg(format!("file://{}", file.display())).output().expect("the browser starts");
+        assert!(out.status.success(), "{}", file.display());
+        let log = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(!log.contains("CONSOLE"), "{}: {log}", file.display());
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    let dom = browser(&["--dump-dom"]);
+    assert_eq!(dom.matches("<svg").count(), plots, "{}", file.display());
+    assert!(dom.contains("</html>"));
+    let shot = dir.join("page.png");
+    browser(&["--window-size=1200,3000", &format!("--screenshot={}", shot.display())]);
+    assert!(std::fs::metadata(&shot).unwrap().len() > 20_000, "a picture with something on it: {}", file.display());
+    std::fs::remove_file(shot).unwrap();
+}
+
+/// `cargo test -p towline-bench browser -- --ignored`; Debian: apt-get install chromium. `.ci/run` does it where
+/// a browser is installed.
 #[test]
 #[ignore = "needs chromium"]
-fn a_headless_browser_draws_the_page_without_a_complaint() {
+fn a_headless_browser_draws_a_new_page_and_the_committed_ones_without_a_complaint() {
     let dir = std::env::temp_dir().join(format!("towline-compare-page-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
     let file = dir.join("page.html");
     std::fs::write(&file, page(&report())).unwrap();
-    let shot = dir.join("page.png");
-    let browser = |args: &[&str]| {
-        let mut command = std::process::Command::new("chromium");
-        command.args(["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--hide-scrollbars"]);
-        command.arg(format!("--user-data-dir={}", dir.join("profile").display()));
-        let out = command.args(args).arg(format!("file://{}", file.display())).output().expect("chromium starts");
-        assert!(out.status.success());
-        let log = String::from_utf8_lossy(&out.stderr).into_owned();
-        assert!(!log.contains("CONSOLE"), "{log}");
-        String::from_utf8_lossy(&out.stdout).into_owned()
-    };
-    let dom = browser(&["--dump-dom"]);
-    assert_eq!(dom.matches("<svg").count(), 7);
-    assert!(dom.contains("</html>"));
-    browser(&["--window-size=1200,3000", &format!("--screenshot={}", shot.display())]);
-    assert!(std::fs::metadata(&shot).unwrap().len() > 20_000, "a picture with something on it");
+    draw(&dir, &file, 8);
+    let committed = committed();
+    assert!(!committed.is_empty());
+    for (file, text) in committed {
+        let plots = text.matches("<svg").count();
+        assert!(plots > 0, "{}", file.display());
+        draw(&dir, &file, plots);
+    }
     std::fs::remove_dir_all(&dir).unwrap();
 }

@@ -1,13 +1,13 @@
 //! etcd: three members; puts to the leader over gRPC.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::super::child::Launch;
 use super::super::drive::{Clock, drive};
 use super::super::model::{Sample, Scope};
 use super::h2::{Calls, Value, bytes_field, call, field, opening};
-use super::nodes::{Nodes, connect, folder, free_ports};
-use super::{Facts, Job, Peer, Shape, number_in, program, shapes, version_of};
+use super::nodes::{self, Nodes, connect, folder, free_ports};
+use super::{Cpus, Facts, Job, Peer, Shape, number_in, program, shapes, version_of};
 
 /// Keys that are overwritten in turn.
 const KEYS: u64 = 10_000;
@@ -29,6 +29,37 @@ fn put(key: u64, record: &[u8]) -> Vec<u8> {
     bytes_field(1, format!("k{:04}", key % KEYS).as_bytes(), &mut out);
     bytes_field(2, record, &mut out);
     out
+}
+
+impl Etcd {
+    /// Starts the members and gives the leader's port.
+    fn start(&self, dir: &Path, cpus: &Cpus, nodes: &Nodes) -> Result<u16, String> {
+        let clients: [u16; 3] = free_ports()?;
+        let peers: [u16; 3] = free_ports()?;
+        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let members: Vec<_> = peers.iter().enumerate().map(|(n, port)| format!("e{n}={}", url(*port))).collect();
+        for n in 0..3 {
+            let dir = folder(dir, &format!("node-{n}"))?;
+            let cpus = if n == 0 { &cpus.first } else { &cpus.others };
+            let (client, peer) = (url(clients[n]), url(peers[n]));
+            let launch =
+                Launch::new(&self.program, &dir, cpus).args(["--name", &format!("e{n}"), "--data-dir", "data"]);
+            let launch = launch.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+            let launch = launch.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+            let launch = launch.args(["--initial-cluster", &members.join(","), "--initial-cluster-state", "new"]);
+            nodes.add(launch.args(["--quota-backend-bytes", "8589934592"]).start("etcd")?);
+        }
+        nodes.wait_for("etcd has no leader", || {
+            for port in clients {
+                let Ok(mut stream) = connect(port) else { continue };
+                let _ = stream.set_read_timeout(Some(std::time::Duration::from_millis(500)));
+                if call(&mut stream, "/etcdserverpb.Maintenance/Status", &[]).is_ok_and(|status| leads(&status)) {
+                    return Ok(Some(port));
+                }
+            }
+            Ok(None)
+        })
+    }
 }
 
 impl Peer for Etcd {
@@ -58,32 +89,7 @@ impl Peer for Etcd {
     }
 
     fn run(&mut self, job: &Job<'_>) -> Result<Sample, String> {
-        let clients: [u16; 3] = free_ports()?;
-        let peers: [u16; 3] = free_ports()?;
-        let url = |port: u16| format!("http://127.0.0.1:{port}");
-        let members: Vec<_> = peers.iter().enumerate().map(|(n, port)| format!("e{n}={}", url(*port))).collect();
-        let nodes = Nodes::default();
-        for n in 0..3 {
-            let dir = folder(job.dir, &format!("node-{n}"))?;
-            let cpus = if n == 0 { &job.cpus.first } else { &job.cpus.others };
-            let (client, peer) = (url(clients[n]), url(peers[n]));
-            let launch =
-                Launch::new(&self.program, &dir, cpus).args(["--name", &format!("e{n}"), "--data-dir", "data"]);
-            let launch = launch.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
-            let launch = launch.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-            let launch = launch.args(["--initial-cluster", &members.join(","), "--initial-cluster-state", "new"]);
-            nodes.add(launch.args(["--quota-backend-bytes", "8589934592"]).start("etcd")?);
-        }
-        let leader = nodes.wait_for("etcd has no leader", || {
-            for port in clients {
-                let Ok(mut stream) = connect(port) else { continue };
-                let _ = stream.set_read_timeout(Some(std::time::Duration::from_millis(500)));
-                if call(&mut stream, "/etcdserverpb.Maintenance/Status", &[]).is_ok_and(|status| leads(&status)) {
-                    return Ok(Some(port));
-                }
-            }
-            Ok(None)
-        })?;
+        let (nodes, leader) = nodes::start(job.dir, |dir, nodes| self.start(dir, job.cpus, nodes))?;
         let mut connections = Vec::new();
         for n in 0..job.shape.connections {
             let mut stream = connect(leader).map_err(|e| format!("connecting to etcd: {e}"))?;

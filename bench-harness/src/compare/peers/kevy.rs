@@ -1,14 +1,14 @@
 //! kevy: a primary and two replicas that speak like Redis.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::super::child::Launch;
 use super::super::drive::{Clock, drive};
 use super::super::model::{Sample, Scope};
-use super::nodes::{Nodes, connect, folder, free_ports, write};
+use super::nodes::{self, Nodes, connect, folder, free_ports, write};
 use super::redis::replicas_online;
 use super::resp::{Barrier, Reply, Sets, ask};
-use super::{Facts, Job, Peer, Shape, number_in, program, shapes, version_of};
+use super::{Cpus, Facts, Job, Peer, Shape, number_in, program, shapes, version_of};
 
 const INSTALL: &str = "kevy is not installed (cargo install kevy; version 7 needs Rust 1.97)";
 
@@ -22,6 +22,32 @@ fn config(replication: &str) -> String {
     format!(
         "[persistence]\naof = true\nappendfsync = \"always\"\nauto_aof_rewrite_percentage = 0\n[replication]\n{replication}"
     )
+}
+
+impl Kevy {
+    /// Starts all three, waits until they are in step, and gives the primary's port.
+    fn start(&self, dir: &Path, cpus: &Cpus, nodes: &Nodes) -> Result<u16, String> {
+        let ports: [u16; 3] = free_ports()?;
+        let links: [u16; 3] = free_ports()?;
+        for (n, port) in ports.iter().enumerate() {
+            let dir = folder(dir, &format!("node-{n}"))?;
+            let replication = if n == 0 {
+                format!("role = \"primary\"\nlisten_port_base = {}\n", links[0])
+            } else {
+                format!("role = \"replica\"\nupstream = \"127.0.0.1:{}\"\nlisten_port_base = {}\n", links[0], links[n])
+            };
+            write(&dir.join("kevy.toml"), &config(&replication))?;
+            let cpus = if n == 0 { &cpus.first } else { &cpus.others };
+            let launch = Launch::new(&self.program, &dir, cpus).args(["--config", "kevy.toml", "--threads", "1"]);
+            nodes.add(launch.args(["--port", &port.to_string(), "--dir", "."]).start("kevy")?);
+        }
+        let mut control = nodes.connect(ports[0])?;
+        nodes.wait_for("the replicas are not in step", || {
+            let Reply::Bulk(Some(info)) = ask(&mut control, &[b"INFO", b"replication"])? else { return Ok(None) };
+            Ok((replicas_online(&String::from_utf8_lossy(&info)) == 2).then_some(()))
+        })?;
+        Ok(ports[0])
+    }
 }
 
 impl Peer for Kevy {
@@ -56,30 +82,10 @@ impl Peer for Kevy {
     }
 
     fn run(&mut self, job: &Job<'_>) -> Result<Sample, String> {
-        let ports: [u16; 3] = free_ports()?;
-        let links: [u16; 3] = free_ports()?;
-        let nodes = Nodes::default();
-        for (n, port) in ports.iter().enumerate() {
-            let dir = folder(job.dir, &format!("node-{n}"))?;
-            let replication = if n == 0 {
-                format!("role = \"primary\"\nlisten_port_base = {}\n", links[0])
-            } else {
-                format!("role = \"replica\"\nupstream = \"127.0.0.1:{}\"\nlisten_port_base = {}\n", links[0], links[n])
-            };
-            write(&dir.join("kevy.toml"), &config(&replication))?;
-            let cpus = if n == 0 { &job.cpus.first } else { &job.cpus.others };
-            let launch = Launch::new(&self.program, &dir, cpus).args(["--config", "kevy.toml", "--threads", "1"]);
-            nodes.add(launch.args(["--port", &port.to_string(), "--dir", "."]).start("kevy")?);
-        }
-        let mut control = nodes.connect(ports[0])?;
-        nodes.wait_for("the replicas are not in step", || {
-            let Reply::Bulk(Some(info)) = ask(&mut control, &[b"INFO", b"replication"])? else { return Ok(None) };
-            Ok((replicas_online(&String::from_utf8_lossy(&info)) == 2).then_some(()))
-        })?;
-        drop(control);
+        let (nodes, primary) = nodes::start(job.dir, |dir, nodes| self.start(dir, job.cpus, nodes))?;
         let mut connections = Vec::new();
         for n in 0..job.shape.connections {
-            let stream = connect(ports[0]).map_err(|e| format!("connecting to kevy: {e}"))?;
+            let stream = connect(primary).map_err(|e| format!("connecting to kevy: {e}"))?;
             connections.push((stream, Sets::new(job.record(), job.shape.pipeline, Barrier::Wait(2), n * 97)));
         }
         let servers = || nodes.cpu_ns();

@@ -8,7 +8,7 @@ use towline::measure::histogram;
 
 use super::super::child::Launch;
 use super::super::model::{Sample, Scope};
-use super::{Facts, Job, Peer, Shape, program, shapes};
+use super::{Facts, Job, Peer, Shape, program, shapes, version_of};
 
 const CRATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers");
 const LOCK: &str = include_str!("../../../peers/Cargo.lock");
@@ -166,6 +166,12 @@ impl Peer for Local {
         let build = Launch::new(cargo, dir, &[]).args(["build", "--release", "--locked", "--quiet", "--manifest-path"]);
         let built = build.arg(manifest).arg("--target-dir").arg(target).start("cargo")?.finish();
         built.map(|_| ()).map_err(|e| format!("its crate cannot be built: {e}"))
+    }
+
+    fn version_when_prepared(&self) -> Option<String> {
+        // The library inside the crate, not the crate.
+        let said = version_of(&self.program, &format!("--version-of={}", self.facts.name)).ok()?;
+        Some(said.trim().to_string()).filter(|version| !version.is_empty())
     }
 
     fn run(&mut self, job: &Job<'_>) -> Result<Sample, String> {

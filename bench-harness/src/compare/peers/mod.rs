@@ -9,6 +9,7 @@ mod nats;
 mod nats_wire;
 mod nodes;
 mod pg_bulk;
+mod pg_files;
 mod pg_wire;
 mod postgres;
 mod redis;
@@ -22,6 +23,8 @@ use std::fmt;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use ::towline::measure::record;
 
 use super::model::{BulkSample, BulkWork, LogFiles, Sample, Scope};
 
@@ -84,18 +87,6 @@ impl Job<'_> {
     }
 }
 
-/// The record that everybody appends again and again: bytes that no peer can compress.
-fn record(bytes: usize) -> Vec<u8> {
-    let mut x = 0x2545_f491_4f6c_dd1d_u64;
-    let next = move || {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        x as u8
-    };
-    std::iter::repeat_with(next).take(bytes).collect()
-}
-
 /// Bytes of everybody's record in bulk work.
 pub(crate) const BULK_RECORD_BYTES: usize = 16 << 10;
 /// How long bulk work may take.
@@ -148,6 +139,11 @@ pub(crate) trait Peer {
         Ok(())
     }
 
+    /// Its version, if that can only be told when it is prepared.
+    fn version_when_prepared(&self) -> Option<String> {
+        None
+    }
+
     fn run(&mut self, job: &Job<'_>) -> Result<Sample, String>;
 
     /// Its best ways to do bulk work; none if it cannot.
@@ -163,10 +159,17 @@ pub(crate) trait Peer {
 
 /// Every contender, in the order of the table.
 pub(crate) fn all() -> Vec<Box<dyn Peer>> {
-    let mut all: Vec<Box<dyn Peer>> = vec![
-        Box::new(towline::Embedded::new(Scope::Replicated)),
-        Box::new(towline::Client),
-        Box::new(towline::Driven),
+    let mut all: Vec<Box<dyn Peer>> =
+        vec![Box::new(towline::Embedded::new(Scope::Replicated)), Box::new(towline::Client), Box::new(towline::Driven)];
+    all.extend(over_network());
+    all.push(Box::new(towline::Embedded::new(Scope::Local)));
+    all.extend(local::Local::all().map(|log| Box::new(log) as Box<dyn Peer>));
+    all
+}
+
+/// The peers with a network protocol.
+fn over_network() -> [Box<dyn Peer>; 8] {
+    [
         Box::new(postgres::Postgres::messages()),
         Box::new(postgres::Postgres::inserts()),
         Box::new(redis::Redis::wait()),
@@ -175,9 +178,14 @@ pub(crate) fn all() -> Vec<Box<dyn Peer>> {
         Box::new(nats::Nats::new()),
         Box::new(nats::Nats::sync_always()),
         Box::new(kevy::Kevy::default()),
-        Box::new(towline::Embedded::new(Scope::Local)),
-    ];
-    all.extend(local::Local::all().map(|log| Box::new(log) as Box<dyn Peer>));
+    ]
+}
+
+/// Every shape in which a network peer keeps so many commits outstanding, few connections first.
+fn network_shapes(outstanding: u64) -> Vec<Shape> {
+    let mut all: Vec<Shape> = over_network().iter().flat_map(|peer| peer.shapes(outstanding)).collect();
+    all.sort_by_key(|shape| shape.connections);
+    all.dedup();
     all
 }
 
@@ -230,6 +238,21 @@ mod tests {
         let job = |bytes| BulkJob { dir, work, files, bytes, shape, cpus: &cpus, ready: &|| Ok(()) };
         assert_eq!(job(1 << 30).records(1), 65_536);
         assert_eq!((job((1 << 20) + 1).records(1), job((1 << 20) + 1).records(64)), (65, 128));
+    }
+
+    #[test]
+    fn towline_is_driven_in_every_shape_of_every_network_peer() {
+        for outstanding in [1, 16, 64, 256, 1024, 16384] {
+            let own = towline::Driven.shapes(outstanding);
+            for peer in over_network() {
+                let theirs = peer.shapes(outstanding);
+                assert!(theirs.iter().all(|s| own.contains(s)), "{} at {outstanding}", peer.facts().name);
+            }
+            let client = towline::Client.shapes(outstanding);
+            assert_eq!(client[0], Shape { connections: 1, pipeline: outstanding });
+            assert!(client.iter().all(|s| own.contains(s)) && client.iter().all(|s| s.connections <= 64));
+        }
+        assert_eq!(towline::Driven.shapes(1024), shapes(&[(1, 1024), (8, 128), (64, 16)]));
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! NATS JetStream: three servers, one stream of three replicas on files.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::super::child::Launch;
 use super::super::drive::{Clock, drive};
 use super::super::model::{Sample, Scope};
 use super::nats_wire::{Publishes, Session};
-use super::nodes::{Nodes, connect, folder, free_ports, write};
-use super::{Facts, Job, Peer, Shape, at_least, number_in, program, shapes, version_of};
+use super::nodes::{self, Nodes, connect, folder, free_ports, write};
+use super::{Cpus, Facts, Job, Peer, Shape, at_least, number_in, program, shapes, version_of};
 
 /// JetStream with one of its two ways to flush.
 pub(crate) struct Nats {
@@ -40,7 +40,7 @@ impl Nats {
         Self { facts, always: true, program: PathBuf::new() }
     }
 
-    fn config(&self, n: usize, client: u16, routes: [u16; 3], store: &std::path::Path) -> String {
+    fn config(&self, n: usize, client: u16, routes: [u16; 3], store: &Path) -> String {
         let sync = if self.always { "sync_interval: always\n" } else { "" };
         let others = routes.map(|port| format!("nats://127.0.0.1:{port}")).join(", ");
         format!(
@@ -49,6 +49,31 @@ impl Nats {
             store.display(),
             routes[n]
         )
+    }
+
+    /// Starts the servers, makes the stream, and gives its leader's port.
+    fn start(&self, dir: &Path, cpus: &Cpus, nodes: &Nodes) -> Result<u16, String> {
+        let clients: [u16; 3] = free_ports()?;
+        let routes: [u16; 3] = free_ports()?;
+        for (n, client) in clients.iter().enumerate() {
+            let dir = folder(dir, &format!("node-{n}"))?;
+            write(&dir.join("nats.conf"), &self.config(n, *client, routes, &dir))?;
+            let cpus = if n == 0 { &cpus.first } else { &cpus.others };
+            nodes.add(Launch::new(&self.program, &dir, cpus).args(["-c", "nats.conf"]).start("nats")?);
+        }
+        let mut control = Session::open(nodes.connect(clients[0])?)?;
+        let timeout = std::time::Duration::from_millis(500);
+        control.stream.set_read_timeout(Some(timeout)).map_err(|e| e.to_string())?;
+        // Nobody answers before the servers have a leader of their own.
+        let stream = "{\"name\":\"S\",\"subjects\":[\"s\"],\"storage\":\"file\",\"num_replicas\":3,\"retention\":\"limits\",\
+                      \"discard\":\"old\",\"max_consumers\":-1,\"max_msgs\":-1,\"max_bytes\":-1,\"max_age\":0}";
+        let leader = nodes.wait_for("the stream has no leader", || {
+            if control.ask("$JS.API.STREAM.CREATE.S", stream).is_err() {
+                return Ok(None);
+            }
+            Ok(control.ask("$JS.API.STREAM.INFO.S", "").ok().and_then(|answer| leader(&answer)))
+        })?;
+        Ok(clients[leader])
     }
 }
 
@@ -82,31 +107,10 @@ impl Peer for Nats {
     }
 
     fn run(&mut self, job: &Job<'_>) -> Result<Sample, String> {
-        let clients: [u16; 3] = free_ports()?;
-        let routes: [u16; 3] = free_ports()?;
-        let nodes = Nodes::default();
-        for (n, client) in clients.iter().enumerate() {
-            let dir = folder(job.dir, &format!("node-{n}"))?;
-            write(&dir.join("nats.conf"), &self.config(n, *client, routes, &dir))?;
-            let cpus = if n == 0 { &job.cpus.first } else { &job.cpus.others };
-            nodes.add(Launch::new(&self.program, &dir, cpus).args(["-c", "nats.conf"]).start("nats")?);
-        }
-        let mut control = Session::open(nodes.connect(clients[0])?)?;
-        let timeout = std::time::Duration::from_millis(500);
-        control.stream.set_read_timeout(Some(timeout)).map_err(|e| e.to_string())?;
-        // Nobody answers before the servers have a leader of their own.
-        let stream = "{\"name\":\"S\",\"subjects\":[\"s\"],\"storage\":\"file\",\"num_replicas\":3,\"retention\":\"limits\",\
-                      \"discard\":\"old\",\"max_consumers\":-1,\"max_msgs\":-1,\"max_bytes\":-1,\"max_age\":0}";
-        let leader = nodes.wait_for("the stream has no leader", || {
-            if control.ask("$JS.API.STREAM.CREATE.S", stream).is_err() {
-                return Ok(None);
-            }
-            Ok(control.ask("$JS.API.STREAM.INFO.S", "").ok().and_then(|answer| leader(&answer)))
-        })?;
-        drop(control);
+        let (nodes, leader) = nodes::start(job.dir, |dir, nodes| self.start(dir, job.cpus, nodes))?;
         let mut connections = Vec::new();
         for _ in 0..job.shape.connections {
-            let stream = connect(clients[leader]).map_err(|e| format!("connecting to nats: {e}"))?;
+            let stream = connect(leader).map_err(|e| format!("connecting to nats: {e}"))?;
             connections.push((Session::open(stream)?.stream, Publishes::new("s", &job.record())));
         }
         let servers = || nodes.cpu_ns();
@@ -131,7 +135,7 @@ mod tests {
 
     #[test]
     fn only_the_durable_one_asks_for_a_flush_of_each_message() {
-        let config = |nats: Nats| nats.config(1, 1, [2, 3, 4], std::path::Path::new("/x"));
+        let config = |nats: Nats| nats.config(1, 1, [2, 3, 4], Path::new("/x"));
         assert!(config(Nats::sync_always()).contains("sync_interval: always"));
         let plain = config(Nats::new());
         assert!(!plain.contains("sync_interval") && plain.contains("listen: \"127.0.0.1:3\""), "{plain}");

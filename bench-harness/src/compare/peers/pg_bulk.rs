@@ -1,19 +1,16 @@
 //! Bulk work on PostgreSQL: a stream that both standbys flush, and a standby that catches up.
 
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::super::interrupt::{self, wait_every};
 use super::super::model::{BulkSample, BulkWork, LogFiles};
+use super::pg_files::{self, SEGMENT_BYTES};
 use super::pg_wire::query;
 use super::postgres::{Postgres, Servers};
 use super::{BULK_LIMIT, BULK_LOOK, BULK_RECORD_BYTES, BulkJob, BulkWay, record, shapes};
-
-/// Bytes of a WAL file, as `initdb` has it by default.
-const SEGMENT_BYTES: u64 = 16 << 20;
 
 /// Its ways to do bulk work: sessions, and records in each transaction.
 pub(super) fn ways(of: &Postgres, work: BulkWork) -> Vec<BulkWay> {
@@ -37,8 +34,7 @@ pub(super) fn ways(of: &Postgres, work: BulkWork) -> Vec<BulkWay> {
 
 /// The clock runs from the first transaction until the last one's commit, which both standbys have flushed.
 pub(super) fn stream(of: &Postgres, job: &BulkJob<'_>) -> Result<BulkSample, String> {
-    let servers = make(of, job, 2)?;
-    let _control = servers.start_all()?;
+    let (servers, _control) = start(of, job, 2)?;
     let sessions = sessions(&servers, job)?;
     (job.ready)()?;
     let (client, cpu_ns, began) = (towline::sys::process_cpu_ns(), servers.nodes.cpu_ns(), Instant::now());
@@ -50,8 +46,7 @@ pub(super) fn stream(of: &Postgres, job: &BulkJob<'_>) -> Result<BulkSample, Str
 
 /// The clock runs from the moment at which the primary knows the second standby until that has flushed all.
 pub(super) fn catch_up(of: &Postgres, job: &BulkJob<'_>) -> Result<BulkSample, String> {
-    let servers = make(of, job, 1)?;
-    let mut control = servers.start_all()?;
+    let (servers, mut control) = start(of, job, 1)?;
     servers.nodes.end_last();
     let bytes = write(job, sessions(&servers, job)?).map_err(|e| servers.nodes.check().err().unwrap_or(e))?;
     let end = query(&mut control, "SELECT pg_current_wal_flush_lsn()")?;
@@ -72,38 +67,16 @@ pub(super) fn catch_up(of: &Postgres, job: &BulkJob<'_>) -> Result<BulkSample, S
     Ok(BulkSample { bytes, took: flushed - connected, connected_after: Some(connected - started), cpu_ns })
 }
 
-/// All three, with WAL files as a server has them that has run for some time, if they are to be written.
-fn make<'a>(of: &'a Postgres, job: &'a BulkJob<'_>, standbys: usize) -> Result<Servers<'a>, String> {
+/// All three, with WAL files as a server has them that has run for some time, if they are to be written; and a
+/// session.
+fn start<'a>(of: &'a Postgres, job: &'a BulkJob<'_>, standbys: usize) -> Result<(Servers<'a>, TcpStream), String> {
     // A message's own head, a page's, and some room.
     let wal_bytes = job.records(unit(job)) * BULK_RECORD_BYTES as u64 / 16 * 17 + 4 * SEGMENT_BYTES;
     let more = format!("wal_keep_size = {}MB\n", (wal_bytes >> 20) + 1024);
-    let servers = Servers::make(of, job.dir, job.cpus, standbys, &more)?;
-    for n in (0..3).filter(|_| job.files == LogFiles::Written) {
-        let folder = servers.data(n).join("pg_wal");
-        // The first one is there and in use.
-        for number in 2..=1 + wal_bytes.div_ceil(SEGMENT_BYTES) {
-            interrupt::check()?;
-            write_segment(of, &folder, number)?;
-        }
-    }
-    Ok(servers)
-}
-
-/// The name of a WAL file of the first timeline.
-fn segment_name(number: u64) -> String {
-    let of_each = (1 << 32) / SEGMENT_BYTES;
-    format!("{:08X}{:08X}{:08X}", 1, number / of_each, number % of_each)
-}
-
-/// Makes a WAL file that is to be used later. It looks like a recycled one: the server opens what has
-/// the name that it needs, and overwrites it.
-fn write_segment(of: &Postgres, folder: &Path, number: u64) -> Result<(), String> {
-    let path = folder.join(segment_name(number));
-    let failed = |e: std::io::Error| format!("writing {}: {e}", path.display());
-    std::fs::write(&path, vec![0; SEGMENT_BYTES as usize]).map_err(failed)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    std::fs::File::open(&path).and_then(|f| f.sync_all()).map_err(failed)?;
-    of.give(&path)
+    let written = if job.files == LogFiles::Written { wal_bytes } else { 0 };
+    // Zeros in any case: a standby that is started again reads what its files hold.
+    let files = |pg_wal: &Path| pg_files::write(of, pg_wal, written);
+    Servers::start_all(of, (job.dir, job.cpus), standbys, &more, &files)
 }
 
 /// Records in each transaction.
@@ -147,13 +120,6 @@ fn write(job: &BulkJob<'_>, sessions: Vec<TcpStream>) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn segments_are_called_as_the_server_calls_them() {
-        assert_eq!(segment_name(2), "000000010000000000000002");
-        assert_eq!(segment_name(255), "0000000100000000000000FF");
-        assert_eq!(segment_name(256), "000000010000000100000000");
-    }
 
     #[test]
     fn a_transaction_is_one_query_that_writes_the_record_so_often() {

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use super::super::child::Launch;
 use super::super::drive::{Clock, drive};
 use super::super::model::{BulkSample, BulkWork, Sample, Scope};
-use super::nodes::{Nodes, connect, folder, free_ports, write};
+use super::nodes::{Nodes, connect, folder, free_ports, start, write};
+use super::pg_files::{Pool, bytes_of};
 use super::pg_wire::{Executions, open, prepare, query};
 use super::{BulkJob, BulkWay, Cpus, Facts, Job, Peer, Shape, number_in, pg_bulk, program, shapes, version_of};
 
@@ -44,6 +45,7 @@ pub(crate) struct Postgres {
     /// User and group, if the harness runs as root: PostgreSQL refuses that.
     user: Option<(u32, u32)>,
     template: PathBuf,
+    pool: Pool,
 }
 
 impl Postgres {
@@ -54,11 +56,13 @@ impl Postgres {
             scope: Scope::Replicated,
             durability: "primary and both standbys flushed",
             configuration: "streaming replication, synchronous_standby_names = 'ANY 2 (s1, s2)', synchronous_commit = on; \
-                            pg_logical_emit_message(true, ..): the record is in the WAL only",
+                            pg_logical_emit_message(true, ..): the record is in the WAL only; WAL files for the whole \
+                            run written beforehand on all three servers",
             shape: "sessions x records in each transaction",
         };
         let statement = "SELECT pg_logical_emit_message(true, 'r', $1)";
-        Self { facts, setup: None, statement, bin: PathBuf::new(), user: None, template: PathBuf::new() }
+        let (bin, template) = (PathBuf::new(), PathBuf::new());
+        Self { facts, setup: None, statement, bin, user: None, template, pool: Pool::default() }
     }
 
     pub(crate) fn inserts() -> Self {
@@ -97,6 +101,22 @@ impl Postgres {
         Ok(path)
     }
 
+    fn load(&self, job: &Job<'_>, servers: &Servers<'_>, control: &mut TcpStream) -> Result<Sample, String> {
+        if let Some(sql) = self.setup {
+            query(control, sql)?;
+        }
+        let mut connections = Vec::new();
+        for _ in 0..job.shape.connections {
+            let mut stream = servers.session()?;
+            prepare(&mut stream, self.statement)?;
+            connections.push((stream, Executions::new(&job.record(), job.shape.pipeline)));
+        }
+        let nodes = &servers.nodes;
+        let cpu_ns = || nodes.cpu_ns();
+        let clock = Clock { warm_up: job.warm_up, measure: job.measure, servers: &cpu_ns };
+        drive(connections, job.shape.pipeline, &clock).map_err(|e| nodes.check().err().unwrap_or(e))
+    }
+
     /// Whether its records are in the WAL only.
     pub(super) fn is_wal_only(&self) -> bool {
         self.setup.is_none()
@@ -106,24 +126,36 @@ impl Postgres {
 /// A primary and two standbys.
 pub(super) struct Servers<'a> {
     of: &'a Postgres,
-    dir: &'a Path,
+    dir: PathBuf,
     cpus: &'a Cpus,
     ports: [u16; 3],
     pub(super) nodes: Nodes,
 }
 
 impl<'a> Servers<'a> {
-    /// Makes their folders. A commit waits for so many standbys; `more` goes into everybody's
-    /// configuration.
-    pub(super) fn make(
+    /// Starts all and gives a session. A commit waits for so many standbys; `more` goes into everybody's
+    /// configuration; `files` makes what is to be in everybody's `pg_wal` beforehand.
+    pub(super) fn start_all(
         of: &'a Postgres,
-        dir: &'a Path,
-        cpus: &'a Cpus,
+        (dir, cpus): (&Path, &'a Cpus),
         standbys: usize,
         more: &str,
-    ) -> Result<Self, String> {
-        let servers = Self { of, dir, cpus, ports: free_ports()?, nodes: Nodes::default() };
-        for (n, port) in servers.ports.iter().enumerate() {
+        files: &dyn Fn(&Path) -> Result<(), String>,
+    ) -> Result<(Self, TcpStream), String> {
+        let (_, started) = start(dir, |dir, nodes| {
+            let (dir, nodes) = (dir.to_path_buf(), nodes.clone());
+            let servers = Self { of, dir, cpus, ports: free_ports()?, nodes };
+            servers.make(standbys, more)?;
+            servers.wal_folders().iter().try_for_each(|pg_wal| files(pg_wal))?;
+            let control = servers.stream()?;
+            Ok((servers, control))
+        })?;
+        Ok(started)
+    }
+
+    fn make(&self, standbys: usize, more: &str) -> Result<(), String> {
+        let Self { of, dir, ports, .. } = self;
+        for (n, port) in ports.iter().enumerate() {
             let dir = of.folder(dir, &format!("node-{n}"))?;
             let data = dir.join("data");
             let mut copy = Launch::new("/bin/cp", &dir, &[]).arg("-a").arg(&of.template).arg(&data);
@@ -133,29 +165,41 @@ impl<'a> Servers<'a> {
                 format!("synchronous_standby_names = 'ANY {standbys} (s1, s2)'\n")
             } else {
                 write(&data.join("standby.signal"), "")?;
-                let primary = servers.ports[0];
+                let primary = ports[0];
                 format!("primary_conninfo = 'host=127.0.0.1 port={primary} user=postgres application_name=s{n}'\n")
             };
             // The file of ALTER SYSTEM, which is read last.
             write(&data.join("postgresql.auto.conf"), &format!("{SETTINGS}port = {port}\n{role}{more}"))?;
         }
-        Ok(servers)
+        Ok(())
     }
 
     /// Where a server keeps its files.
-    pub(super) fn data(&self, n: usize) -> PathBuf {
+    fn data(&self, n: usize) -> PathBuf {
         self.dir.join(format!("node-{n}/data"))
+    }
+
+    /// Where they keep their WAL files.
+    fn wal_folders(&self) -> Vec<PathBuf> {
+        (0..self.ports.len()).map(|n| self.data(n).join("pg_wal")).collect()
+    }
+
+    /// Ends all, and keeps their WAL files for the next run.
+    fn end(self) {
+        let (pool, folders) = (&self.of.pool, self.wal_folders());
+        drop(self);
+        folders.iter().for_each(|pg_wal| pool.take(pg_wal));
     }
 
     pub(super) fn start(&self, n: usize) -> Result<(), String> {
         let (data, cpus) = (self.data(n), if n == 0 { &self.cpus.first } else { &self.cpus.others });
-        let dir = data.parent().unwrap_or(self.dir);
+        let dir = data.parent().unwrap_or(&self.dir);
         self.nodes.add(self.of.launch("postgres", dir, cpus).arg("-D").arg(&data).start("postgres")?);
         Ok(())
     }
 
     /// Starts all, waits until the standbys stream, and gives a session.
-    pub(super) fn start_all(&self) -> Result<TcpStream, String> {
+    fn stream(&self) -> Result<TcpStream, String> {
         (0..self.ports.len()).try_for_each(|n| self.start(n))?;
         let mut control = self.nodes.wait_for("PostgreSQL does not start", || Ok(self.session().ok()))?;
         self.nodes.wait_for("the standbys do not stream", || {
@@ -216,29 +260,22 @@ impl Peer for Postgres {
     }
 
     fn prepare(&mut self, dir: &Path) -> Result<(), String> {
+        // Both ways to write a record take turns with the same files.
+        let pool = self.folder(dir, "wal")?;
         let dir = self.folder(dir, self.facts.name)?;
         self.template = dir.join("data");
+        self.pool = Pool::new(pool, self.facts.name);
         let initdb = self.launch("initdb", &dir, &[]).args(["--auth=trust", "--username=postgres", "--no-sync"]);
         initdb.args(["--encoding=UTF8", "--locale=C", "-D"]).arg(&self.template).output()?;
         Ok(())
     }
 
     fn run(&mut self, job: &Job<'_>) -> Result<Sample, String> {
-        let servers = Servers::make(self, job.dir, job.cpus, 2, "")?;
-        let mut control = servers.start_all()?;
-        if let Some(sql) = self.setup {
-            query(&mut control, sql)?;
-        }
-        let mut connections = Vec::new();
-        for _ in 0..job.shape.connections {
-            let mut stream = servers.session()?;
-            prepare(&mut stream, self.statement)?;
-            connections.push((stream, Executions::new(&job.record(), job.shape.pipeline)));
-        }
-        let nodes = &servers.nodes;
-        let cpu_ns = || nodes.cpu_ns();
-        let clock = Clock { warm_up: job.warm_up, measure: job.measure, servers: &cpu_ns };
-        drive(connections, job.shape.pipeline, &clock).map_err(|e| nodes.check().err().unwrap_or(e))
+        let files = |pg_wal: &Path| self.pool.fill(self, pg_wal, bytes_of(job));
+        let (servers, mut control) = Servers::start_all(self, (job.dir, job.cpus), 2, "", &files)?;
+        let sample = self.load(job, &servers, &mut control);
+        servers.end();
+        sample
     }
 
     fn bulk_ways(&self, work: BulkWork) -> Vec<BulkWay> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::super::child::Launch;
 use super::super::drive::{Clock, drive, transfer};
 use super::super::model::{BulkSample, BulkWork, Sample, Scope};
-use super::nodes::{Nodes, connect, folder, free_ports};
+use super::nodes::{self, Nodes, connect, folder, free_ports};
 use super::resp::{Barrier, Reply, Sets, ask};
 use super::{
     BULK_RECORD_BYTES, BulkJob, BulkWay, Cpus, Facts, Job, Peer, Shape, at_least, number_in, program, record, shapes,
@@ -14,6 +14,8 @@ use super::{
 };
 
 const REPLICAS: u64 = 2;
+/// Connections, and SETs before each wait, in bulk work.
+pub(super) const BULK_SHAPE: (u64, u64) = (4, 64);
 
 /// Redis with one of its two ways to wait.
 pub(crate) struct Redis {
@@ -76,22 +78,23 @@ impl Redis {
 
     /// Starts all three, waits until they are in step, and gives the primary's port.
     fn start(&self, dir: &Path, cpus: &Cpus) -> Result<(Nodes, u16), String> {
-        let ports: [u16; 3] = free_ports()?;
-        let nodes = Nodes::default();
-        for (n, port) in ports.iter().enumerate() {
-            let mut launch = self.launch((dir, cpus), n, *port)?;
-            if n > 0 {
-                launch = launch.args(["--replicaof", &format!("127.0.0.1 {}", ports[0])]);
+        nodes::start(dir, |dir, nodes| {
+            let ports: [u16; 3] = free_ports()?;
+            for (n, port) in ports.iter().enumerate() {
+                let mut launch = self.launch((dir, cpus), n, *port)?;
+                if n > 0 {
+                    launch = launch.args(["--replicaof", &format!("127.0.0.1 {}", ports[0])]);
+                }
+                nodes.add(launch.start("redis")?);
             }
-            nodes.add(launch.start("redis")?);
-        }
-        let mut control = nodes.connect(ports[0])?;
-        nodes.wait_for("the replicas are not in step", || {
-            let Reply::Bulk(Some(info)) = ask(&mut control, &[b"INFO", b"replication"])? else { return Ok(None) };
-            let online = replicas_online(&String::from_utf8_lossy(&info));
-            Ok((online == REPLICAS as usize).then_some(()))
-        })?;
-        Ok((nodes, ports[0]))
+            let mut control = nodes.connect(ports[0])?;
+            nodes.wait_for("the replicas are not in step", || {
+                let Reply::Bulk(Some(info)) = ask(&mut control, &[b"INFO", b"replication"])? else { return Ok(None) };
+                let online = replicas_online(&String::from_utf8_lossy(&info));
+                Ok((online == REPLICAS as usize).then_some(()))
+            })?;
+            Ok(ports[0])
+        })
     }
 
     fn connections(&self, port: u16, shape: Shape, record: &[u8]) -> Result<Vec<(TcpStream, Sets)>, String> {
@@ -148,7 +151,7 @@ impl Peer for Redis {
             BulkWork::Stream => {
                 let (until, how) =
                     (self.facts.durability, "SETs, and one wait behind each unit of them; its files grow as it writes");
-                shapes(&[(4, 64)]).into_iter().map(|shape| BulkWay { shape, until, how }).collect()
+                shapes(&[BULK_SHAPE]).into_iter().map(|shape| BulkWay { shape, until, how }).collect()
             }
             // A replica that is started again takes the whole data set, not what it missed.
             BulkWork::CatchUp => Vec::new(),

@@ -15,8 +15,7 @@ use towline::{AckLevel, AppendOptions, CommitPolicy, ShardId};
 use super::super::drive::{Clock, drive};
 use super::super::interrupt;
 use super::super::model::{BulkSample, BulkWork, Sample, Scope};
-use super::redis::Redis;
-use super::{BulkJob, BulkWay, Cpus, Facts, Job, Peer, Shape, shapes, towline_bulk, towline_wire};
+use super::{BulkJob, BulkWay, Cpus, Facts, Job, Peer, Shape, network_shapes, shapes, towline_bulk, towline_wire};
 use crate::cluster::{Cluster, Plan};
 use crate::remote::{NodeSettings, own_path};
 
@@ -57,6 +56,21 @@ pub(super) fn bulk_plan(cpus: &Cpus, prefill: u64) -> Plan {
     plan
 }
 
+/// Its version, with the commit if the build was told one or runs beside its checkout.
+fn version() -> String {
+    let commit = option_env!("TOWLINE_COMMIT").map(str::to_string).or_else(checkout);
+    let number = env!("CARGO_PKG_VERSION");
+    commit.map_or_else(|| number.into(), |commit| format!("{number} ({commit})"))
+}
+
+/// What git calls the source that this was built from, as it is now.
+fn checkout() -> Option<String> {
+    let git = ["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"];
+    let out = Command::new("git").args(git).stderr(Stdio::null()).output().ok().filter(|o| o.status.success())?;
+    let text = String::from_utf8(out.stdout).ok()?.trim().to_string();
+    (!text.is_empty()).then_some(text)
+}
+
 /// Appends from the shard's own core.
 pub(crate) struct Embedded(Scope);
 
@@ -90,7 +104,7 @@ impl Peer for Embedded {
     }
 
     fn find(&mut self) -> Result<String, String> {
-        Ok(env!("CARGO_PKG_VERSION").into())
+        Ok(version())
     }
 
     fn shapes(&self, outstanding: u64) -> Vec<Shape> {
@@ -153,18 +167,13 @@ impl Peer for Client {
     }
 
     fn find(&mut self) -> Result<String, String> {
-        Ok(env!("CARGO_PKG_VERSION").into())
+        Ok(version())
     }
 
     fn shapes(&self, outstanding: u64) -> Vec<Shape> {
-        // One connection is best; beside it the shape of the peers' clients.
-        match outstanding {
-            16 => shapes(&[(1, 16), (16, 1)]),
-            256 => shapes(&[(1, 256), (16, 16)]),
-            1024 => shapes(&[(1, 1024), (64, 16)]),
-            16384 => shapes(&[(1, 16384), (64, 256)]),
-            n => shapes(&[(1, n)]),
-        }
+        // One connection is best; beside it the shapes of the peers' clients. Each connection has two threads.
+        const MOST_CONNECTIONS: u64 = 64;
+        network_shapes(outstanding).into_iter().filter(|s| s.connections <= MOST_CONNECTIONS).collect()
     }
 
     fn run(&mut self, job: &Job<'_>) -> Result<Sample, String> {
@@ -237,12 +246,11 @@ impl Peer for Driven {
     }
 
     fn find(&mut self) -> Result<String, String> {
-        Ok(env!("CARGO_PKG_VERSION").into())
+        Ok(version())
     }
 
     fn shapes(&self, outstanding: u64) -> Vec<Shape> {
-        // The same as the strongest peer over a network.
-        Redis::wait().shapes(outstanding)
+        network_shapes(outstanding)
     }
 
     fn run(&mut self, job: &Job<'_>) -> Result<Sample, String> {
@@ -258,7 +266,7 @@ impl Peer for Driven {
     }
 
     fn bulk_ways(&self, work: BulkWork) -> Vec<BulkWay> {
-        towline_bulk::network_ways(work)
+        towline_bulk::loop_ways(work)
     }
 
     fn run_bulk(&mut self, job: &BulkJob<'_>) -> Result<BulkSample, String> {
@@ -409,6 +417,12 @@ pub(crate) fn node(args: &NodeArgs) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_version_begins_with_the_number_and_names_no_folder() {
+        let version = version();
+        assert!(version.starts_with(env!("CARGO_PKG_VERSION")) && !version.contains('/'), "{version}");
+    }
 
     #[test]
     fn shards_are_pinned_to_one_core_whatever_the_peers_may_use() {

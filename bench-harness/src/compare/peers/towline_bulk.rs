@@ -10,6 +10,7 @@ use towline::{AckLevel, AppendOptions, CommitPolicy, ShardId};
 use super::super::drive::transfer;
 use super::super::interrupt::wait_every;
 use super::super::model::{BulkSample, BulkWork, LogFiles};
+use super::redis::BULK_SHAPE as REDIS_BULK;
 use super::towline::{Node, bulk_plan, connection};
 use super::{BULK_LIMIT, BULK_LOOK, BULK_RECORD_BYTES, BulkJob, BulkWay, record, shapes, towline_wire};
 use crate::cluster::{Cluster, caught_up, connected, fill};
@@ -39,12 +40,21 @@ fn prefill(job: &BulkJob<'_>) -> u64 {
 
 /// Ways over connections.
 pub(super) fn network_ways(work: BulkWork) -> Vec<BulkWay> {
+    over_connections(work, &[(1, 512)])
+}
+
+/// The same, and the shape of the peer that takes records over connections.
+pub(super) fn loop_ways(work: BulkWork) -> Vec<BulkWay> {
+    over_connections(work, &[(1, 512), REDIS_BULK])
+}
+
+fn over_connections(work: BulkWork, pairs: &[(u64, u64)]) -> Vec<BulkWay> {
     // Catching up is the same whoever has written the log.
     if work == BulkWork::CatchUp {
         return Vec::new();
     }
     let how = "as towline, each record over a connection to a primary in a process of its own";
-    shapes(&[(1, 512)]).into_iter().map(|shape| BulkWay { shape, until: UNTIL, how }).collect()
+    shapes(pairs).into_iter().map(|shape| BulkWay { shape, until: UNTIL, how }).collect()
 }
 
 /// The clock runs from the first append until so many are committed.
