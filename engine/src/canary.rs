@@ -16,6 +16,8 @@ pub enum Canary {
     DurableOverHole,
     /// A failed write is taken for a good one.
     WriteErrorIgnored,
+    /// A failed write or flush is tried once more, and the second word counts.
+    FlushRetried,
     /// The rest of a short write is not written.
     ShortWriteIgnored,
     /// Recovery cuts the last whole batch too.
@@ -76,12 +78,13 @@ pub enum Canary {
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::AckBeforeFlush,
         Self::OwnCopyInFlight,
         Self::ReceivedAsFlushed,
         Self::DurableOverHole,
         Self::WriteErrorIgnored,
+        Self::FlushRetried,
         Self::ShortWriteIgnored,
         Self::RecoveryCutsOneMore,
         Self::RecycledBatchRead,

@@ -6,6 +6,7 @@ use towline::world::ShardView;
 use towline::{AckLevel, Lsn, ShardId, Term, limits};
 
 use super::cluster::Cluster;
+use super::failed;
 use super::handler::lock;
 use super::oracle::Became;
 
@@ -43,7 +44,9 @@ impl Seen {
                 continue;
             }
             let process = cluster.nodes[n].incarnation;
-            for view in cluster.world.views(cluster.nodes[n].id) {
+            let views = cluster.world.views(cluster.nodes[n].id);
+            failed::look(cluster, n, &views);
+            for view in views {
                 let before = self.last.get(&(n, process, view.shard));
                 if before == Some(&view) {
                     continue;

@@ -20,6 +20,7 @@ pub mod trace;
 use std::cell::{Cell, Ref, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -42,6 +43,19 @@ pub struct NodeId(pub u32);
 /// Shows where a shard stands while it lives.
 type Look = Box<dyn Fn() -> Option<ShardView>>;
 
+/// A write or a flush that a device has refused.
+#[derive(Clone, Debug)]
+pub struct FailedWrite {
+    /// The file, or the folder whose names were to be flushed.
+    pub path: PathBuf,
+    /// Where in the file a batch was to go.
+    pub at: u64,
+    /// Whether it was a batch on its way to a segment.
+    pub is_batch: bool,
+    /// When it failed.
+    pub at_ns: u64,
+}
+
 /// A node's process and what it stands on.
 #[derive(Default)]
 struct Machine {
@@ -57,6 +71,8 @@ struct Machine {
     calls: u64,
     /// The call that fails, and whether all after it do too.
     fails_at: Option<(u64, bool)>,
+    /// Writes and flushes of the process that have failed.
+    failed: Vec<FailedWrite>,
     /// Processes so far: what belongs to an earlier one is void.
     process: u64,
     cores: u32,
@@ -161,6 +177,7 @@ impl SimWorld {
             (machine.up, machine.powered, machine.doomed, machine.crash_in) = (true, true, None, None);
             machine.process += 1;
             (machine.cores, machine.paused_until) = (0, 0);
+            machine.failed.clear();
         }
         self.note(|| format!("process {} of node {} starts ({name})", self.process(node), node.0));
         self.add_core(node, main)
@@ -294,6 +311,29 @@ impl SimWorld {
     #[must_use]
     pub fn calls(&self, node: NodeId) -> u64 {
         self.machines.borrow()[node.0 as usize].calls
+    }
+
+    /// Writes and flushes that have failed under a node's process that lives now.
+    #[must_use]
+    pub fn failed(&self, node: NodeId) -> Vec<FailedWrite> {
+        self.machines.borrow()[node.0 as usize].failed.clone()
+    }
+
+    /// Notes that a write or a flush has failed, if its process lives to hear of it.
+    fn note_failed<T>(&self, (node, process): (NodeId, u64), path: &Path, batch: Option<usize>, went: &io::Result<T>) {
+        // A full disk is none.
+        if went.as_ref().is_err_and(|e| e.raw_os_error() == Some(5)) && self.lives(node, process) {
+            let (at, is_batch) = (batch.unwrap_or(0) as u64, batch.is_some());
+            let failed = FailedWrite { path: path.into(), at, is_batch, at_ns: self.now_ns() };
+            self.note(|| format!("node {}: {failed:?}", node.0));
+            self.machines.borrow_mut()[node.0 as usize].failed.push(failed);
+        }
+    }
+
+    /// Up to when a node's process stands still.
+    #[must_use]
+    pub fn paused_until(&self, node: NodeId) -> u64 {
+        self.machines.borrow()[node.0 as usize].paused_until
     }
 
     /// A node's process stands still.

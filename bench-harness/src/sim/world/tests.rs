@@ -94,6 +94,31 @@ fn what_was_synced_and_what_a_dead_process_wrote_stays() {
 }
 
 #[test]
+fn a_sync_that_fails_loses_any_part_and_the_next_one_does_not_bring_it_back() {
+    let mut seen = std::collections::BTreeSet::new();
+    for seed in 0..200 {
+        let read = Rc::new(RefCell::new([0; 1024]));
+        let told = read.clone();
+        let left = after(seed, true, move |file| {
+            file.write_at(&[b'b'; 1024], 0).unwrap();
+            let world = super::here().unwrap();
+            let node = world.running.get().node;
+            world.fail_call(node, world.calls(node), false);
+            assert_eq!(file.sync().unwrap_err().raw_os_error(), Some(5));
+            assert_eq!(world.failed(node).len(), 1);
+            file.sync().expect("the error was told once");
+            file.read_at(&mut *told.borrow_mut(), 0).unwrap();
+        });
+        let (read, left) = (read.borrow(), left.unwrap());
+        seen.insert(([read[0], read[512]], [left[0], left[512]]));
+    }
+    // Each of two sectors is kept, is gone, or reads as if it was kept until the power goes.
+    let each = [(b'b', b'b'), (b'a', b'a'), (b'b', b'a')];
+    let all = each.iter().flat_map(|a| each.iter().map(move |b| ([a.0, b.0], [a.1, b.1])));
+    assert_eq!(seen, all.collect());
+}
+
+#[test]
 fn a_name_lasts_only_once_its_folder_was_synced() {
     let lasts = |seed, sync: bool| {
         let world = SimWorld::new(seed, Faults::default());
