@@ -74,11 +74,13 @@ pub enum Canary {
     SnapshotHoleTaken,
     /// A replica feeds others what it has only received.
     FeedsUnflushed,
+    /// Batches stay in memory although nobody needs them.
+    RingNotTrimmed,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::AckBeforeFlush,
         Self::OwnCopyInFlight,
         Self::ReceivedAsFlushed,
@@ -113,6 +115,7 @@ impl Canary {
         Self::BegunCountsForAll,
         Self::SnapshotHoleTaken,
         Self::FeedsUnflushed,
+        Self::RingNotTrimmed,
     ];
 }
 
