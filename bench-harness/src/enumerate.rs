@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use towline_bench::sim::{errors, images, run};
 
+use crate::Ended;
 use crate::simulate::canary_of;
 
 /// Photograph a workload's disks at every boundary of a call (write, flush, rename, start and end of
@@ -12,7 +13,7 @@ use crate::simulate::canary_of;
 /// prefixes, random subsets, writes torn at 512 bytes with old bytes, zeros, ones and random bytes
 /// behind the tear), and open each image with the real engine.
 ///
-/// Exit code 1: an image lost something that was acknowledged, held something that was not appended,
+/// Exit code 3: an image lost something that was acknowledged, held something that was not appended,
 /// did not open, or was another when it was opened again.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Images {
@@ -33,7 +34,7 @@ pub(crate) struct Images {
     json: bool,
 }
 
-pub(crate) fn every_image(args: &Images) -> Result<(), String> {
+pub(crate) fn every_image(args: &Images) -> Result<(), Ended> {
     let canary = args.canary.as_deref().map(canary_of).transpose()?;
     run::record_panics(false);
     let began = Instant::now();
@@ -80,13 +81,13 @@ pub(crate) fn every_image(args: &Images) -> Result<(), String> {
         println!("{images} images at {} boundaries of {appends} appends in {seconds:.1} s", sum.boundaries);
         sum.images.iter().for_each(|(kind, n)| println!("  {kind:<24} {n}"));
     }
-    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+    if wrong.is_empty() { Ok(()) } else { Err(Ended::Found(wrong.join("\n"))) }
 }
 
 /// Run a workload of a primary and a replica again and again in the simulated machine; each time
 /// another one of their calls to a disk fails: once, and once more with every call after it.
 ///
-/// Exit code 1: something was acknowledged on a disk that had failed, or something acknowledged was
+/// Exit code 3: something was acknowledged on a disk that had failed, or something acknowledged was
 /// not there when the node had started again.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Errors {
@@ -107,7 +108,7 @@ pub(crate) struct Errors {
     json: bool,
 }
 
-pub(crate) fn every_error(args: &Errors) -> Result<(), String> {
+pub(crate) fn every_error(args: &Errors) -> Result<(), Ended> {
     let canary = args.canary.as_deref().map(canary_of).transpose()?;
     run::record_panics(false);
     let began = Instant::now();
@@ -140,5 +141,5 @@ pub(crate) fn every_error(args: &Errors) -> Result<(), String> {
             println!("  workload {seed:<6} {} calls of the primary, {} of the replica", of(0), of(1));
         }
     }
-    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+    if wrong.is_empty() { Ok(()) } else { Err(Ended::Found(wrong.join("\n"))) }
 }
