@@ -105,6 +105,14 @@ impl Nemesis {
         let other = self.rng.below(c.nodes.len() as u64) as usize;
         let (id, other_id) = (c.nodes[n].id, c.nodes[other].id);
         let back = [1_000_000, 30_000_000, 400_000_000, 3_000_000_000][self.rng.below(4) as usize];
+        let is_silence = matches!(kind, Fault::Pause | Fault::Partition | Fault::OneWay);
+        let back = match c.plan.long_silence && is_silence {
+            true => [back, 10_000_000_000, 30_000_000_000][self.rng.below(3) as usize],
+            false => back,
+        };
+        if is_silence && back > 3_000_000_000 {
+            c.world.hit("long silence");
+        }
         match kind {
             Fault::Kill if c.is_up(n) => c.crash(n, false, back),
             Fault::PowerLoss if c.is_up(n) => c.crash(n, true, back),

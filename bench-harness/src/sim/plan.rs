@@ -206,6 +206,8 @@ pub struct Plan {
     pub intensity: f64,
     /// Mean time between two events.
     pub every: Duration,
+    /// Some pauses and partitions are longer than the silence after which a link is given up.
+    pub long_silence: bool,
     /// The longest that the first part of the run takes.
     pub at_most: Duration,
 }
@@ -300,8 +302,14 @@ impl Plan {
         if readers > 0 && s.chance(0.5) && !quiet && !less.without.contains(&Fault::Repoint) {
             faults.push(Fault::Repoint);
         }
+        // And again.
+        let s = &mut Rng::new(seed ^ 0x7369_6C65);
+        let silences = [Fault::Pause, Fault::Partition, Fault::OneWay];
+        let long_silence = s.chance(0.15) && silences.iter().any(|f| faults.contains(f));
         let clients = 1 + r.below(4) as usize;
         let appends = 20 + r.below(240);
+        // There are appends before, meanwhile and after.
+        let slowly = if long_silence { 1_000_000 } else { 0 };
         Self {
             seed,
             shards: less.shards.map_or(shards, |most| shards.min(most)),
@@ -336,12 +344,13 @@ impl Plan {
             handle_clients: if less.clients.is_none() && r.chance(0.15) { 1 } else { 0 },
             window: 1 + r.below(24) as usize,
             appends: less.appends.map_or(appends, |most| appends.min(most)),
-            think: Duration::from_micros([0, 300, 5000, 50_000][r.below(4) as usize]),
+            think: Duration::from_micros([0, 300, 5000, 50_000][r.below(4) as usize].max(slowly)),
             deliver_flushed: r.chance(0.25) && !snapshots,
             faults,
             intensity: [0.3, 1.0, 3.0][r.below(3) as usize],
-            every: Duration::from_millis([20, 100, 400][r.below(3) as usize]),
-            at_most: Duration::from_secs(8),
+            every: Duration::from_millis([20, 100, 400][r.below(3) as usize] * if long_silence { 20 } else { 1 }),
+            long_silence,
+            at_most: Duration::from_secs(if long_silence { 45 } else { 8 }),
         }
     }
 
