@@ -17,6 +17,7 @@ use super::rng::Rng;
 use super::{Event, NodeId, SimWorld};
 
 mod file;
+mod lies;
 
 pub(super) use file::NodeDisk;
 use file::SimFile;
@@ -461,7 +462,8 @@ impl SimWorld {
                             len -= len % SECTOR;
                         }
                     }
-                    disk.put(inode, at, &bytes[..len], durable).map(|n| (n, Vec::new()))
+                    let put = self.put_somewhere(disk, (whose.0, &path), (inode, at), &bytes[..len], durable);
+                    put.map(|n| (n, Vec::new()))
                 }
             }
             Work::Read { inode, at, len } => {

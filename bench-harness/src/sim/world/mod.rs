@@ -56,6 +56,15 @@ pub struct FailedWrite {
     pub at_ns: u64,
 }
 
+/// What becomes of a write that is said to be done and is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// Nothing: what was there before stays.
+    Lost,
+    /// It lands at another place: of the file, or of some shard's segment.
+    Elsewhere,
+}
+
 /// A node's process and what it stands on.
 #[derive(Default)]
 struct Machine {
@@ -71,6 +80,8 @@ struct Machine {
     calls: u64,
     /// The call that fails, and whether all after it do too.
     fails_at: Option<(u64, bool)>,
+    /// Writes until one is said to be done and is not, and what becomes of it.
+    lies: Option<(u64, Lie)>,
     /// Writes and flushes of the process that have failed.
     failed: Vec<FailedWrite>,
     /// Processes so far: what belongs to an earlier one is void.
@@ -508,7 +519,7 @@ impl SimWorld {
         let machines = self.machines.borrow().len();
         for n in 0..machines {
             let machine = &mut self.machines.borrow_mut()[n];
-            (machine.crash_in, machine.fails_at) = (None, None);
+            (machine.crash_in, machine.fails_at, machine.lies) = (None, None, None);
             machine.paused_until = machine.paused_until.min(now);
         }
         for n in 0..machines {
@@ -546,9 +557,15 @@ impl SimWorld {
         self.disks.borrow_mut()[node.0 as usize].flip_bit(path, at_byte, bit);
     }
 
+    /// Of a node's writes to its shards' folders, the one after `writes` others is said to be done and is not.
+    pub fn lie_about_a_write(&self, node: NodeId, writes: u64, lie: Lie) {
+        self.machines.borrow_mut()[node.0 as usize].lies = Some((writes, lie));
+    }
+
     /// Empties a node's disk; the node must be down.
     pub fn wipe(&self, node: NodeId) {
         self.count("disk emptied");
+        self.machines.borrow_mut()[node.0 as usize].lies = None;
         self.disks.borrow_mut()[node.0 as usize] = Disk::default();
     }
 

@@ -201,7 +201,8 @@ impl world::DiskFile for SimFile {
             world.note_failed((self.node, self.process), &self.path, None, &failed);
             return failed.map(|()| 0);
         }
-        world.disks.borrow_mut()[self.node.0 as usize].put(self.inode, at as usize, bytes, self.how.durable)
+        let disk = &mut world.disks.borrow_mut()[self.node.0 as usize];
+        world.put_somewhere(disk, (self.node, &self.path), (self.inode, at as usize), bytes, self.how.durable)
     }
 
     fn sync(&self) -> io::Result<()> {
