@@ -16,6 +16,7 @@ use towline::{Compress, Lsn, Primary, PrimaryConfig, Replica, ReplicaConfig, Ret
 
 use super::cluster::{Cluster, DATA};
 use super::handler::lock;
+use super::last;
 use super::oracle::{Became, Oracle, owner};
 use super::plan::{Less, Plan};
 use super::run;
@@ -193,12 +194,16 @@ fn workload(
         return Err(wrong.clone());
     }
     let appends = lock(&cluster.oracle).appends.len() as u64;
+    if !ended || appends < wanted {
+        let state = last::describe(&cluster);
+        return Err(format!("the workload does not come to its end: {appends} appends of {wanted}: {state}"));
+    }
     for n in 0..cluster.nodes.len() {
         world.kill(cluster.nodes[n].id);
     }
     drop(cluster);
     drop(entered);
-    if ended && appends >= wanted { Ok(appends) } else { Err(format!("the workload does not end: {appends} appends")) }
+    Ok(appends)
 }
 
 /// What each node has promised so far, and whether every append has an outcome.
