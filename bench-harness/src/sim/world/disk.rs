@@ -21,6 +21,7 @@ mod lies;
 
 pub(super) use file::NodeDisk;
 use file::SimFile;
+pub use lies::Lie;
 
 /// What survives or not.
 pub(super) const SECTOR: usize = 512;

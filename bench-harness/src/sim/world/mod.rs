@@ -7,6 +7,7 @@
 
 mod disk;
 mod executor;
+mod failed;
 pub mod faults;
 pub mod images;
 mod inside;
@@ -20,7 +21,6 @@ pub mod trace;
 use std::cell::{Cell, Ref, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -29,7 +29,9 @@ use std::task::{Context, Waker};
 use towline::world::{self, LocalFuture, ShardView, TaskId};
 
 use disk::Disk;
+pub use disk::Lie;
 use executor::{Now, Restore, Tasks};
+pub use failed::FailedWrite;
 pub use faults::Faults;
 use net::Net;
 use rng::Rng;
@@ -42,28 +44,6 @@ pub struct NodeId(pub u32);
 
 /// Shows where a shard stands while it lives.
 type Look = Box<dyn Fn() -> Option<ShardView>>;
-
-/// A write or a flush that a device has refused.
-#[derive(Clone, Debug)]
-pub struct FailedWrite {
-    /// The file, or the folder whose names were to be flushed.
-    pub path: PathBuf,
-    /// Where in the file a batch was to go.
-    pub at: u64,
-    /// Whether it was a batch on its way to a segment.
-    pub is_batch: bool,
-    /// When it failed.
-    pub at_ns: u64,
-}
-
-/// What becomes of a write that is said to be done and is not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lie {
-    /// Nothing: what was there before stays.
-    Lost,
-    /// It lands at another place: of the file, or of some shard's segment.
-    Elsewhere,
-}
 
 /// A node's process and what it stands on.
 #[derive(Default)]
@@ -324,23 +304,6 @@ impl SimWorld {
         self.machines.borrow()[node.0 as usize].calls
     }
 
-    /// Writes and flushes that have failed under a node's process that lives now.
-    #[must_use]
-    pub fn failed(&self, node: NodeId) -> Vec<FailedWrite> {
-        self.machines.borrow()[node.0 as usize].failed.clone()
-    }
-
-    /// Notes that a write or a flush has failed, if its process lives to hear of it.
-    fn note_failed<T>(&self, (node, process): (NodeId, u64), path: &Path, batch: Option<usize>, went: &io::Result<T>) {
-        // A full disk is none.
-        if went.as_ref().is_err_and(|e| e.raw_os_error() == Some(5)) && self.lives(node, process) {
-            let (at, is_batch) = (batch.unwrap_or(0) as u64, batch.is_some());
-            let failed = FailedWrite { path: path.into(), at, is_batch, at_ns: self.now_ns() };
-            self.note(|| format!("node {}: {failed:?}", node.0));
-            self.machines.borrow_mut()[node.0 as usize].failed.push(failed);
-        }
-    }
-
     /// Up to when a node's process stands still.
     #[must_use]
     pub fn paused_until(&self, node: NodeId) -> u64 {
@@ -555,11 +518,6 @@ impl SimWorld {
     pub fn flip_bit(&self, node: NodeId, path: &Path, at_byte: u64, bit: u8) {
         self.count("bit flipped");
         self.disks.borrow_mut()[node.0 as usize].flip_bit(path, at_byte, bit);
-    }
-
-    /// Of a node's writes to its shards' folders, the one after `writes` others is said to be done and is not.
-    pub fn lie_about_a_write(&self, node: NodeId, writes: u64, lie: Lie) {
-        self.machines.borrow_mut()[node.0 as usize].lies = Some((writes, lie));
     }
 
     /// Empties a node's disk; the node must be down.

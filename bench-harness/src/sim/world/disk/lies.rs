@@ -4,13 +4,27 @@ use std::io;
 use std::path::Path;
 
 use super::super::rng::Rng;
-use super::super::{Lie, NodeId, SimWorld};
+use super::super::{NodeId, SimWorld};
 use super::{Disk, Entry, SECTOR};
+
+/// What becomes of a write that is said to be done and is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// Nothing: what was there before stays.
+    Lost,
+    /// It lands at another place: of the file, or of some shard's segment.
+    Elsewhere,
+}
 
 /// A place on a disk: file, position in it.
 type Place = (usize, usize);
 
 impl SimWorld {
+    /// Of a node's writes to its shards' folders, the one after `writes` others is said to be done and is not.
+    pub fn lie_about_a_write(&self, node: NodeId, writes: u64, lie: Lie) {
+        self.machines.borrow_mut()[node.0 as usize].lies = Some((writes, lie));
+    }
+
     /// Writes, and puts it where the device does. Says how many bytes there was space for.
     pub(super) fn put_somewhere(
         &self,
