@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use towline_bench::sim::{errors, images, run};
 
+use crate::Ended;
 use crate::simulate::canary_of;
 
 /// Photograph a workload's disks at every boundary of a call (write, flush, rename, start and end of
@@ -12,8 +13,8 @@ use crate::simulate::canary_of;
 /// prefixes, random subsets, writes torn at 512 bytes with old bytes, zeros, ones and random bytes
 /// behind the tear), and open each image with the real engine.
 ///
-/// Exit code 1: an image lost something that was acknowledged, held something that was not appended,
-/// did not open, or was another when it was opened again.
+/// Exit code 3: an image lost something that was acknowledged, held something that was not appended,
+/// did not open, or was another when it was opened again; or there were fewer images than asked for.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Images {
     /// Workloads
@@ -22,7 +23,7 @@ pub(crate) struct Images {
     /// The first of them
     #[arg(long, default_value_t = 1)]
     from: u64,
-    /// About how many images of each are opened
+    /// At least so many images of each are opened
     #[arg(long, default_value_t = 12_000)]
     most: u64,
     /// Switch a deliberate bug on, to see that it is found
@@ -33,7 +34,7 @@ pub(crate) struct Images {
     json: bool,
 }
 
-pub(crate) fn every_image(args: &Images) -> Result<(), String> {
+pub(crate) fn every_image(args: &Images) -> Result<(), Ended> {
     let canary = args.canary.as_deref().map(canary_of).transpose()?;
     run::record_panics(false);
     let began = Instant::now();
@@ -48,7 +49,9 @@ pub(crate) fn every_image(args: &Images) -> Result<(), String> {
                     if n >= args.seeds {
                         return;
                     }
-                    let found = images::enumerate(args.from + n, args.most, canary);
+                    let seed = args.from + n;
+                    let found = images::enumerate(seed, args.most, canary)
+                        .and_then(|images| Ok((images, images::every_tear(seed, canary)?)));
                     all.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((args.from + n, found));
                 }
             });
@@ -57,10 +60,11 @@ pub(crate) fn every_image(args: &Images) -> Result<(), String> {
     let mut all = all.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     all.sort_by_key(|(seed, _)| *seed);
     let mut sum = images::Images::default();
-    let mut wrong = Vec::new();
+    let (mut wrong, mut tears) = (Vec::new(), 0);
     for (seed, found) in all {
         match found {
-            Ok(found) => {
+            Ok((found, more)) => {
+                tears += more;
                 sum.boundaries += found.boundaries;
                 sum.appends += found.appends;
                 found.images.iter().for_each(|(kind, n)| *sum.images.entry(kind).or_default() += n);
@@ -72,21 +76,22 @@ pub(crate) fn every_image(args: &Images) -> Result<(), String> {
     if args.json {
         let document = serde_json::json!({
             "images": sum.total(), "by_kind": sum.images, "boundaries": sum.boundaries, "appends": sum.appends,
-            "seconds": seconds, "failed": wrong,
+            "every_tear": tears, "seconds": seconds, "failed": wrong,
         });
         println!("{document:#}");
     } else {
         let (images, appends) = (sum.total(), sum.appends);
         println!("{images} images at {} boundaries of {appends} appends in {seconds:.1} s", sum.boundaries);
         sum.images.iter().for_each(|(kind, n)| println!("  {kind:<24} {n}"));
+        println!("{tears} more are every tear of small workloads, read and not opened");
     }
-    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+    if wrong.is_empty() { Ok(()) } else { Err(Ended::Found(wrong.join("\n"))) }
 }
 
 /// Run a workload of a primary and a replica again and again in the simulated machine; each time
 /// another one of their calls to a disk fails: once, and once more with every call after it.
 ///
-/// Exit code 1: something was acknowledged on a disk that had failed, or something acknowledged was
+/// Exit code 3: something was acknowledged on a disk that had failed, or something acknowledged was
 /// not there when the node had started again.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Errors {
@@ -107,7 +112,7 @@ pub(crate) struct Errors {
     json: bool,
 }
 
-pub(crate) fn every_error(args: &Errors) -> Result<(), String> {
+pub(crate) fn every_error(args: &Errors) -> Result<(), Ended> {
     let canary = args.canary.as_deref().map(canary_of).transpose()?;
     run::record_panics(false);
     let began = Instant::now();
@@ -140,5 +145,5 @@ pub(crate) fn every_error(args: &Errors) -> Result<(), String> {
             println!("  workload {seed:<6} {} calls of the primary, {} of the replica", of(0), of(1));
         }
     }
-    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
+    if wrong.is_empty() { Ok(()) } else { Err(Ended::Found(wrong.join("\n"))) }
 }

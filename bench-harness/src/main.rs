@@ -74,8 +74,39 @@ enum Command {
     Replica(remote::Args),
 }
 
+/// What a check comes to that finds something: nothing else that can go wrong ends so.
+const FOUND: u8 = 3;
+
+/// Why a command did not come to a good end.
+#[derive(Debug)]
+enum Ended {
+    /// What was checked does not hold.
+    Found(String),
+    /// It could not be done.
+    Failed(String),
+}
+
+impl From<String> for Ended {
+    fn from(e: String) -> Self {
+        Self::Failed(e)
+    }
+}
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Ended::Found(e)) => {
+            eprintln!("towline-bench: {e}");
+            ExitCode::from(FOUND)
+        }
+        Err(Ended::Failed(e)) => {
+            eprintln!("towline-bench: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Ended> {
     let result = match cli.command {
         Some(Command::Limit(args)) => limit::run(&args),
         Some(Command::Counts(args)) => counts::run(&args),
@@ -83,20 +114,14 @@ fn main() -> ExitCode {
         Some(Command::Away(args)) => away::run(&args),
         Some(Command::Many(args)) => many_cmd::run(&args),
         Some(Command::Pipe(args)) => pipe::run(&args),
-        Some(Command::Images(args)) => enumerate::every_image(&args),
-        Some(Command::Errors(args)) => enumerate::every_error(&args),
-        Some(Command::Sim(args)) => simulate::execute(&args).map_err(|e| e.to_string()),
+        Some(Command::Images(args)) => return enumerate::every_image(&args),
+        Some(Command::Errors(args)) => return enumerate::every_error(&args),
+        Some(Command::Sim(args)) => return simulate::execute(&args),
         Some(Command::Compare(args)) => compare::run(&args),
         Some(Command::ZeroCopy(args)) => zero_copy::run(&args),
         Some(Command::CompareNode(args)) => compare::node(&args),
         Some(Command::Replica(args)) => remote::run(&args),
         None => workload::run(&cli.workload),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("towline-bench: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    Ok(result?)
 }

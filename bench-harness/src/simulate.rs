@@ -1,10 +1,10 @@
 //! `towline-bench sim`: the deterministic simulator.
 
-use std::error::Error;
 use std::io::{IsTerminal, Write as _};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::Ended;
 use towline::canary::Canary;
 use towline_bench::sim::many::many;
 use towline_bench::sim::minimise::minimise;
@@ -14,7 +14,7 @@ use towline_bench::sim::run::{self, How, Ran, run};
 /// Run whole clusters of the real engine in a simulated machine, under faults drawn from seeds, and
 /// check that nothing that was acknowledged is ever lost.
 ///
-/// The same seed on the same commit does the same, bit for bit. Exit code 1: some seed failed; its
+/// The same seed on the same commit does the same, bit for bit. Exit code 3: some seed failed; its
 /// seed, its faults and a readable trace are printed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -62,7 +62,7 @@ pub(crate) struct Args {
 /// Lines of a trace that are shown of a failing run.
 const TRACE_LINES: usize = 60;
 
-pub(crate) fn execute(args: &Args) -> Result<(), Box<dyn Error>> {
+pub(crate) fn execute(args: &Args) -> Result<(), Ended> {
     if args.canary.as_deref() == Some("list") {
         Canary::ALL.iter().for_each(|canary| println!("{canary:?}"));
         return Ok(());
@@ -106,7 +106,7 @@ pub(crate) fn execute(args: &Args) -> Result<(), Box<dyn Error>> {
     for failed in &all.failed {
         report(failed, &how, args);
     }
-    if all.failed.is_empty() { Ok(()) } else { Err(format!("{} seeds failed", all.failed.len()).into()) }
+    if all.failed.is_empty() { Ok(()) } else { Err(Ended::Found(format!("{} seeds failed", all.failed.len()))) }
 }
 
 /// The deliberate bug of a name.
@@ -115,7 +115,7 @@ pub(crate) fn canary_of(name: &str) -> Result<Canary, String> {
     found.ok_or_else(|| format!("no canary {name:?}: see towline-bench sim --canary list"))
 }
 
-fn how(args: &Args) -> Result<How, Box<dyn Error>> {
+fn how(args: &Args) -> Result<How, String> {
     let fault = |name: &String| {
         let all = Fault::ALL.map(Fault::name);
         let at = all.iter().position(|n| n == name);

@@ -16,6 +16,8 @@ pub enum Canary {
     DurableOverHole,
     /// A failed write is taken for a good one.
     WriteErrorIgnored,
+    /// A failed write or flush is tried once more, and the second word counts.
+    FlushRetried,
     /// The rest of a short write is not written.
     ShortWriteIgnored,
     /// Recovery cuts the last whole batch too.
@@ -72,16 +74,19 @@ pub enum Canary {
     SnapshotHoleTaken,
     /// A replica feeds others what it has only received.
     FeedsUnflushed,
+    /// Batches stay in memory although nobody needs them.
+    RingNotTrimmed,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 35] = [
         Self::AckBeforeFlush,
         Self::OwnCopyInFlight,
         Self::ReceivedAsFlushed,
         Self::DurableOverHole,
         Self::WriteErrorIgnored,
+        Self::FlushRetried,
         Self::ShortWriteIgnored,
         Self::RecoveryCutsOneMore,
         Self::RecycledBatchRead,
@@ -110,6 +115,7 @@ impl Canary {
         Self::BegunCountsForAll,
         Self::SnapshotHoleTaken,
         Self::FeedsUnflushed,
+        Self::RingNotTrimmed,
     ];
 }
 

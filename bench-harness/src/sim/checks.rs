@@ -6,6 +6,7 @@ use towline::world::ShardView;
 use towline::{AckLevel, Lsn, ShardId, Term, limits};
 
 use super::cluster::Cluster;
+use super::failed;
 use super::handler::lock;
 use super::oracle::Became;
 
@@ -43,7 +44,9 @@ impl Seen {
                 continue;
             }
             let process = cluster.nodes[n].incarnation;
-            for view in cluster.world.views(cluster.nodes[n].id) {
+            let views = cluster.world.views(cluster.nodes[n].id);
+            failed::look(cluster, n, &views);
+            for view in views {
                 let before = self.last.get(&(n, process, view.shard));
                 if before == Some(&view) {
                     continue;
@@ -168,6 +171,16 @@ fn within(v: &ShardView) -> Result<(), String> {
     }
     if v.in_flight_bytes > v.in_flight_bytes_max {
         return Err("more in flight than may be".into());
+    }
+    // A batch may be in a buffer that is so much larger. What is not on the device cannot be let go of.
+    if v.ring_bytes > v.live_window_bytes + limits::BUFFER_USE_MIN as u64 * v.in_flight_bytes {
+        return Err("more recent batches are in memory than may be".into());
+    }
+    if v.open_bytes > v.open_bytes_max || v.arriving_bytes > v.in_flight_bytes_max {
+        return Err("the batch that is open, or that comes in, is larger than may be".into());
+    }
+    if v.snapshot_chunks > limits::SNAPSHOT_WINDOW {
+        return Err("more of a snapshot is held than may be".into());
     }
     if v.ahead_bytes > limits::READ_AHEAD_BYTES_MAX {
         return Err("more is read ahead than may be".into());

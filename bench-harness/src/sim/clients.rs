@@ -103,6 +103,10 @@ impl Client {
             let done = lane.completed().await;
             self.complete(&mut pending, done.first, done.count, &done.outcome);
         }
+        // What has an outcome may not have been taken yet.
+        while let Some(done) = lane.try_completed() {
+            self.complete(&mut pending, done.first, done.count, &done.outcome);
+        }
     }
 
     fn complete(

@@ -9,9 +9,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use towline::canary::Canary;
-use towline::{Compress, Retain};
+use towline::{Compress, Retain, ShardId};
 
 use super::cluster::Cluster;
+use super::failed::shard_of;
 use super::handler::lock;
 use super::oracle::Became;
 use super::plan::{Fault, Less, Plan};
@@ -33,6 +34,10 @@ pub(super) struct Watch {
     failing: Option<Failing>,
     /// Appends that had been asked for when the failure was first seen.
     before: Option<usize>,
+    /// The process that met it.
+    process: u64,
+    /// Whose write or flush it was; of no shard's, if it was something else.
+    shard: Option<ShardId>,
 }
 
 impl Watch {
@@ -41,7 +46,7 @@ impl Watch {
         if let Some(f) = failing {
             c.world.fail_call(c.nodes[f.node].id, f.call, f.forever);
         }
-        Self { failing, before: None }
+        Self { failing, before: None, process: 0, shard: None }
     }
 
     /// Between two steps.
@@ -50,21 +55,36 @@ impl Watch {
             && c.world.calls(c.nodes[f.node].id) > f.call
         {
             self.before = Some(lock(&c.oracle).appends.len());
+            self.process = c.nodes[f.node].incarnation;
+            self.shard = c.world.failed(c.nodes[f.node].id).first().and_then(|failed| shard_of(&failed.path));
+        }
+        // What failed once goes right the next time. The process that met it must not find out.
+        let lives = |f: Failing| c.nodes[f.node].incarnation == self.process;
+        if self.failing.is_some_and(|f| !f.forever && lives(f)) && self.shard.is_some() {
+            self.nothing_was_told(c, self.shard);
+        }
+    }
+
+    /// No append that was asked for after the failure was acknowledged on that disk, to this shard or to any.
+    fn nothing_was_told(&self, c: &Cluster, shard: Option<ShardId>) {
+        let (Some(f), Some(before)) = (self.failing, self.before) else { return };
+        let told = lock(&c.oracle).appends[before..].iter().position(|append| match append.became {
+            Became::Committed(p) => {
+                shard.is_none_or(|shard| shard == append.shard) && (f.node == 0 || p.need.replicas > 0)
+            }
+            _ => false,
+        });
+        if let Some(n) = told {
+            c.fail(format!("append {} was acknowledged on a disk that had failed", before + n));
         }
     }
 
     /// Before the disk is whole again: nothing may have been acknowledged on it meanwhile. What was
     /// not made durable is lost then.
     pub(super) fn end(&self, c: &mut Cluster) {
-        let (Some(f), Some(before)) = (self.failing, self.before) else { return };
+        let (Some(f), true) = (self.failing, self.before.is_some()) else { return };
         if f.forever {
-            let told = lock(&c.oracle).appends[before..].iter().position(|append| match append.became {
-                Became::Committed(p) => f.node == 0 || p.need.replicas > 0,
-                _ => false,
-            });
-            if let Some(n) = told {
-                c.fail(format!("append {} was acknowledged on a disk that had failed", before + n));
-            }
+            self.nothing_was_told(c, None);
         }
         if c.is_up(f.node) {
             c.crash(f.node, true, 1_000_000);

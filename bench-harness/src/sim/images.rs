@@ -16,6 +16,7 @@ use towline::{Compress, Lsn, Primary, PrimaryConfig, Replica, ReplicaConfig, Ret
 
 use super::cluster::{Cluster, DATA};
 use super::handler::lock;
+use super::last;
 use super::oracle::{Became, Oracle, owner};
 use super::plan::{Less, Plan};
 use super::run;
@@ -42,10 +43,10 @@ impl Images {
     }
 }
 
-/// Boundaries of the workload, about.
-const BOUNDARIES: u64 = 1600;
-/// The fewest images of a boundary.
-const WAYS: u64 = 6;
+/// The fewest appends of the workload: fewer would be another one than is meant.
+const APPENDS_MIN: u64 = 300;
+/// Random subsets that are looked at of each picture.
+const SUBSETS: usize = 2;
 
 /// What a node has promised when a picture was taken: for each shard how many records it must hold.
 type Promised = BTreeMap<ShardId, Seq>;
@@ -72,63 +73,137 @@ fn plan(seed: u64) -> Plan {
     plan
 }
 
-/// Runs the workload of a seed and opens at most `most` images, spread over all boundaries.
+/// Runs the workload of a seed and opens at least `most` images, spread over all boundaries.
+///
+/// # Errors
+/// The first image that is not as it must be; a workload that has become too small.
+pub fn enumerate(seed: u64, most: u64, canary: Option<Canary>) -> Result<Images, String> {
+    with(canary, || photograph(seed, most))
+}
+
+/// Runs a small workload of a seed and reads the log after every tear of the write that began last, at every
+/// boundary. Says how many there were.
 ///
 /// # Errors
 /// The first image that is not as it must be.
-pub fn enumerate(seed: u64, most: u64, canary: Option<Canary>) -> Result<Images, String> {
+pub fn every_tear(seed: u64, canary: Option<Canary>) -> Result<u64, String> {
+    with(canary, || {
+        let mut plan = plan(seed);
+        (plan.appends, plan.record_max) = (60, 20_000);
+        let (mut boundary, mut tears) = (0, 0);
+        let rng = &mut Rng::new(seed ^ 0x7465_6172);
+        workload(seed, plan, |cluster, picture, promised| {
+            boundary += 1;
+            for left in picture.tears() {
+                let fault = |e: String| format!("node {} at boundary {boundary}, {left:?}: {e}", picture.node.0);
+                let world = SimWorld::new(1, Faults::default());
+                let _entered = world.enter();
+                let id = world.add_node_with(picture.found(left, rng));
+                if promised.is_empty() && !(0..cluster.plan.shards).all(|shard| has_superblock(&world, id, shard)) {
+                    // It is being made.
+                    continue;
+                }
+                let held = read(cluster, &world, id).map_err(fault)?;
+                holds(&lock(&cluster.oracle), &held, promised).map_err(fault)?;
+                tears += 1;
+            }
+            Ok(())
+        })?;
+        Ok(tears)
+    })
+}
+
+fn with<R>(
+    canary: Option<Canary>,
+    f: impl FnOnce() -> Result<R, String> + std::panic::UnwindSafe,
+) -> Result<R, String> {
     canary::set(canary);
-    let found = catch_unwind(|| photograph(seed, most));
+    let found = catch_unwind(f);
     canary::set(None);
     found.unwrap_or_else(|_| Err(run::last_panic()))
 }
 
 fn photograph(seed: u64, most: u64) -> Result<Images, String> {
-    let plan = plan(seed);
+    // The same run twice: at first to see how much there is to look at.
+    let (mut plain, mut tears) = (0, 0);
+    workload(seed, plan(seed), |_, picture, _| {
+        plain += picture.plain_ways(SUBSETS).len() as u64;
+        tears += picture.tears().len() as u64;
+        Ok(())
+    })?;
+    // Of the tears some, and all else as long as it is not more than half.
+    let plain_share = (most as f64 / 2.0 / plain as f64).min(1.0);
+    let rest = most as f64 * 1.02 + 20.0 - plain_share * plain as f64;
+    let tears_share = (rest / tears as f64).clamp(0.0, 1.0);
+    let mut out = Images::default();
+    let rng = &mut Rng::new(seed ^ 0x696D_6167);
+    let (mut plain_due, mut tears_due) = (0.0, 0.0);
+    out.appends = workload(seed, plan(seed), |cluster, picture, promised| {
+        out.boundaries += 1;
+        plain_due += plain_share;
+        let mut ways = if plain_due >= 1.0 - 1e-9 { picture.plain_ways(SUBSETS) } else { Vec::new() };
+        plain_due -= if ways.is_empty() { 0.0 } else { 1.0 };
+        let mut tears = picture.tears();
+        tears_due += tears_share * tears.len() as f64;
+        while tears_due >= 1.0 - 1e-9 && !tears.is_empty() {
+            tears_due -= 1.0;
+            ways.push(tears.swap_remove(rng.below(tears.len() as u64) as usize));
+        }
+        look(cluster, picture, promised, ways, rng, &mut out)
+    })?;
+    match out.total() {
+        n if n < most => {
+            Err(format!("{n} images were looked at, {most} were asked for: {plain} and {tears} there are"))
+        }
+        _ if out.appends < APPENDS_MIN => Err(format!("the workload has only {} appends", out.appends)),
+        _ => Ok(out),
+    }
+}
+
+/// Runs a plan to its end and shows every picture, with what its node had promised by then. Says how many
+/// appends there were.
+fn workload(
+    seed: u64,
+    plan: Plan,
+    mut each: impl FnMut(&Cluster, &Picture, &Promised) -> Result<(), String>,
+) -> Result<u64, String> {
     let world = SimWorld::new(seed, super::nemesis::rates(&plan));
     let entered = world.enter();
+    let wanted = plan.appends;
     let mut cluster = Cluster::new(world.clone(), plan);
     for node in &cluster.nodes {
         world.take_pictures(node.id);
     }
-    let mut out = Images::default();
-    let rng = &mut Rng::new(seed ^ 0x696D_6167);
-    let mut crashed = false;
-    // A look ahead would need a second run: about so many boundaries come, each with so many ways.
-    let each = (most / BOUNDARIES).max(WAYS) as usize;
-    let looked_at = most as f64 / (BOUNDARIES * WAYS) as f64;
-    while world.now_ns() < 20_000_000_000 && out.total() < most {
+    let (mut crashed, mut ended) = (false, false);
+    while !ended && world.now_ns() < 20_000_000_000 {
         world.step();
         cluster.tend();
         let (promised, done) = promised(&cluster);
         for picture in world.pictures() {
-            let n = picture.node.0 as usize;
-            if !rng.chance(looked_at) {
-                continue;
-            }
-            out.boundaries += 1;
-            look(&cluster, &picture, &promised[n], each, rng, &mut out)?;
+            each(&cluster, &picture, &promised[picture.node.0 as usize])?;
         }
         let left = lock(&cluster.oracle).left;
-        if !crashed && left < 200 {
+        if !crashed && left < wanted * 5 / 8 {
             // It comes back and catches up.
             crashed = true;
             cluster.crash(1, false, 30_000_000);
         }
-        if done && left == 0 {
-            break;
-        }
+        ended = done && left == 0;
     }
     if let Some(wrong) = lock(&cluster.wrong).first() {
         return Err(wrong.clone());
     }
-    out.appends = lock(&cluster.oracle).appends.len() as u64;
+    let appends = lock(&cluster.oracle).appends.len() as u64;
+    if !ended || appends < wanted {
+        let state = last::describe(&cluster);
+        return Err(format!("the workload does not come to its end: {appends} appends of {wanted}: {state}"));
+    }
     for n in 0..cluster.nodes.len() {
         world.kill(cluster.nodes[n].id);
     }
     drop(cluster);
     drop(entered);
-    Ok(out)
+    Ok(appends)
 }
 
 /// What each node has promised so far, and whether every append has an outcome.
@@ -157,16 +232,10 @@ fn look(
     cluster: &Cluster,
     picture: &Picture,
     promised: &Promised,
-    each: usize,
+    ways: Vec<Left>,
     rng: &mut Rng,
     out: &mut Images,
 ) -> Result<(), String> {
-    let mut ways = picture.ways(2);
-    // The plain ways always, the tears as far as they fit, spread.
-    while ways.len() > each {
-        let at = 2 + rng.below(ways.len() as u64 - 2) as usize;
-        ways.swap_remove(at);
-    }
     for left in ways {
         let found = || picture.found(left, &mut rng.clone());
         let fault = |e: String| format!("node {} at boundary {}, {left:?}: {e}", picture.node.0, out.boundaries);
@@ -199,11 +268,7 @@ fn open(cluster: &Cluster, node: NodeId, found: super::world::images::Found) -> 
         let told = result.clone();
         let mut config = cluster.node_config();
         config.cpus = vec![0];
-        let is_fresh = !world.with_node(id, || {
-            let disk = towline::world::current().map(|w| w.disk());
-            disk.is_some_and(|d| d.exists(&Path::new(DATA).join("shard-0000/superblock")))
-        });
-        if is_fresh && node.0 == 1 {
+        if node.0 == 1 && !has_superblock(&world, id, 0) {
             // A replica that has not heard of its primary yet waits for it.
             return Ok(Held::new());
         }
@@ -251,6 +316,12 @@ fn open(cluster: &Cluster, node: NodeId, found: super::world::images::Found) -> 
         before = Some(held);
     }
     Ok(before.unwrap_or_default())
+}
+
+/// Whether a node knows what a shard of it is.
+fn has_superblock(world: &SimWorld, id: NodeId, shard: u32) -> bool {
+    let path = Path::new(DATA).join(format!("shard-{shard:04}/superblock"));
+    world.with_node(id, || towline::world::current().is_some_and(|w| w.disk().exists(&path)))
 }
 
 fn read(cluster: &Cluster, world: &SimWorld, id: NodeId) -> Result<Held, String> {

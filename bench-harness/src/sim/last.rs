@@ -313,6 +313,10 @@ pub fn check(c: &Cluster) -> Result<(), String> {
             let own = reports[n].shards.iter().find(|s| s.shard == shard).map(|s| s.oldest);
             // One that began behind a snapshot has nothing of what is in that.
             let own = own.filter(|_| c.nodes[n].tainted || c.plan.snapshots || c.is_reader(n)).unwrap_or(oldest);
+            // A log that ends in front of what was lost is taken up there again at the next start.
+            let lies = c.nodes[n].tainted && (c.plan.has(Fault::LostWrite) || c.plan.has(Fault::MisdirectedWrite));
+            let own_end = reports[n].shards.iter().find(|s| s.shard == shard).map(|s| s.end);
+            let end = own_end.filter(|_| lies && reports[n].is_whole()).map_or(end, |own| end.min(own));
             if let Err(e) = same_bytes(c, n, shard, oldest.max(own), end) {
                 // Flipped bits must not go unnoticed.
                 if !c.nodes[n].tainted || reports[n].is_whole() {

@@ -12,6 +12,7 @@ pub mod checks;
 pub mod clients;
 pub mod cluster;
 pub mod errors;
+pub mod failed;
 pub mod handler;
 pub mod images;
 pub mod judge;

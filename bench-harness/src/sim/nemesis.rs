@@ -8,8 +8,8 @@ use towline::{RetainMax, SettingChange, ShardId};
 use super::cluster::{Cluster, DATA, Role};
 use super::operator::Ask;
 use super::plan::{Fault, Plan};
-use super::world::Faults;
 use super::world::rng::Rng;
+use super::world::{Faults, Lie};
 
 /// The world's rates for a run.
 #[must_use]
@@ -70,8 +70,10 @@ impl Nemesis {
             Fault::Reset,
             Fault::DiskFull,
             Fault::BitRot,
+            Fault::LostWrite,
+            Fault::MisdirectedWrite,
             Fault::Promote,
-            Fault::Misdirect,
+            Fault::WrongAddress,
             Fault::Replace,
             Fault::AddReplica,
             Fault::RemoveReplica,
@@ -105,6 +107,14 @@ impl Nemesis {
         let other = self.rng.below(c.nodes.len() as u64) as usize;
         let (id, other_id) = (c.nodes[n].id, c.nodes[other].id);
         let back = [1_000_000, 30_000_000, 400_000_000, 3_000_000_000][self.rng.below(4) as usize];
+        let is_silence = matches!(kind, Fault::Pause | Fault::Partition | Fault::OneWay);
+        let back = match c.plan.long_silence && is_silence {
+            true => [back, 10_000_000_000, 30_000_000_000][self.rng.below(3) as usize],
+            false => back,
+        };
+        if is_silence && back > 3_000_000_000 {
+            c.world.hit("long silence");
+        }
         match kind {
             Fault::Kill if c.is_up(n) => c.crash(n, false, back),
             Fault::PowerLoss if c.is_up(n) => c.crash(n, true, back),
@@ -140,16 +150,18 @@ impl Nemesis {
                 self.later.push((now + back, Later::Space(n)));
             }
             Fault::BitRot => self.rot(c, n),
+            Fault::LostWrite => self.lie(c, n, Lie::Lost),
+            Fault::MisdirectedWrite => self.lie(c, n, Lie::Elsewhere),
             Fault::Promote if c.plan.replicas > 0 => {
-                let zombie = self.rng.chance(if c.plan.has(Fault::Misdirect) { 0.9 } else { 0.5 });
-                let back = if c.plan.has(Fault::Misdirect) { 2_000_000_000 } else { back };
+                let zombie = self.rng.chance(if c.plan.has(Fault::WrongAddress) { 0.9 } else { 0.5 });
+                let back = if c.plan.has(Fault::WrongAddress) { 2_000_000_000 } else { back };
                 let old = c.primary;
                 if c.nodes.iter().all(|n| !n.tainted) && c.promote(zombie) && zombie {
                     self.later.push((now + back, Later::Tell(old)));
                 }
             }
-            Fault::Misdirect => {
-                if let Some(n) = (0..c.nodes.len()).find(|n| c.misdirect(*n)) {
+            Fault::WrongAddress => {
+                if let Some(n) = (0..c.nodes.len()).find(|n| c.give_wrong_address(*n)) {
                     self.later.push((now + back, Later::Redirect(n)));
                 }
             }
@@ -214,15 +226,26 @@ impl Nemesis {
         }
     }
 
+    /// Whether a disk may change what was written to it: only ever one of a replica that counts.
+    fn may_harm(c: &Cluster, n: usize) -> bool {
+        let another = c.nodes.iter().enumerate().any(|(o, node)| o != n && node.tainted);
+        let is_replica = n != c.primary && !c.is_reader(n) && matches!(c.nodes[n].role, Role::Replica { .. });
+        !another && is_replica && c.plan.replicas > 1
+    }
+
+    /// One of the next writes to a replica's disk is lost, or lands elsewhere.
+    fn lie(&mut self, c: &mut Cluster, n: usize, lie: Lie) {
+        if Self::may_harm(c, n) && !c.nodes[n].tainted {
+            let writes = self.rng.below(12);
+            c.note(|| format!("a write to node {n}'s disk goes wrong after {writes} others: {lie:?}"));
+            c.taint(n);
+            c.world.lie_about_a_write(c.nodes[n].id, writes, lie);
+        }
+    }
+
     /// Flips a bit of a segment on a replica's disk; only ever on one node of a run.
     fn rot(&mut self, c: &mut Cluster, n: usize) {
-        let another = c.nodes.iter().enumerate().any(|(o, node)| o != n && node.tainted);
-        if another
-            || n == c.primary
-            || c.is_reader(n)
-            || !matches!(c.nodes[n].role, Role::Replica { .. })
-            || c.plan.replicas < 2
-        {
+        if !Self::may_harm(c, n) {
             return;
         }
         let id = c.nodes[n].id;

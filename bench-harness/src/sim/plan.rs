@@ -41,6 +41,10 @@ pub enum Fault {
     DiskFull,
     /// Bits that flip on a replica's disk.
     BitRot,
+    /// Writes to a replica's disk that are said to be done and are not.
+    LostWrite,
+    /// Writes to a replica's disk that land elsewhere on it.
+    MisdirectedWrite,
     /// Bytes that change on the way.
     Corruption,
     /// Acks that come twice.
@@ -52,7 +56,7 @@ pub enum Fault {
     /// A replica is made the primary.
     Promote,
     /// A replica that follows a new primary is started with the old one's address.
-    Misdirect,
+    WrongAddress,
     /// A replica's folder is lost and made anew.
     Replace,
     /// A replica that is not configured is, with a slot that was made before or without.
@@ -67,7 +71,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::Kill,
         Self::PowerLoss,
         Self::CrashInCall,
@@ -82,12 +86,14 @@ impl Fault {
         Self::ShortWrite,
         Self::DiskFull,
         Self::BitRot,
+        Self::LostWrite,
+        Self::MisdirectedWrite,
         Self::Corruption,
         Self::DoubleAck,
         Self::ForgedAck,
         Self::ClockJump,
         Self::Promote,
-        Self::Misdirect,
+        Self::WrongAddress,
         Self::Replace,
         Self::AddReplica,
         Self::RemoveReplica,
@@ -97,6 +103,9 @@ impl Fault {
 
     /// Changes that an operator makes while all goes on.
     const SETTINGS: [Self; 3] = [Self::AddReplica, Self::RemoveReplica, Self::SetPolicy];
+
+    /// Disks that lie about a write.
+    const LIES: [Self; 2] = [Self::LostWrite, Self::MisdirectedWrite];
 
     /// Its name on the command line.
     #[must_use]
@@ -206,6 +215,8 @@ pub struct Plan {
     pub intensity: f64,
     /// Mean time between two events.
     pub every: Duration,
+    /// Some pauses and partitions are longer than the silence after which a link is given up.
+    pub long_silence: bool,
     /// The longest that the first part of the run takes.
     pub at_most: Duration,
 }
@@ -224,13 +235,14 @@ impl Plan {
         let quiet = r.chance(0.08);
         let each = 0.1 + 0.5 * r.unit();
         let mut faults: Vec<Fault> = Vec::new();
-        for fault in Fault::ALL.into_iter().filter(|f| !Fault::SETTINGS.contains(f) && *f != Fault::Repoint) {
+        let of_its_own = |f: &Fault| Fault::SETTINGS.contains(f) || Fault::LIES.contains(f) || *f == Fault::Repoint;
+        for fault in Fault::ALL.into_iter().filter(|f| !of_its_own(f)) {
             let drawn = r.chance(each);
             if drawn && !quiet && !less.without.contains(&fault) {
                 faults.push(fault);
             }
         }
-        if faults.contains(&Fault::Misdirect)
+        if faults.contains(&Fault::WrongAddress)
             && !faults.contains(&Fault::Promote)
             && !less.without.contains(&Fault::Promote)
         {
@@ -296,8 +308,21 @@ impl Plan {
         if readers > 0 && s.chance(0.5) && !quiet && !less.without.contains(&Fault::Repoint) {
             faults.push(Fault::Repoint);
         }
+        // And again.
+        let s = &mut Rng::new(seed ^ 0x7369_6C65);
+        let silences = [Fault::Pause, Fault::Partition, Fault::OneWay];
+        let long_silence = s.chance(0.15) && silences.iter().any(|f| faults.contains(f));
+        let s = &mut Rng::new(seed ^ 0x6C69_6573);
+        for fault in Fault::LIES {
+            let drawn = replicas > 1 && s.chance(0.2);
+            if drawn && !quiet && !less.without.contains(&fault) {
+                faults.push(fault);
+            }
+        }
         let clients = 1 + r.below(4) as usize;
         let appends = 20 + r.below(240);
+        // There are appends before, meanwhile and after.
+        let slowly = if long_silence { 1_000_000 } else { 0 };
         Self {
             seed,
             shards: less.shards.map_or(shards, |most| shards.min(most)),
@@ -332,12 +357,13 @@ impl Plan {
             handle_clients: if less.clients.is_none() && r.chance(0.15) { 1 } else { 0 },
             window: 1 + r.below(24) as usize,
             appends: less.appends.map_or(appends, |most| appends.min(most)),
-            think: Duration::from_micros([0, 300, 5000, 50_000][r.below(4) as usize]),
+            think: Duration::from_micros([0, 300, 5000, 50_000][r.below(4) as usize].max(slowly)),
             deliver_flushed: r.chance(0.25) && !snapshots,
             faults,
             intensity: [0.3, 1.0, 3.0][r.below(3) as usize],
-            every: Duration::from_millis([20, 100, 400][r.below(3) as usize]),
-            at_most: Duration::from_secs(8),
+            every: Duration::from_millis([20, 100, 400][r.below(3) as usize] * if long_silence { 20 } else { 1 }),
+            long_silence,
+            at_most: Duration::from_secs(if long_silence { 45 } else { 8 }),
         }
     }
 

@@ -76,7 +76,7 @@ impl Cluster {
 
     /// Starts a replica that has promised to follow the newest primary with the address of an old one
     /// that does not know. Says whether there is such a pair.
-    pub fn misdirect(&mut self, n: usize) -> bool {
+    pub fn give_wrong_address(&mut self, n: usize) -> bool {
         if self.is_reader(n) {
             return false;
         }
@@ -87,7 +87,7 @@ impl Cluster {
         self.note(|| format!("node {n} is given the address of {old}"));
         self.crash(n, false, 1_000_000);
         self.nodes[n].role = Role::Replica { of: old };
-        self.world.hit("misdirected");
+        self.world.hit("wrong address");
         true
     }
 

@@ -275,6 +275,56 @@ fn a_flip_below_what_a_later_header_saw_durable_is_refused_without_the_superbloc
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "thousands of readings")]
+fn each_of_a_thousand_writes_that_is_lost_is_named_or_the_log_ends_in_front_of_it() {
+    const WRITES: usize = 1000;
+    const SEGMENT: usize = 512 * BLOCK;
+    let random = &mut Random(9);
+    let blocks: Vec<usize> = (0..WRITES).map(|_| 1 + random.below(4)).collect();
+    let mut log = Log::new(ShardId(0), &blocks, random);
+    let original = log.memory.0.clone();
+    let (mut named, mut cut) = (0, 0);
+    for n in 0..WRITES {
+        let bytes = log.bytes_of(n);
+        // What was there before: zeros, anything, what a segment that is used again had there.
+        let mut before = vec![vec![0; bytes.len()], random.bytes(bytes.len())];
+        before.extend(bytes.start.checked_sub(SEGMENT).map(|at| original[at..at + bytes.len()].to_vec()));
+        for before in before {
+            log.memory.0[bytes.clone()].copy_from_slice(&before);
+            assert!(log.is_found(n), "write {n} was durable");
+            // By what later headers saw, and by nobody's word: then it may be a tear if it lies near the end.
+            for facts in [log.facts, Facts { own_term: Term(2), ..log.facts }] {
+                let (out, result) = log.read_from(n, &facts, FOREVER);
+                assert_eq!(out.end, log.before[n].end, "nothing behind write {n} is taken");
+                let is_near = log.end().since(out.end.lsn) <= facts.in_flight_bytes_max;
+                let seen_durable = facts.own_term == Term(3) && n + 3 < WRITES;
+                assert_eq!(result.is_err(), seen_durable || !is_near, "write {n}: {result:?}");
+                match (result, n + 1 < WRITES) {
+                    (Err(e), _) => {
+                        assert!(e.contains(&format!("damage at LSN {}", out.end.lsn)), "{e}");
+                        named += 1;
+                    }
+                    (Ok(_), more) => {
+                        let remnant = out.tear.as_ref().map(|t| (t.at, t.until));
+                        assert_eq!(remnant, more.then(|| (out.end.lsn, log.end())), "write {n}");
+                        cut += 1;
+                    }
+                }
+            }
+            // The whole log's reading comes to the same.
+            if n % 100 == 99 {
+                let facts = log.facts;
+                let again = log.read_from(0, &facts, FOREVER);
+                assert_eq!(again, log.read_from(n, &facts, FOREVER));
+            }
+        }
+        log.memory.0[bytes.clone()].copy_from_slice(&original[bytes]);
+    }
+    println!("{WRITES} writes were lost: {named} times named, {cut} times the log ended in front of it");
+    assert!(log.memory.0 == original && named > 4 * WRITES && cut > 0);
+}
+
+#[test]
 #[cfg_attr(miri, ignore = "half a million readings")]
 fn every_two_blocks_of_a_segment_in_each_others_place_are_found() {
     const BLOCKS: usize = 1024;

@@ -130,6 +130,12 @@ impl Sending {
         SnapshotBegin { point: self.point, total: self.total, offset: self.acked }
     }
 
+    /// Chunks that are held until they are acknowledged.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
     /// Whether the producer is to give another chunk.
     #[must_use]
     pub fn wants_chunk(&self) -> bool {

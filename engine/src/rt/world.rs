@@ -175,6 +175,16 @@ pub struct ShardView {
     pub in_flight_bytes_max: u64,
     /// Bytes of recent batches in memory.
     pub ring_bytes: u64,
+    /// The most of that which may be on the device already.
+    pub live_window_bytes: u64,
+    /// Memory of the batch that is open.
+    pub open_bytes: u64,
+    /// The most that a batch may take.
+    pub open_bytes_max: u64,
+    /// Bytes of a batch that comes in and waits for segments.
+    pub arriving_bytes: u64,
+    /// Chunks of a snapshot that are held to be sent.
+    pub snapshot_chunks: usize,
     /// Bytes read, or being read, ahead of links that catch up.
     pub ahead_bytes: u64,
     /// Bytes that a link may have under way.

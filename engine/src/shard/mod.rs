@@ -550,6 +550,9 @@ impl Inner {
 
     /// Lets go of batches that nobody in memory needs.
     pub(crate) fn trim_ring(&mut self, live_window_bytes: u64) {
+        if canary!(RingNotTrimmed) {
+            return;
+        }
         let durable = self.pipeline.durable();
         let needed = self.readers.iter().flatten().min().copied().unwrap_or(durable);
         self.ring.trim(durable, needed, live_window_bytes);

@@ -3,8 +3,10 @@
 use std::rc::Rc;
 
 use super::{Role, Shard};
+use crate::protocol::builder::buffer_for;
 use crate::protocol::replica::Replica;
 use crate::protocol::slots::Slot;
+use crate::protocol::snapshot::Sending;
 use crate::rt::world::{self, ShardView, SlotView};
 use towline_wire::Lsn;
 
@@ -50,6 +52,11 @@ impl Shard {
             in_flight_bytes: inner.pipeline.appended().since(inner.pipeline.durable()),
             in_flight_bytes_max: self.config.in_flight_bytes_max,
             ring_bytes: inner.ring.bytes(),
+            live_window_bytes: self.config.live_window_bytes,
+            open_bytes: inner.open.as_ref().map_or(0, |open| open.capacity() as u64),
+            open_bytes_max: self.config.batch_bytes.max(buffer_for(self.config.record_bytes_max)) as u64,
+            arriving_bytes: self.arriving.get(),
+            snapshot_chunks: self.producing.borrow().iter().flat_map(|p| &p.sending).map(Sending::held).sum(),
             ahead_bytes: self.ahead_bytes.get(),
             link_window: self.config.flow.link_window,
             applied,

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Waker;
 
 use super::images::{Pending, Picture};
@@ -16,9 +17,11 @@ use super::rng::Rng;
 use super::{Event, NodeId, SimWorld};
 
 mod file;
+mod lies;
 
 pub(super) use file::NodeDisk;
 use file::SimFile;
+pub use lies::Lie;
 
 /// What survives or not.
 pub(super) const SECTOR: usize = 512;
@@ -29,9 +32,21 @@ struct Inode {
     data: Vec<u8>,
     /// What unsynced writes have overwritten, oldest first: position, the bytes before.
     undo: Vec<(usize, Vec<u8>)>,
+    /// What syncs that failed have dropped, although it still reads as written: position, what the device
+    /// has. A later sync does not write it any more, as on Linux after an error of `fsync`.
+    stale: Vec<(usize, Vec<u8>)>,
     /// Its length when it was synced last.
     synced_len: usize,
     locked: bool,
+}
+
+impl Inode {
+    /// What failed syncs have dropped shows.
+    fn lose_stale(&mut self) {
+        for (at, device) in std::mem::take(&mut self.stale).into_iter().rev() {
+            self.data[at..at + device.len()].copy_from_slice(&device);
+        }
+    }
 }
 
 /// What a name stands for.
@@ -69,7 +84,7 @@ fn apply(names: &mut BTreeMap<String, Entry>, (goes, comes): &Change) {
 
 /// What the device is at.
 enum Work {
-    Write { inode: usize, at: usize, bytes: Rc<Vec<u8>>, durable: bool },
+    Write { inode: usize, path: Arc<Path>, at: usize, bytes: Rc<Vec<u8>>, durable: bool },
     Read { inode: usize, at: usize, len: usize },
 }
 
@@ -155,7 +170,7 @@ impl Disk {
         if durable {
             file.synced_len = file.synced_len.max(at + bytes.len());
             // What is durable now is what a loss goes back to.
-            for (from, before) in &mut file.undo {
+            for (from, before) in file.undo.iter_mut().chain(&mut file.stale) {
                 let (start, end) = (at.max(*from), (at + bytes.len()).min(*from + before.len()));
                 if start < end {
                     before[start - *from..end - *from].copy_from_slice(&bytes[start - at..end - at]);
@@ -166,6 +181,36 @@ impl Disk {
         }
         target.copy_from_slice(bytes);
         Ok(bytes.len())
+    }
+
+    /// What is written is on the device.
+    pub(super) fn sync(&mut self, inode: usize) {
+        let file = &mut self.inodes[inode];
+        for (at, before) in std::mem::take(&mut file.undo) {
+            for (from, device) in &mut file.stale {
+                let (start, end) = (at.max(*from), (at + before.len()).min(*from + device.len()));
+                if start < end {
+                    device[start - *from..end - *from].copy_from_slice(&file.data[start..end]);
+                }
+            }
+        }
+        file.synced_len = file.data.len();
+    }
+
+    /// A sync fails. Of each sector that was to be written anything may have become: it is on the device; it is
+    /// gone; it reads as written until the power goes. No later sync knows of it.
+    pub(super) fn fail_sync(&mut self, inode: usize, rng: &mut Rng) {
+        let file = &mut self.inodes[inode];
+        for (at, before) in std::mem::take(&mut file.undo).into_iter().rev() {
+            for (n, sector) in before.chunks(SECTOR).enumerate() {
+                let from = at + n * SECTOR;
+                match rng.below(3) {
+                    0 => {}
+                    1 => file.data[from..from + sector.len()].copy_from_slice(sector),
+                    _ => file.stale.push((from, sector.to_vec())),
+                }
+            }
+        }
     }
 
     /// A write that was under way ends somehow.
@@ -223,6 +268,7 @@ impl Disk {
             for (at, before) in std::mem::take(&mut file.undo).into_iter().rev() {
                 file.data[at..at + before.len()].copy_from_slice(&before);
             }
+            file.lose_stale();
             file.data.truncate(file.synced_len);
         }
     }
@@ -235,6 +281,7 @@ impl Disk {
         }
         for file in &mut self.inodes {
             file.undo.clear();
+            file.stale.clear();
             file.synced_len = file.data.len();
             file.locked = false;
         }
@@ -272,7 +319,7 @@ impl Disk {
         self.forget_lost_folders();
         for file in &mut self.inodes {
             file.locked = false;
-            if file.undo.is_empty() && file.data.len() == file.synced_len {
+            if file.undo.is_empty() && file.stale.is_empty() && file.data.len() == file.synced_len {
                 continue;
             }
             let undo = std::mem::take(&mut file.undo);
@@ -286,6 +333,7 @@ impl Disk {
                     }
                 }
             }
+            file.lose_stale();
             if file.data.len() > file.synced_len && !rng.chance(keep) {
                 file.data.truncate(file.synced_len);
             }
@@ -333,6 +381,7 @@ impl SimWorld {
         if called.is_err() && lived {
             let rng = &mut *self.rng();
             self.disks.borrow_mut()[file.node.0 as usize].put_some(file.inode, at, bytes, rng);
+            self.note_failed((file.node, file.process), &file.path, None, &called);
         }
         called
     }
@@ -364,7 +413,13 @@ impl SimWorld {
     }
 
     fn start_op(&self, file: &SimFile, work: Work) -> io::Result<u64> {
-        self.call(file.node, file.process)?;
+        let lived = self.lives(file.node, file.process);
+        let called = self.call(file.node, file.process);
+        if let (Err(_), true, Work::Write { inode, path, at, bytes, .. }) = (&called, lived, &work) {
+            self.disks.borrow_mut()[file.node.0 as usize].put_some(*inode, *at, bytes, &mut self.rng());
+            self.note_failed((file.node, file.process), path, Some(*at), &called);
+        }
+        called?;
         let took = {
             let range = self.rates().disk_ns;
             self.rng().within(range)
@@ -390,12 +445,15 @@ impl SimWorld {
         }
         let Some(work) = op.work.take() else { return };
         let waker = op.waker.take();
+        let whose = (op.node, op.process);
         let result = match work {
-            Work::Write { inode, at, bytes, durable } => {
+            Work::Write { inode, path, at, bytes, durable } => {
                 self.trace.mix(number ^ bytes.len() as u64);
                 if self.strikes("write error", |f| f.write_error) {
                     disk.put_some(inode, at, &bytes, &mut self.rng());
-                    Err(io::Error::from_raw_os_error(5))
+                    let failed = Err(io::Error::from_raw_os_error(5));
+                    self.note_failed(whose, &path, Some(at), &failed);
+                    failed.map(|()| (0, Vec::new()))
                 } else {
                     let mut len = bytes.len();
                     if self.strikes("short write", |f| f.short_write) {
@@ -405,7 +463,8 @@ impl SimWorld {
                             len -= len % SECTOR;
                         }
                     }
-                    disk.put(inode, at, &bytes[..len], durable).map(|n| (n, Vec::new()))
+                    let put = self.put_somewhere(disk, (whose.0, &path), (inode, at), &bytes[..len], durable);
+                    put.map(|n| (n, Vec::new()))
                 }
             }
             Work::Read { inode, at, len } => {

@@ -46,20 +46,21 @@ pub enum Left {
 }
 
 impl Picture {
-    /// Every way that is looked at: each prefix, `subsets` random ones, each tear.
+    /// Every way but the tears: each prefix, `subsets` random ones.
     #[must_use]
-    pub fn ways(&self, subsets: usize) -> Vec<Left> {
+    pub fn plain_ways(&self, subsets: usize) -> Vec<Left> {
         let mut ways = vec![Left::Nothing, Left::Everything];
         ways.extend((1..self.pending.len()).map(Left::Prefix));
         ways.extend((0..subsets).map(|_| Left::Subset));
-        if let Some((_, _, bytes)) = self.pending.last() {
-            for sectors in 0..bytes.len() / SECTOR {
-                for fill in [Fill::Old, Fill::Zeros, Fill::Ones, Fill::Random] {
-                    ways.push(Left::Torn(sectors, fill));
-                }
-            }
-        }
         ways
+    }
+
+    /// Every tear of the write that began last.
+    #[must_use]
+    pub fn tears(&self) -> Vec<Left> {
+        let sectors = self.pending.last().map_or(0, |(_, _, bytes)| bytes.len() / SECTOR);
+        let fills = [Fill::Old, Fill::Zeros, Fill::Ones, Fill::Random];
+        (0..sectors).flat_map(|n| fills.map(|fill| Left::Torn(n, fill))).collect()
     }
 
     /// The disk as it is found then.

@@ -7,6 +7,7 @@
 
 mod disk;
 mod executor;
+mod failed;
 pub mod faults;
 pub mod images;
 mod inside;
@@ -28,7 +29,9 @@ use std::task::{Context, Waker};
 use towline::world::{self, LocalFuture, ShardView, TaskId};
 
 use disk::Disk;
+pub use disk::Lie;
 use executor::{Now, Restore, Tasks};
+pub use failed::FailedWrite;
 pub use faults::Faults;
 use net::Net;
 use rng::Rng;
@@ -57,6 +60,10 @@ struct Machine {
     calls: u64,
     /// The call that fails, and whether all after it do too.
     fails_at: Option<(u64, bool)>,
+    /// Writes until one is said to be done and is not, and what becomes of it.
+    lies: Option<(u64, Lie)>,
+    /// Writes and flushes of the process that have failed.
+    failed: Vec<FailedWrite>,
     /// Processes so far: what belongs to an earlier one is void.
     process: u64,
     cores: u32,
@@ -161,6 +168,7 @@ impl SimWorld {
             (machine.up, machine.powered, machine.doomed, machine.crash_in) = (true, true, None, None);
             machine.process += 1;
             (machine.cores, machine.paused_until) = (0, 0);
+            machine.failed.clear();
         }
         self.note(|| format!("process {} of node {} starts ({name})", self.process(node), node.0));
         self.add_core(node, main)
@@ -294,6 +302,12 @@ impl SimWorld {
     #[must_use]
     pub fn calls(&self, node: NodeId) -> u64 {
         self.machines.borrow()[node.0 as usize].calls
+    }
+
+    /// Up to when a node's process stands still.
+    #[must_use]
+    pub fn paused_until(&self, node: NodeId) -> u64 {
+        self.machines.borrow()[node.0 as usize].paused_until
     }
 
     /// A node's process stands still.
@@ -468,7 +482,7 @@ impl SimWorld {
         let machines = self.machines.borrow().len();
         for n in 0..machines {
             let machine = &mut self.machines.borrow_mut()[n];
-            (machine.crash_in, machine.fails_at) = (None, None);
+            (machine.crash_in, machine.fails_at, machine.lies) = (None, None, None);
             machine.paused_until = machine.paused_until.min(now);
         }
         for n in 0..machines {
@@ -509,6 +523,7 @@ impl SimWorld {
     /// Empties a node's disk; the node must be down.
     pub fn wipe(&self, node: NodeId) {
         self.count("disk emptied");
+        self.machines.borrow_mut()[node.0 as usize].lies = None;
         self.disks.borrow_mut()[node.0 as usize] = Disk::default();
     }
 

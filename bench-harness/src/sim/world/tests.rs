@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use towline::world::{DiskFile, OpenHow, Socket, World as _, current};
 
-use super::{Faults, NodeId, SimWorld};
+use super::{Faults, Lie, NodeId, SimWorld};
 
 const NEW: OpenHow = OpenHow { write: true, create: true, must_be_new: false, direct: false, durable: false };
 
@@ -90,6 +90,55 @@ fn what_was_synced_and_what_a_dead_process_wrote_stays() {
         });
         assert_eq!(sync.unwrap(), [b'b'; 1024]);
         assert_eq!(after(seed, false, |f| drop(f.write_at(&[b'b'; 1024], 0))).unwrap(), [b'b'; 1024]);
+    }
+}
+
+#[test]
+fn a_sync_that_fails_loses_any_part_and_the_next_one_does_not_bring_it_back() {
+    let mut seen = std::collections::BTreeSet::new();
+    for seed in 0..200 {
+        let read = Rc::new(RefCell::new([0; 1024]));
+        let told = read.clone();
+        let left = after(seed, true, move |file| {
+            file.write_at(&[b'b'; 1024], 0).unwrap();
+            let world = super::here().unwrap();
+            let node = world.running.get().node;
+            world.fail_call(node, world.calls(node), false);
+            assert_eq!(file.sync().unwrap_err().raw_os_error(), Some(5));
+            assert_eq!(world.failed(node).len(), 1);
+            file.sync().expect("the error was told once");
+            file.read_at(&mut *told.borrow_mut(), 0).unwrap();
+        });
+        let (read, left) = (read.borrow(), left.unwrap());
+        seen.insert(([read[0], read[512]], [left[0], left[512]]));
+    }
+    // Each of two sectors is kept, is gone, or reads as if it was kept until the power goes.
+    let each = [(b'b', b'b'), (b'a', b'a'), (b'b', b'a')];
+    let all = each.iter().flat_map(|a| each.iter().map(move |b| ([a.0, b.0], [a.1, b.1])));
+    assert_eq!(seen, all.collect());
+}
+
+#[test]
+fn a_write_may_be_lost_or_land_elsewhere_and_is_said_to_be_done() {
+    for lie in [Lie::Lost, Lie::Elsewhere] {
+        let world = SimWorld::new(1, Faults::default());
+        let _entered = world.enter();
+        let node = world.add_node();
+        world.lie_about_a_write(node, 1, lie);
+        let bytes = run(&world, node, async move {
+            let disk = super::here().unwrap().disk();
+            disk.create_dir_all(Path::new("/wal")).unwrap();
+            let file = open(&super::here().unwrap(), "/wal/0.wal", NEW).unwrap();
+            file.write_at(&[b'a'; 64 << 10], 0).unwrap();
+            assert_eq!(file.write_at(&[b'b'; 512], 512).unwrap(), 512);
+            assert_eq!(file.write_at(&[b'c'; 512], 0).unwrap(), 512);
+            let mut bytes = vec![0; 64 << 10];
+            file.read_at(&mut bytes, 0).unwrap();
+            bytes
+        });
+        let bytes = bytes.unwrap();
+        assert!(bytes[..512] == [b'c'; 512] && bytes[512..1024] == [b'a'; 512]);
+        assert_eq!(bytes.contains(&b'b'), lie == Lie::Elsewhere);
     }
 }
 

@@ -177,7 +177,10 @@ impl LiveSegments {
             let (file, offset) = self.locate(at).await?;
             let part = (buf.len() - done).min((self.segment_bytes - offset) as usize);
             let piece = if part == buf.len() { buf.clone() } else { copy(&buf[done..done + part]) };
-            let written = file.write(piece, offset).await?;
+            let written = match file.write(piece.clone(), offset).await {
+                Err(_) if canary!(FlushRetried) => file.write(piece, offset).await?,
+                written => written?,
+            };
             // Whole blocks only: the rest of a cut block is written again.
             let whole = if canary!(ShortWriteIgnored) { part } else { written - written % BLOCK };
             if whole == 0 {

@@ -82,12 +82,16 @@ impl world::Disk for NodeDisk {
     }
 
     fn sync_folder(&self, path: &Path) -> io::Result<()> {
-        self.with(|disk, _| {
+        let went = self.with(|disk, _| {
             let folder = disk.folders.get_mut(path).ok_or_else(not_found)?;
             folder.unsynced.clear();
             folder.synced.clone_from(&folder.names);
             Ok(())
-        })
+        });
+        if let Some(world) = here() {
+            world.note_failed((self.node, self.process), path, None, &went);
+        }
+        went
     }
 
     fn open(&self, path: &Path, how: OpenHow) -> io::Result<Arc<dyn world::DiskFile>> {
@@ -106,7 +110,8 @@ impl world::Disk for NodeDisk {
                 Err(e) => Err(e),
             }
         })?;
-        Ok(Arc::new(SimFile { node: self.node, process: self.process, inode, how, holds_lock: AtomicBool::new(false) }))
+        let holds_lock = AtomicBool::new(false);
+        Ok(Arc::new(SimFile { node: self.node, process: self.process, inode, path: path.into(), how, holds_lock }))
     }
 }
 
@@ -115,6 +120,7 @@ pub(super) struct SimFile {
     pub(super) node: NodeId,
     pub(super) process: u64,
     pub(super) inode: usize,
+    pub(super) path: Arc<Path>,
     how: OpenHow,
     holds_lock: AtomicBool,
 }
@@ -163,6 +169,7 @@ impl world::DiskFile for SimFile {
             let file = &mut disk.inodes[self.inode];
             file.data.resize(len as usize, 0);
             file.undo.clear();
+            file.stale.clear();
             file.synced_len = len as usize;
             Ok(())
         })
@@ -190,18 +197,31 @@ impl world::DiskFile for SimFile {
         if world.strikes("write error", |f| f.write_error) {
             let rng = &mut *world.rng();
             world.disks.borrow_mut()[self.node.0 as usize].put_some(self.inode, at as usize, bytes, rng);
-            return Err(io::Error::from_raw_os_error(5));
+            let failed = Err(io::Error::from_raw_os_error(5));
+            world.note_failed((self.node, self.process), &self.path, None, &failed);
+            return failed.map(|()| 0);
         }
-        world.disks.borrow_mut()[self.node.0 as usize].put(self.inode, at as usize, bytes, self.how.durable)
+        let disk = &mut world.disks.borrow_mut()[self.node.0 as usize];
+        world.put_somewhere(disk, (self.node, &self.path), (self.inode, at as usize), bytes, self.how.durable)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.with(|disk, _| {
-            let file = &mut disk.inodes[self.inode];
-            file.undo.clear();
-            file.synced_len = file.data.len();
-            Ok(())
-        })
+        let world = here().ok_or_else(gone)?;
+        let lived = world.lives(self.node, self.process);
+        let mut went = world.call(self.node, self.process);
+        if went.is_ok() && world.strikes("flush error", |f| f.write_error) {
+            went = Err(io::Error::from_raw_os_error(5));
+        }
+        let disk = &mut world.disks.borrow_mut()[self.node.0 as usize];
+        match &went {
+            Ok(()) => disk.sync(self.inode),
+            Err(_) if lived => disk.fail_sync(self.inode, &mut world.rng()),
+            Err(_) => {}
+        }
+        if lived {
+            world.note_failed((self.node, self.process), &self.path, None, &went);
+        }
+        went
     }
 
     fn try_lock(&self) -> io::Result<bool> {
@@ -218,7 +238,8 @@ impl world::DiskFile for SimFile {
     fn start_write(&self, bytes: Rc<Vec<u8>>, at: u64) -> LocalFuture<io::Result<usize>> {
         let started = self.check(bytes.len(), at, true).and_then(|()| {
             let world = here().ok_or_else(gone)?;
-            let work = Work::Write { inode: self.inode, at: at as usize, bytes, durable: self.how.durable };
+            let path = self.path.clone();
+            let work = Work::Write { inode: self.inode, path, at: at as usize, bytes, durable: self.how.durable };
             world.start_op(self, work)
         });
         let file = self.again();
@@ -239,7 +260,8 @@ impl SimFile {
     /// The same file, for an operation that may outlive its handle.
     fn again(&self) -> Self {
         let holds_lock = AtomicBool::new(false);
-        Self { node: self.node, process: self.process, inode: self.inode, how: self.how, holds_lock }
+        let (node, process, inode, path) = (self.node, self.process, self.inode, self.path.clone());
+        Self { node, process, inode, path, how: self.how, holds_lock }
     }
 }
 
