@@ -60,7 +60,8 @@ fn the_oldest_position_is_a_batch_boundary_before_and_after_a_restart() {
     let mut oldest = Lsn::ZERO;
     for _ in 0..3 {
         let primary = Primary::open(config.clone()).unwrap();
-        assert_eq!(of(&primary).oldest_lsn, oldest);
+        // It may have let go of more already: what the one before had no time for.
+        assert!(of(&primary).oldest_lsn >= oldest);
         // Batches of several blocks, one of them larger than a segment: no boundary in some segments.
         commit(&primary.handle(), &vec![3; 100 << 10]);
         commit_all(&primary.handle(), &records(600, 0));
