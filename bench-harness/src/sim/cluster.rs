@@ -471,7 +471,8 @@ impl Cluster {
         let is_replica = matches!(self.nodes[n].role, Role::Replica { .. });
         match e {
             // The disk failed, or is full: it is tried again.
-            OpenError::Io { .. } | OpenError::DiskFull { .. } if self.plan.has_disk_errors() => {}
+            OpenError::Io { .. } | OpenError::DiskFull { .. } | OpenError::ReadOnly { .. }
+                if self.plan.has_disk_errors() => {}
             _ if self.nodes[n].tainted && is_replica => self.replace(n, 10_000_000),
             // The newer term is of a reign that came to nothing: the operator insists.
             OpenError::Deposed { .. } if n == self.primary => self.nodes[n].role = Role::Primary { promote: true },

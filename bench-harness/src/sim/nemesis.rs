@@ -30,6 +30,10 @@ pub fn rates(plan: &Plan) -> Faults {
     f.forged_ack = often(Fault::ForgedAck, 0.01);
     f.clock_jump = often(Fault::ClockJump, 0.001);
     f.random_order = r.chance(0.7);
+    // From a source of its own, so that the rest of a run is what it was.
+    let r = &mut Rng::new(plan.seed ^ 0x6865_6C64);
+    f.held_ns = [(0, 0), (0, f.net_ns.1), (0, 20 * f.net_ns.1), (0, 2_000_000_000)][r.below(4) as usize];
+    f.not_held = if r.chance(0.3) { 0.05 } else { 0.0 };
     f
 }
 

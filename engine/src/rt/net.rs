@@ -92,9 +92,7 @@ impl Socket {
             #[cfg(feature = "sim")]
             Self::World(socket) => {
                 let rest = behind(held.pieces(), skip);
-                let sent = socket.send(&rest.into_iter().map(IoSlice::new).collect::<Vec<_>>())?;
-                held.released(sent % 2 == 0);
-                Ok(sent)
+                socket.send_held(&rest.into_iter().map(IoSlice::new).collect::<Vec<_>>(), &held)
             }
         }
     }

@@ -102,7 +102,8 @@ impl std::fmt::Debug for Sending {
 }
 
 /// Bytes that stay where they are, and do not change, as long as this lives.
-pub(crate) trait Held {
+#[cfg_attr(not(feature = "sim"), allow(unreachable_pub, reason = "public for simulators"))]
+pub trait Held {
     /// The bytes in order: the same each time.
     fn pieces(&self) -> Vec<&[u8]>;
 

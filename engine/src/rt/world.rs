@@ -20,6 +20,7 @@ use towline_wire::superblock::SlotLoss;
 use towline_wire::{Lsn, Seq, ShardId, Term};
 
 pub use super::disk::OpenHow;
+pub use super::ring::Held;
 
 /// A future that stays on its thread.
 pub type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
@@ -134,6 +135,9 @@ pub trait Socket: Send + Sync {
     /// # Errors
     /// As the kernel's, here and below.
     fn send(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize>;
+    /// As [`Socket::send`], of pieces that are `held`, and kept until the kernel says that it has let go of
+    /// them: at any time, in any order, after the connection has ended too.
+    fn send_held(&self, pieces: &[IoSlice<'_>], held: &Rc<dyn Held>) -> io::Result<usize>;
     /// What has come, or `WouldBlock`; 0 if the peer has closed.
     fn receive(&self, first: &mut [u8], second: &mut [u8]) -> io::Result<usize>;
     /// Ready when as many bytes as the low water mark have come, or the connection has ended.

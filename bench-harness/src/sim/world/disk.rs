@@ -386,6 +386,23 @@ impl SimWorld {
         called
     }
 
+    /// How a write or a flush fails: in any of the ways that kernels know.
+    fn disk_error(&self) -> io::Error {
+        // EIO most of the time; ENOSPC, EDQUOT, EREMOTEIO, ETIMEDOUT, EROFS.
+        let code = [5, 5, 5, 5, 5, 28, 122, 121, 110, 30][self.rng().below(10) as usize];
+        io::Error::from_raw_os_error(code)
+    }
+
+    /// How much of a write of so many bytes is written.
+    fn written_of(&self, bytes: usize) -> usize {
+        if !self.strikes("short write", |f| f.short_write) {
+            return bytes;
+        }
+        let len = self.rng().below(bytes as u64) as usize;
+        // Most devices take whole sectors.
+        if self.rng().chance(0.8) { len - len % SECTOR } else { len }
+    }
+
     /// Takes a picture of a node's disk, with the blocking write that begins.
     fn photograph(&self, node: NodeId, begins: Option<(usize, usize, &[u8])>) {
         let disks = self.disks.borrow();
@@ -451,18 +468,11 @@ impl SimWorld {
                 self.trace.mix(number ^ bytes.len() as u64);
                 if self.strikes("write error", |f| f.write_error) {
                     disk.put_some(inode, at, &bytes, &mut self.rng());
-                    let failed = Err(io::Error::from_raw_os_error(5));
+                    let failed = Err(self.disk_error());
                     self.note_failed(whose, &path, Some(at), &failed);
                     failed.map(|()| (0, Vec::new()))
                 } else {
-                    let mut len = bytes.len();
-                    if self.strikes("short write", |f| f.short_write) {
-                        len = self.rng().below(len as u64) as usize;
-                        // Most devices take whole sectors.
-                        if self.rng().chance(0.8) {
-                            len -= len % SECTOR;
-                        }
-                    }
+                    let len = self.written_of(bytes.len());
                     let put = self.put_somewhere(disk, (whose.0, &path), (inode, at), &bytes[..len], durable);
                     put.map(|n| (n, Vec::new()))
                 }

@@ -19,6 +19,10 @@ pub struct Faults {
     pub send_buffer: usize,
     /// Whether sends are taken, and come, in random parts.
     pub chunks: bool,
+    /// How long the kernel holds what was sent without a copy, from and to, in nanoseconds.
+    pub held_ns: (u64, u64),
+    /// How often it refuses to send so.
+    pub not_held: f64,
     /// How often a send has a bit changed.
     pub corrupt: f64,
     /// How often an ack comes twice.
@@ -42,6 +46,8 @@ impl Default for Faults {
             net_ns: (20_000, 80_000),
             send_buffer: 128 << 10,
             chunks: false,
+            held_ns: (0, 0),
+            not_held: 0.0,
             corrupt: 0.0,
             double_ack: 0.0,
             forged_ack: 0.0,
@@ -59,6 +65,7 @@ impl Faults {
         self.write_error = calm.write_error;
         self.read_error = calm.read_error;
         self.short_write = calm.short_write;
+        self.not_held = calm.not_held;
         self.corrupt = calm.corrupt;
         self.double_ack = calm.double_ack;
         self.forged_ack = calm.forged_ack;

@@ -17,6 +17,7 @@ use towline::world;
 
 use super::{Event, NodeId, SimWorld, Sleep, here};
 
+mod held;
 mod socket;
 
 use socket::{SimListener, SimSocket};

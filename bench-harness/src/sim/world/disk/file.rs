@@ -195,12 +195,13 @@ impl world::DiskFile for SimFile {
         world.call_to_write(self, bytes, at as usize)?;
         world.trace.mix(at ^ bytes.len() as u64);
         if world.strikes("write error", |f| f.write_error) {
+            let failed = Err(world.disk_error());
             let rng = &mut *world.rng();
             world.disks.borrow_mut()[self.node.0 as usize].put_some(self.inode, at as usize, bytes, rng);
-            let failed = Err(io::Error::from_raw_os_error(5));
             world.note_failed((self.node, self.process), &self.path, None, &failed);
             return failed.map(|()| 0);
         }
+        let bytes = &bytes[..world.written_of(bytes.len())];
         let disk = &mut world.disks.borrow_mut()[self.node.0 as usize];
         world.put_somewhere(disk, (self.node, &self.path), (self.inode, at as usize), bytes, self.how.durable)
     }
@@ -210,7 +211,7 @@ impl world::DiskFile for SimFile {
         let lived = world.lives(self.node, self.process);
         let mut went = world.call(self.node, self.process);
         if went.is_ok() && world.strikes("flush error", |f| f.write_error) {
-            went = Err(io::Error::from_raw_os_error(5));
+            went = Err(world.disk_error());
         }
         let disk = &mut world.disks.borrow_mut()[self.node.0 as usize];
         match &went {

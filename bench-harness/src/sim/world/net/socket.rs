@@ -2,10 +2,11 @@
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use towline::world;
+use towline::world::{self, Held};
 
 use super::super::{SimWorld, here};
 use super::{Net, Packet, Port, reset};
@@ -113,6 +114,18 @@ impl world::Socket for SimSocket {
             world.put(net, self.conn, 1 - self.n, Packet::Bytes(bytes));
             Ok(take)
         })
+    }
+
+    fn send_held(&self, pieces: &[IoSlice<'_>], held: &Rc<dyn Held>) -> io::Result<usize> {
+        let world = here().ok_or_else(reset)?;
+        if world.strikes("send without a copy refused", |f| f.not_held) {
+            // No memory may be locked any more, or this is no socket for it.
+            let code = [12, 22, 95, 105][world.rng().below(4) as usize];
+            return Err(io::Error::from_raw_os_error(code));
+        }
+        let sent = self.send(pieces)?;
+        world.let_go_later(held);
+        Ok(sent)
     }
 
     fn receive(&self, first: &mut [u8], second: &mut [u8]) -> io::Result<usize> {
