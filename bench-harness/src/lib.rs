@@ -1,7 +1,8 @@
-//! What `towline-bench` is made of that tests use too: the deterministic simulator, and what many of
-//! everything costs, and the opening words of a connection.
+//! What `towline-bench` is made of that tests use too: the deterministic simulator, what many of
+//! everything costs, the opening words of a connection, and what the kernel says of a process.
 #![deny(missing_docs)]
 
 pub mod greeting;
 pub mod many;
+pub mod memory;
 pub mod sim;
