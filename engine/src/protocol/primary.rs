@@ -327,7 +327,7 @@ impl Primary {
 
     /// Tells the gate what a slot's replica has, if it counts.
     fn tell_gate(&mut self, slot: usize) {
-        let at = self.slots.get(slot).map_or(SlotPositions::default(), |s| s.at);
+        let at = self.slots.get(slot).map_or(SlotPositions::default(), |s| s.vouched);
         self.gate.on_ack(slot, at);
     }
 
@@ -349,11 +349,13 @@ impl Primary {
     /// left is served no more.
     pub fn configure(&mut self, default: Requirement, now_ns: u64) {
         self.lost.extend(self.slots.configure(now_ns));
-        self.gate.configure(default, self.slots.configured().map(|(n, s)| (n, s.at)));
+        self.gate.configure(default, self.slots.configured().map(|(n, s)| (n, s.vouched)));
     }
 
     /// A link begins to serve a slot from the replica's end, which its own recovery made durable:
-    /// so that is received and flushed there. Returns the link that it replaces.
+    /// so that is received and flushed there. It counts for commits once the replica has said so on this
+    /// link, which it does at once: its hello may be of a process that has ended meanwhile. Returns the
+    /// link that is replaced.
     ///
     /// # Errors
     /// Why it may not: the slot may have been lost, or served by another, since the hello was

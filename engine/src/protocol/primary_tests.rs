@@ -177,16 +177,18 @@ fn a_diverged_impostor_takes_no_slot_from_a_replica_that_is_served() {
 fn what_a_replica_has_counts_no_more_once_its_slot_is_lost() {
     let mut p = primary();
     p.attach(0, (1, 7), Lsn(20480), 0).unwrap();
+    let ack = Ack { received: Lsn(20480), flushed: Lsn(20480), ..Ack::default() };
+    p.on_ack(0, 1, &ack, 0).unwrap();
     assert_eq!(p.gate.acks(AckLevel::Flushed, Lsn(20480)), 1);
     p.lose_for_cap(&[0], 0);
     assert_eq!(p.gate.acks(AckLevel::Flushed, Lsn(4096)), 0);
     assert_eq!(p.gate.commit(), Lsn(20480), "what was committed stays so");
-    let ack = Ack { received: Lsn(20480), flushed: Lsn(20480), ..Ack::default() };
     assert_eq!(p.on_ack(0, 1, &ack, 0), Err(AckViolation::NotTheLink));
     assert_eq!(p.answer(&hello(4, 40960, 77), log(), 0), refused(Refusal::SlotRetentionCap));
     assert_eq!(p.attach(0, (2, 7), Lsn(40960), 0), Err(Refusal::SlotRetentionCap));
     assert_eq!(p.make_slot(hello(4, 0, 0).name, false, Lsn(4096), 0), Ok(0));
     assert_eq!(p.attach(0, (2, 7), Lsn(40960), 0), Ok(None));
+    p.on_ack(0, 2, &Ack { received: Lsn(40960), flushed: Lsn(40960), ..ack }, 0).unwrap();
     assert_eq!(p.gate.commit(), Lsn(40960));
     // Away for too long, and removed.
     p.detach(0, 2, 5);
@@ -203,6 +205,7 @@ fn what_a_replica_says_it_no_longer_has_counts_no_more() {
     let has = |hello: &Hello| {
         let mut p = primary();
         p.attach(0, (1, 7), Lsn(20480), 0).unwrap();
+        p.on_ack(0, 1, &Ack { received: Lsn(20480), flushed: Lsn(20480), ..Ack::default() }, 0).unwrap();
         p.detach(0, 1, 0);
         let _ = p.answer(hello, log(), 0);
         p.gate.slot(0).unwrap().flushed
@@ -217,10 +220,39 @@ fn what_a_replica_says_it_no_longer_has_counts_no_more() {
 }
 
 #[test]
+fn a_hello_counts_for_nothing_until_its_replica_has_acknowledged_on_its_link() {
+    let mut p = primary();
+    let ack = |lsn| Ack { received: Lsn(lsn), flushed: Lsn(lsn), ..Ack::default() };
+    let counts = |p: &Primary| p.gate.slot(0).unwrap();
+    p.attach(0, (1, 7), Lsn(20480), 0).unwrap();
+    p.on_ack(0, 1, &ack(20480), 0).unwrap();
+    p.on_sent(0, 1, Lsn(28672));
+    p.on_ack(0, 1, &Ack { received: Lsn(28672), ..ack(24576) }, 0).unwrap();
+    // The next process, whose folder is a new one, is heard first; then what the one before had said last.
+    let _ = p.answer(&Hello { system: SystemId::NONE, process: 7, ..hello(0, 0, 0) }, log(), 0);
+    assert_eq!((counts(&p).received, counts(&p).flushed), (Lsn(0), Lsn(0)));
+    assert_eq!(p.attach(0, (2, 7), Lsn(28672), 0), Ok(None));
+    assert_eq!((counts(&p).received, counts(&p).flushed), (Lsn(0), Lsn(0)));
+    assert_eq!((p.slots().fresh_until(1, Duration::MAX), p.slots().heard_within(Duration::from_nanos(1), 1)), (0, 0));
+    assert_eq!(p.on_ack(0, 2, &ack(20480), 0), Err(AckViolation::WentBack), "it has said that it has more");
+    p.detach(0, 2, 0);
+    assert_eq!(counts(&p).flushed, Lsn(0));
+    // A process that lives says so.
+    p.attach(0, (3, 7), Lsn(8192), 0).unwrap();
+    p.on_ack(0, 3, &ack(8192), 1).unwrap();
+    assert_eq!((counts(&p).received, counts(&p).flushed), (Lsn(8192), Lsn(8192)));
+    assert_eq!(p.slots().heard_within(Duration::from_nanos(1), 1), 1);
+    // Its next link, of what it had in memory only.
+    p.on_sent(0, 3, Lsn(12288));
+    p.on_ack(0, 3, &Ack { received: Lsn(12288), ..ack(8192) }, 1).unwrap();
+    assert_eq!(p.attach(0, (4, 7), Lsn(12288), 1), Ok(Some(3)));
+    assert_eq!((counts(&p).received, counts(&p).flushed), (Lsn(8192), Lsn(8192)));
+}
+
+#[test]
 fn an_ack_above_sent_or_from_another_link_never_counts() {
     let mut p = primary();
     assert_eq!(p.attach(0, (1, 7), Lsn(20480), 0), Ok(None));
-    assert_eq!(p.gate.commit(), Lsn(20480));
     let ack = |received, flushed| Ack { received: Lsn(received), flushed: Lsn(flushed), ..Ack::default() };
     assert_eq!(
         p.on_ack(0, 1, &ack(24576, 24576), 0),

@@ -57,8 +57,11 @@ pub struct Slot {
     pub link: Option<u64>,
     /// The end of what was handed to the network on this link.
     pub sent: Lsn,
-    /// What the replica has said in this reign.
+    /// What the replica has said in this reign, in its hellos and acks.
     pub at: SlotPositions,
+    /// What of that counts for commits: what it has said in acks. A hello may be read long after its
+    /// process has ended, and its folder is another one by then; who acknowledges has read the answer.
+    pub vouched: SlotPositions,
     /// Where the link began.
     pub began: Lsn,
     /// The log from here on may be needed.
@@ -74,12 +77,18 @@ pub struct Slot {
     pub connects: u64,
     /// The process at the other end of the link.
     process: u64,
-    /// When that was heard last, in nanoseconds of the shard's clock.
+    /// When that acknowledged last, in nanoseconds of the shard's clock.
     heard_ns: u64,
-    /// The same, of one that takes a snapshot: that acknowledges nothing.
-    staged_ns: u64,
+    /// The same, of its hello, and of one that takes a snapshot: those acknowledge nothing.
+    greeted_ns: u64,
     /// Since when nobody serves it.
     idle_since_ns: u64,
+}
+
+/// What is left of positions in a log that ends at `end`.
+fn up_to(at: SlotPositions, end: Lsn) -> SlotPositions {
+    let SlotPositions { received, flushed, applied } = at;
+    SlotPositions { received: received.min(end), flushed: flushed.min(end), applied: applied.min(end) }
 }
 
 impl Slot {
@@ -92,6 +101,7 @@ impl Slot {
             link: None,
             sent: Lsn::ZERO,
             at: SlotPositions::default(),
+            vouched: SlotPositions::default(),
             began: Lsn::ZERO,
             restart,
             below: Lsn(u64::MAX),
@@ -100,7 +110,7 @@ impl Slot {
             connects: 0,
             process: 0,
             heard_ns: 0,
-            staged_ns: 0,
+            greeted_ns: 0,
             idle_since_ns: now_ns,
         }
     }
@@ -111,7 +121,7 @@ impl Slot {
         self.lost.is_none()
     }
 
-    /// When its replica was heard last, in nanoseconds of the shard's clock; 0 if never.
+    /// When its replica acknowledged last, in nanoseconds of the shard's clock; 0 if never.
     #[must_use]
     pub const fn heard_ns(&self) -> u64 {
         self.heard_ns
@@ -126,7 +136,7 @@ impl Slot {
     /// No link serves it since then; what its replica held in memory only is gone with that.
     fn unlink(&mut self, idle_since_ns: u64) {
         (self.link, self.progress, self.idle_since_ns) = (None, None, idle_since_ns);
-        self.at.received = self.at.flushed;
+        (self.at.received, self.vouched.received) = (self.at.flushed, self.vouched.flushed);
     }
 
     /// What the superblock says of it.
@@ -265,7 +275,7 @@ impl Slots {
             return Some(refusal_of(cause));
         }
         let same = process != 0 && process == s.process;
-        let silent = now_ns.saturating_sub(s.heard_ns.max(s.staged_ns)) > 3 * limits::HEARTBEAT.as_nanos() as u64;
+        let silent = now_ns.saturating_sub(s.heard_ns.max(s.greeted_ns)) > 3 * limits::HEARTBEAT.as_nanos() as u64;
         (s.link.is_some() && !same && !silent).then_some(Refusal::SlotInUse)
     }
 
@@ -284,18 +294,19 @@ impl Slots {
     ) -> Option<u64> {
         let s = self.all[slot].as_mut().expect("a link serves a slot that is there");
         assert!(s.is_valid(), "a link serves a lost slot");
-        (s.sent, s.restart, s.process, s.heard_ns) = (from, from.min(durable), process, now_ns);
+        (s.sent, s.restart, s.process, s.greeted_ns) = (from, from.min(durable), process, now_ns);
         (s.began, s.progress) = (from, None);
         s.connects += 1;
-        let applied = s.at.applied.min(from);
-        s.at = SlotPositions { received: from, flushed: from, applied };
+        s.at = SlotPositions { received: from, flushed: from, applied: s.at.applied.min(from) };
+        s.vouched = up_to(s.vouched, from);
+        s.vouched.received = s.vouched.flushed;
         s.link.replace(link)
     }
 
     /// A link begins to send a snapshot: the slot is in use, and no position of it changes.
     pub(super) fn stage(&mut self, slot: usize, (link, process): (u64, u64), now_ns: u64) {
         if let Some(s) = self.get_mut(slot) {
-            (s.link, s.process, s.staged_ns, s.progress) = (Some(link), process, now_ns, None);
+            (s.link, s.process, s.greeted_ns, s.progress) = (Some(link), process, now_ns, None);
             // No log is under way.
             (s.at.received, s.sent) = (s.at.flushed, s.at.flushed);
             s.connects += 1;
@@ -319,7 +330,7 @@ impl Slots {
     /// Its replica was heard.
     pub(super) fn on_staged(&mut self, slot: usize, link: u64, now_ns: u64) {
         if let Some(s) = self.get_mut(slot).filter(|s| s.link == Some(link)) {
-            s.staged_ns = now_ns;
+            s.greeted_ns = now_ns;
         }
     }
 
@@ -354,8 +365,7 @@ impl Slots {
     /// that is over.
     pub(super) fn begins_again(&mut self, slot: usize, end: Lsn, now_ns: u64) {
         let Some(s) = self.get_mut(slot) else { return };
-        let SlotPositions { received, flushed, applied } = s.at;
-        s.at = SlotPositions { received: received.min(end), flushed: flushed.min(end), applied: applied.min(end) };
+        (s.at, s.vouched) = (up_to(s.at, end), up_to(s.vouched, end));
         if s.link.is_some() {
             s.unlink(now_ns);
         }
@@ -376,7 +386,7 @@ impl Slots {
     /// restart LSN.
     pub(super) fn on_ack(&mut self, slot: usize, at: SlotPositions, applied_seq: Seq, durable: Lsn, now_ns: u64) {
         if let Some(s) = self.get_mut(slot) {
-            (s.at, s.applied_seq, s.heard_ns) = (at, applied_seq, now_ns);
+            (s.at, s.vouched, s.applied_seq, s.heard_ns) = (at, at, applied_seq, now_ns);
             s.restart = s.restart.max(at.flushed.min(durable));
         }
     }
@@ -411,7 +421,7 @@ impl Slots {
             return Some(lost);
         }
         (s.lost, s.link, s.progress, s.idle_since_ns) = (Some(cause), None, None, now_ns);
-        (s.at, s.below) = (SlotPositions::default(), Lsn(u64::MAX));
+        (s.at, s.vouched, s.below) = (SlotPositions::default(), SlotPositions::default(), Lsn(u64::MAX));
         Some(lost)
     }
 

@@ -213,6 +213,9 @@ fn a_replica_is_heard_lately_by_its_acknowledgements_alone() {
     assert_eq!((s.fresh_until(0, age), s.fresh_until(1, age), s.heard_within(age, 1)), (u64::MAX, 0, 0));
     s.attach(0, (1, 1), Lsn(0), Lsn(0), second);
     s.attach(1, (2, 2), Lsn(0), Lsn(0), 2 * second);
+    assert_eq!((s.fresh_until(1, age), s.heard_within(age, second)), (0, 0), "their hellos may be old");
+    s.on_ack(0, SlotPositions::default(), Seq(0), Lsn(0), second);
+    s.on_ack(1, SlotPositions::default(), Seq(0), Lsn(0), 2 * second);
     assert_eq!((s.fresh_until(1, age), s.fresh_until(2, age), s.fresh_until(3, age)), (7 * second, 6 * second, 0));
     s.on_ack(0, SlotPositions::default(), Seq(0), Lsn(0), 4 * second);
     assert_eq!((s.fresh_until(2, age), s.fresh_until(1, age)), (7 * second, 9 * second));
@@ -220,6 +223,7 @@ fn a_replica_is_heard_lately_by_its_acknowledgements_alone() {
     // Who only reads, and who lost its slot, does not count.
     let reader = s.make(name("reader"), false, Lsn(0), 0).unwrap();
     s.attach(reader, (3, 3), Lsn(0), Lsn(0), 5 * second);
+    s.on_ack(reader, SlotPositions::default(), Seq(0), Lsn(0), 5 * second);
     s.lose(0, SlotLoss::Idle, 6 * second);
     assert_eq!((s.fresh_until(1, age), s.fresh_until(2, age)), (7 * second, 0));
     assert_eq!(s.fresh_until(1, Duration::MAX), u64::MAX - 1, "the highest number is for a gate that is off");
