@@ -59,6 +59,15 @@ pub(crate) struct Args {
     json: bool,
 }
 
+impl Args {
+    /// Whether these runs leave something out that others do.
+    fn narrows(&self) -> bool {
+        let Self { canary, without, appends, replicas, shards, clients, .. } = self;
+        let limits = appends.is_some() || replicas.is_some() || shards.is_some() || clients.is_some();
+        limits || canary.is_some() || !without.is_empty()
+    }
+}
+
 /// Lines of a trace that are shown of a failing run.
 const TRACE_LINES: usize = 60;
 
@@ -80,7 +89,7 @@ pub(crate) fn execute(args: &Args) -> Result<(), Ended> {
         let document = serde_json::json!({
             "seeds": all.seeds, "from": args.from, "seconds": all.seconds, "seeds_per_s": all.seeds as f64 / all.seconds,
             "commits": all.commits, "appends": all.appends, "steps": all.steps, "virtual_s": all.virtual_s,
-            "faults": all.counts, "failed": failed,
+            "faults": all.counts, "engine": all.did, "failed": failed,
         });
         println!("{document:#}");
     } else {
@@ -97,6 +106,10 @@ pub(crate) fn execute(args: &Args) -> Result<(), Ended> {
         for (kind, count) in &all.counts {
             println!("  {kind:<24} {count}");
         }
+        println!("what the engine counted:");
+        for (counter, count) in &all.did {
+            println!("  {counter:<24} {count}");
+        }
     }
     if args.seeds == 1 && args.trace && all.failed.is_empty() {
         let ran = run(args.from, &How { trace: true, ..how.clone() });
@@ -106,7 +119,13 @@ pub(crate) fn execute(args: &Args) -> Result<(), Ended> {
     for failed in &all.failed {
         report(failed, &how, args);
     }
-    if all.failed.is_empty() { Ok(()) } else { Err(Ended::Found(format!("{} seeds failed", all.failed.len()))) }
+    if !all.failed.is_empty() {
+        return Err(Ended::Found(format!("{} seeds failed", all.failed.len())));
+    }
+    match all.missed() {
+        missed if missed.is_empty() || args.narrows() => Ok(()),
+        missed => Err(format!("in {} seeds these never happened: {}", all.seeds, missed.join(", ")).into()),
+    }
 }
 
 /// The deliberate bug of a name.

@@ -106,7 +106,8 @@ impl Seen {
         self.count_copies(cluster);
     }
 
-    /// A log that has begun anew holds nothing before that: no primary counts it for commits there.
+    /// A log that has begun anew holds nothing before that: no primary counts it for commits there, nor for
+    /// any that somebody waits for.
     fn no_vote_is_of_what_was_given_up(&mut self, cluster: &Cluster) {
         let lives = |n: usize, process: u64| cluster.is_up(n) && cluster.nodes[n].incarnation == process;
         self.begun.retain(|(n, process, _)| lives(*n, *process));
@@ -115,9 +116,13 @@ impl Seen {
             let primaries = self.last.iter().filter(|((p, process, s), v)| {
                 s == shard && v.is_primary && v.term == replica.term && lives(*p, *process)
             });
-            let mut slots = primaries.flat_map(|(_, p)| &p.slots);
-            if let Some(slot) = slots.find(|s| s.name == name && s.counted > Lsn::ZERO && s.counted < replica.begun) {
-                cluster.fail(format!("{slot:?} counts for commits, and has given that up: {replica:?}"));
+            for (_, p) in primaries {
+                let Some(slot) = p.slots.iter().find(|s| s.name == name && s.counted > Lsn::ZERO) else { continue };
+                if slot.counted < replica.begun {
+                    cluster.fail(format!("{slot:?} counts for commits, and has given that up: {replica:?}"));
+                } else if p.waits_from.is_some_and(|end| end <= replica.begun) {
+                    cluster.fail(format!("{slot:?} counts for what it never held, and somebody waits for that: {p:?}"));
+                }
             }
         }
     }

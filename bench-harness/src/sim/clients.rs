@@ -1,7 +1,10 @@
 //! Those who append: tasks on the shards' cores, and tasks with a handle, as on other threads.
 
 use std::collections::VecDeque;
+use std::future::Future as _;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use towline::{AppendError, AppendOptions, CommitPolicy, CrossOutcome, Handle, LocalShard, Primary, ShardId, world};
@@ -87,7 +90,7 @@ impl Client {
                     pending.push_back((appended.index, id, policy));
                 }
                 Err(e) => {
-                    lock(&self.oracle).refused(id);
+                    self.refused(id, &e);
                     if matches!(e, AppendError::Stopped(_) | AppendError::Fenced) {
                         break;
                     }
@@ -124,6 +127,22 @@ impl Client {
             }
             !is
         });
+    }
+
+    /// An append was not taken.
+    fn refused(&self, id: usize, e: &AppendError) {
+        lock(&self.oracle).refused(id);
+        let why = match e {
+            AppendError::LogFull => "refused: LogFull",
+            AppendError::DiskFull => "refused: DiskFull",
+            AppendError::MinReplicas { .. } => "refused: MinReplicas",
+            AppendError::TooFewReplicas { .. } => "refused: TooFewReplicas",
+            AppendError::WouldBlock => "refused: WouldBlock",
+            _ => "refused: other",
+        };
+        if let Some(world) = super::world::here() {
+            world.happened(why);
+        }
     }
 
     async fn handle(self, handle: Handle) {
@@ -167,12 +186,18 @@ impl Client {
                 let shard = ShardId(rng.below(u64::from(self.plan.shards)) as u32);
                 let id = lock(&self.oracle).ask(self.node, shard, lanes[shard.0 as usize], bytes);
                 match handle.try_append(shard, &payload(id, bytes), options) {
+                    // Nobody waits for it any more, perhaps after a look: it may be in the log.
+                    Ok(mut ticket) if rng.chance(0.05) => {
+                        if rng.chance(0.5) {
+                            std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut ticket).poll(cx).is_ready())).await;
+                        }
+                    }
                     Ok(ticket) => match ticket.await {
                         Ok(outcome) => lock(&self.oracle).done(id, &outcome, policy, self.node),
-                        Err(_) => lock(&self.oracle).refused(id),
+                        Err(e) => self.refused(id, &e),
                     },
                     Err(e) => {
-                        lock(&self.oracle).refused(id);
+                        self.refused(id, &e);
                         if !matches!(e, AppendError::WouldBlock) {
                             break;
                         }

@@ -16,6 +16,8 @@ pub struct Many {
     pub failed: Vec<Ran>,
     /// Faults that came, by kind.
     pub counts: BTreeMap<&'static str, u64>,
+    /// What the engine counted.
+    pub did: BTreeMap<&'static str, u64>,
     /// Commits acknowledged.
     pub commits: u64,
     /// Appends.
@@ -27,6 +29,38 @@ pub struct Many {
     /// Real seconds.
     pub seconds: f64,
 }
+
+/// What must come to pass in many runs, or they have become blind to it.
+const MUST_HAPPEN: [&str; 16] = [
+    "catch_ups",
+    "copied_sends",
+    "log_full",
+    "packed_batches",
+    "refused: LogFull",
+    "refused: MinReplicas",
+    "refused: TooFewReplicas",
+    "segments_recycled",
+    "slots_lost_idle",
+    "slots_lost_removed",
+    "slots_lost_retention_cap",
+    "snapshots_installed",
+    "snapshots_resumed",
+    "throttled",
+    "window_waits",
+    "zero_copy_sends",
+];
+
+impl Many {
+    /// What never happened and should have, in so many runs.
+    #[must_use]
+    pub fn missed(&self) -> Vec<&'static str> {
+        let never = |what: &&&str| self.did.get(**what).is_none_or(|count| *count == 0);
+        if self.seeds < SEEDS_SEE_ALL { Vec::new() } else { MUST_HAPPEN.iter().filter(never).copied().collect() }
+    }
+}
+
+/// So many runs see everything that can happen.
+const SEEDS_SEE_ALL: u64 = 5000;
 
 /// Runs `seeds` seeds from `from` on, on `jobs` threads, until one fails if `stop_at_first`. `each` is
 /// told of every run as it ends.
@@ -53,6 +87,9 @@ pub fn many(
                     all.seeds += 1;
                     for (kind, count) in &ran.counts {
                         *all.counts.entry(kind).or_default() += count;
+                    }
+                    for (counter, count) in &ran.did {
+                        *all.did.entry(counter).or_default() += count;
                     }
                     all.commits += ran.commits;
                     all.appends += ran.appends;

@@ -39,6 +39,8 @@ pub struct Ran {
     pub faults: Vec<Fault>,
     /// Faults that came, by kind.
     pub counts: BTreeMap<&'static str, u64>,
+    /// What the engine counted, over all shards and processes.
+    pub did: BTreeMap<&'static str, u64>,
     /// A number for everything that happened: two runs with the same one did the same.
     pub hash: u64,
     /// Steps of tasks.
@@ -107,11 +109,12 @@ pub fn run_plan(plan: Plan, how: &How) -> Ran {
     }
     let violation = lock(&cluster.wrong).first().cloned();
     let oracle = lock(&cluster.oracle);
-    let ran = Ran {
+    let mut ran = Ran {
         seed,
         violation,
         faults: cluster.plan.faults.clone(),
         counts: world.counts(),
+        did: BTreeMap::new(),
         hash: world.trace().hash(),
         steps,
         virtual_ns: world.now_ns(),
@@ -125,6 +128,7 @@ pub fn run_plan(plan: Plan, how: &How) -> Ran {
         // Drops its tasks while the world is still entered.
         let _ = catch_unwind(AssertUnwindSafe(|| world.kill(cluster.nodes[n].id)));
     }
+    ran.did = world.did();
     canary::set(None);
     drop(cluster);
     drop(entered);

@@ -173,10 +173,16 @@ impl CommitGate {
         self.queues.iter().map(|q| q.waiters.len()).sum()
     }
 
+    /// The lowest end of a commit that somebody waits for.
+    #[must_use]
+    pub fn waits_from(&self) -> Option<Lsn> {
+        self.queues.iter().filter_map(|q| q.waiters.front()).map(|w| w.end).min()
+    }
+
     /// Whether somebody waits for a commit that ends at or below `lsn`.
     #[must_use]
     pub fn waits_up_to(&self, lsn: Lsn) -> bool {
-        self.queues.iter().any(|q| q.waiters.front().is_some_and(|w| w.end <= lsn))
+        self.waits_from().is_some_and(|end| end <= lsn)
     }
 
     /// Whether somebody waits for the `applied` level: replicas are asked to be prompt.

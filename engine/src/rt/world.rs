@@ -16,6 +16,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use crate::telemetry::Counters;
 use towline_wire::superblock::SlotLoss;
 use towline_wire::{Lsn, Seq, ShardId, Term};
 
@@ -66,6 +67,8 @@ pub trait World {
     /// A shard of this node begins to live: `look` shows where it stands until its node ends
     /// (`None` once the shard is gone).
     fn watch(&self, look: Box<dyn Fn() -> Option<ShardView>>);
+    /// A shard of this node has ended, or its process: what it had counted by then.
+    fn counted(&self, counters: &Counters);
 }
 
 /// One node's disk: folders and files. Blocking calls take no time; what may be lost in a crash is
@@ -211,6 +214,8 @@ pub struct ShardView {
     pub min_replicas: (u8, u64),
     /// Somebody waits for what holds.
     pub overdue: bool,
+    /// The lowest end of a commit that somebody waits for.
+    pub waits_from: Option<Lsn>,
     /// Bytes of a segment.
     pub segment_bytes: u64,
     /// Segments that are kept ready.

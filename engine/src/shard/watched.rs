@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use super::{Role, Shard};
 use crate::protocol::builder::buffer_for;
+use crate::protocol::gate::CommitGate;
 use crate::protocol::replica::Replica;
 use crate::protocol::slots::Slot;
 use crate::protocol::snapshot::Sending;
@@ -70,10 +71,19 @@ impl Shard {
             settings_version: self.live.version.get(),
             min_replicas: self.live.min_replicas(),
             overdue: matches!(&inner.role, Role::Primary(p) if p.gate.is_overdue()),
+            waits_from: gate.and_then(CommitGate::waits_from),
             segment_bytes: self.config.segment_bytes,
             segments_ahead: self.config.segments_ahead,
             cap: self.live.retention.get().cap,
             keep: self.config.keep,
+        }
+    }
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        if let Some(world) = world::current() {
+            world.counted(&self.telemetry.borrow().counters);
         }
     }
 }

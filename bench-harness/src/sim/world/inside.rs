@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use towline::telemetry::Counters;
 use towline::world::{self, Listener, LocalFuture, ShardView, Socket, TaskId, World};
 
 use super::disk::NodeDisk;
@@ -95,5 +96,12 @@ impl World for SimWorld {
     fn watch(&self, look: Box<dyn Fn() -> Option<ShardView>>) {
         let node = self.running.get().node;
         self.machines.borrow_mut()[node.0 as usize].looks.push(look);
+    }
+
+    fn counted(&self, counters: &Counters) {
+        let mut did = self.did.borrow_mut();
+        for (name, count) in counters.all() {
+            *did.entry(name).or_default() += count;
+        }
     }
 }

@@ -89,6 +89,8 @@ pub struct SimWorld {
     pictures: RefCell<Vec<images::Picture>>,
     trace: Trace,
     counts: RefCell<BTreeMap<&'static str, u64>>,
+    /// What the shards that have ended had counted.
+    did: RefCell<BTreeMap<&'static str, u64>>,
 }
 
 thread_local! {
@@ -97,7 +99,7 @@ thread_local! {
 
 /// The world of this thread. Files and sockets find it here: they cannot hold it, as the engine's
 /// types may cross threads.
-fn here() -> Option<Rc<SimWorld>> {
+pub(super) fn here() -> Option<Rc<SimWorld>> {
     WORLD.try_with(|w| w.borrow().clone()).ok().flatten()
 }
 
@@ -129,6 +131,7 @@ impl SimWorld {
             pictures: RefCell::default(),
             trace: Trace::default(),
             counts: RefCell::default(),
+            did: RefCell::default(),
         })
     }
 
@@ -473,6 +476,17 @@ impl SimWorld {
     #[must_use]
     pub fn counts(&self) -> BTreeMap<&'static str, u64> {
         self.counts.borrow().clone()
+    }
+
+    /// Counts something that must come to pass in many runs.
+    pub fn happened(&self, what: &'static str) {
+        *self.did.borrow_mut().entry(what).or_default() += 1;
+    }
+
+    /// What the shards of processes that have ended had counted, and what else has happened.
+    #[must_use]
+    pub fn did(&self) -> BTreeMap<&'static str, u64> {
+        self.did.borrow().clone()
     }
 
     /// Nothing goes wrong by itself any more.
