@@ -107,6 +107,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Ended> {
+    if !matches!(cli.command, Some(Command::Sim(_) | Command::Images(_) | Command::Errors(_))) {
+        allocations::begin();
+    }
     let result = match cli.command {
         Some(Command::Limit(args)) => limit::run(&args),
         Some(Command::Counts(args)) => counts::run(&args),

@@ -89,19 +89,20 @@ pub(crate) fn execute(args: &Args) -> Result<(), Ended> {
         let document = serde_json::json!({
             "seeds": all.seeds, "from": args.from, "seconds": all.seconds, "seeds_per_s": all.seeds as f64 / all.seconds,
             "commits": all.commits, "appends": all.appends, "steps": all.steps, "virtual_s": all.virtual_s,
-            "faults": all.counts, "engine": all.did, "failed": failed,
+            "hash": format!("{:016x}", all.hash), "faults": all.counts, "engine": all.did, "failed": failed,
         });
         println!("{document:#}");
     } else {
         println!(
-            "{} seeds in {:.1} s: {:.0} seeds/s, {} appends, {} commits, {:.0} virtual hours, {} steps",
+            "{} seeds in {:.1} s: {:.0} seeds/s, {} appends, {} commits, {:.0} virtual hours, {} steps, hash {:016x}",
             all.seeds,
             all.seconds,
             all.seeds as f64 / all.seconds,
             all.appends,
             all.commits,
             all.virtual_s / 3600.0,
-            all.steps
+            all.steps,
+            all.hash
         );
         for (kind, count) in &all.counts {
             println!("  {kind:<24} {count}");

@@ -24,6 +24,8 @@ pub struct Many {
     pub appends: u64,
     /// Steps of tasks.
     pub steps: u64,
+    /// The sum of the runs' hashes: the same for the same seeds on the same commit, on any machine.
+    pub hash: u64,
     /// Virtual seconds.
     pub virtual_s: f64,
     /// Real seconds.
@@ -94,6 +96,7 @@ pub fn many(
                     all.commits += ran.commits;
                     all.appends += ran.appends;
                     all.steps += ran.steps;
+                    all.hash = all.hash.wrapping_add(ran.hash);
                     all.virtual_s += ran.virtual_ns as f64 / 1e9;
                     each(all.seeds, &ran);
                     if ran.violation.is_some() {

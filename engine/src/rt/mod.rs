@@ -201,6 +201,12 @@ pub(crate) fn now_ns() -> u64 {
     ring::now_ns()
 }
 
+/// This process's number; 1 in a simulated world, where nothing may depend on the machine.
+pub(crate) fn process_id() -> u32 {
+    in_world!(_world => 1);
+    std::process::id()
+}
+
 /// Microseconds since 1970; may jump.
 pub(crate) fn wall_us() -> u64 {
     in_world!(world => world.wall_us());

@@ -37,7 +37,7 @@ pub(crate) fn lock(data: &Path) -> Result<FolderLock, OpenError> {
     }
     let write = || -> io::Result<()> {
         file.set_len(0)?;
-        file.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)
+        file.write_all_at(format!("{}\n", rt::process_id()).as_bytes(), 0)
     };
     write().map_err(OpenError::io("writing", &path))?;
     Ok(FolderLock(file))
