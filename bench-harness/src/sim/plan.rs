@@ -226,11 +226,12 @@ impl Plan {
     #[must_use]
     pub fn draw(seed: u64, less: &Less) -> Self {
         let r = &mut Rng::new(seed ^ 0x706C_616E);
-        let shards = [1, 1, 1, 1, 2, 2, 3, 8][r.below(8) as usize];
+        // Many shards and large records are dear, and show little that few and small ones do not.
+        let shards = [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 8][r.below(16) as usize];
         let replicas = [0, 1, 1, 2, 2, 2, 2, 3, 3, 4, 5, 6][r.below(12) as usize];
         let segment_bytes = (64 << 10) * [1, 1, 1, 2, 4][r.below(5) as usize];
         let batch_bytes = 4096 * [1, 2, 4, 8, 16][r.below(5) as usize] as usize;
-        let record_max = [512, 4000, 20_000, 90_000, 200_000][r.below(5) as usize];
+        let record_max = [512, 512, 4000, 4000, 20_000, 20_000, 90_000, 200_000][r.below(8) as usize];
         let retain = if r.chance(0.7) { Retain::All } else { Retain::Bytes(64 << 10) };
         let quiet = r.chance(0.08);
         let each = 0.1 + 0.5 * r.unit();
