@@ -189,9 +189,9 @@ impl Run {
             Err(e) => e,
         };
         self.refused_starts += 1;
-        let fits = match (self.failing.map(|f| f.sweep), &e) {
-            (Some(Sweep::ErrorOnce | Sweep::ErrorForever), OpenError::Io { .. }) => true,
-            (Some(Sweep::FullOnce | Sweep::FullForever), OpenError::DiskFull { .. }) => true,
+        let fits = match self.failing.map(|f| f.sweep) {
+            Some(Sweep::ErrorOnce | Sweep::ErrorForever) => matches!(e, OpenError::Io { .. }),
+            Some(Sweep::FullOnce | Sweep::FullForever) => matches!(e, OpenError::DiskFull { .. }),
             _ => false,
         };
         if before || !fits || self.met().is_none() || self.failing.is_none_or(|f| f.node != node) {
