@@ -16,6 +16,8 @@ use towline::measure::Load;
 use towline::units::{parse_size, show_size};
 use towline::{AppendOptions, Primary, PrimaryConfig, Retain, RetainMax, ShardId, SlotState};
 
+use towline_bench::memory;
+
 use crate::cluster::{Scratch, of_one, until};
 use crate::remote::{NodeSettings, RemoteReplica};
 
@@ -234,18 +236,10 @@ impl Look<'_> {
             bytes: of_one(self.primary).appended_lsn.0 - self.from,
             commits_per_s: (report.commits - commits) as f64 / (seconds - since).max(1e-9),
             p99_us: report.latency_ns.value_at_quantile(0.99) as f64 / 1000.0,
-            rss: rss()?,
+            rss: memory::rss_bytes()?,
             disk: disk(self.folder).map_err(|e| format!("{}: {e}", self.folder.display()))?,
         })
     }
-}
-
-/// Memory that this process has from the system.
-fn rss() -> Result<u64, String> {
-    let status = fs::read_to_string("/proc/self/status").map_err(|e| format!("/proc/self/status: {e}"))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
-    kib.map(|kib| kib * 1024).ok_or_else(|| "/proc/self/status says no VmRSS".into())
 }
 
 /// What a folder takes on its device. Files go and come meanwhile.

@@ -151,9 +151,9 @@ impl Cluster {
         let written = |used: Used, settings: &NodeSettings| used.segments >= settings.prefill.div_ceil(64 << 20);
         let status = self.primary.status();
         let live = status.iter().all(|s| s.slots.iter().all(|r| r.state == SlotState::Live));
-        let mut ready = live && written(Used::here(&status), &plan.primary);
+        let mut ready = live && written(Used::here(&status)?, &plan.primary);
         for replica in &self.local {
-            ready &= written(Used::here(&replica.status()), &plan.replica);
+            ready &= written(Used::here(&replica.status())?, &plan.replica);
         }
         for replica in &mut self.remote {
             ready &= written(replica.used()?, &plan.replica);
@@ -167,7 +167,7 @@ impl Cluster {
         for replica in &self.local {
             status.extend(replica.status());
         }
-        let mut sum = Used::here(&status);
+        let mut sum = Used::here(&status)?;
         for replica in &mut self.remote {
             let used = replica.used()?;
             sum.cpu_ns += used.cpu_ns;

@@ -1,8 +1,10 @@
-//! What `towline-bench` is made of that tests use too: the deterministic simulator, and what many of
-//! everything costs, disks on the machine whose calls fail, and the opening words of a connection.
+//! What `towline-bench` is made of that tests use too: the deterministic simulator, what many of
+//! everything costs, disks on the machine whose calls fail, the opening words of a connection, and what the
+//! kernel says of a process.
 #![deny(missing_docs)]
 
 pub mod failing;
 pub mod greeting;
 pub mod many;
+pub mod memory;
 pub mod sim;

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use towline::{NodeConfig, Replica, ReplicaConfig, Retain};
 
+use towline_bench::memory;
+
 use crate::allocations;
 
 /// A replica's arguments.
@@ -51,12 +53,12 @@ pub(crate) struct Used {
 
 impl Used {
     /// This process's, with the counters of nodes in it.
-    pub(crate) fn here(status: &[towline::ShardStatus]) -> Self {
+    pub(crate) fn here(status: &[towline::ShardStatus]) -> Result<Self, String> {
         let (enters, sleeps) = towline::measure::enters_and_sleeps();
         let mut used = Self {
             enters,
             sleeps,
-            rss: towline::sys::rss_bytes(),
+            rss: memory::rss_bytes()?,
             cpu_ns: towline::sys::process_cpu_ns(),
             allocations: allocations::count(),
             peak_rss: towline::sys::peak_rss_bytes(),
@@ -69,7 +71,7 @@ impl Used {
             used.device_writes += c.device_writes;
             used.syscalls += c.send_calls + c.receive_calls;
         }
-        used
+        Ok(used)
     }
 
     fn to_line(self) -> String {
@@ -126,7 +128,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     let mut out = std::io::stdout().lock();
     for line in std::io::stdin().lock().lines() {
         line.map_err(|e| e.to_string())?;
-        writeln!(out, "{}", Used::here(&replica.status()).to_line())
+        writeln!(out, "{}", Used::here(&replica.status())?.to_line())
             .and_then(|()| out.flush())
             .map_err(|e| e.to_string())?;
     }

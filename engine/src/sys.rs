@@ -252,18 +252,6 @@ fn clock_ns(clock: libc::clockid_t) -> u64 {
     }
 }
 
-/// The memory that this process has resident now, in bytes; 0 if the kernel does not say.
-#[must_use]
-pub fn rss_bytes() -> u64 {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    pages.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * page_bytes()
-}
-
-fn page_bytes() -> u64 {
-    // SAFETY: no preconditions.
-    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
-}
-
 /// The most memory that this process has had resident so far, in bytes.
 #[must_use]
 pub fn peak_rss_bytes() -> u64 {

@@ -19,6 +19,7 @@ mod probe;
 mod session;
 mod stats;
 mod table;
+mod turns;
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _};

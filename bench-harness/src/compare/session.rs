@@ -11,9 +11,10 @@ use super::bulk;
 use super::interrupt;
 use super::machine;
 use super::model::{Group, Limit, Part, PeerFacts, Row, Run, Scope, Skipped};
-use super::peers::{Cpus, Job, Peer, Shape};
+use super::peers::{Job, Peer, Shape};
 use super::probe::{PROBE, Probe, steady};
 use super::stats::{NETWORK, SAME_LOOP};
+use super::turns::{Entry, Turns};
 
 /// What is still being written or discarded after a run's folder is gone.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -84,15 +85,8 @@ fn is_variant(name: &str, of: &str) -> bool {
     !of.starts_with("towline") && name.strip_prefix(of).is_some_and(|rest| rest.starts_with('-'))
 }
 
-/// A contender in one of its shapes.
-struct Entry {
-    peer: usize,
-    shape: Shape,
-    row: Row,
-}
-
 /// The groups with their entries, in order.
-fn plan(args: &Args, field: &Field) -> Vec<(Scope, usize, u64, Vec<Entry>)> {
+fn plan(args: &Args, field: &Field) -> Vec<(Scope, usize, u64, Vec<Entry<Row>>)> {
     let mut groups = Vec::new();
     for scope in [Scope::Replicated, Scope::Local] {
         for record_bytes in &args.sizes {
@@ -119,7 +113,7 @@ fn plan(args: &Args, field: &Field) -> Vec<(Scope, usize, u64, Vec<Entry>)> {
 
 /// Leaves out Towline's network shapes that none of the peers has who take part; the one connection of its own
 /// client, which is its best, stays.
-fn keep_shapes_in_use(entries: &mut Vec<Entry>) {
+fn keep_shapes_in_use(entries: &mut Vec<Entry<Row>>) {
     let theirs: Vec<Shape> = entries.iter().filter(|e| !e.row.peer.starts_with("towline")).map(|e| e.shape).collect();
     if theirs.is_empty() {
         return;
@@ -182,14 +176,22 @@ pub(crate) fn run(args: &Args, mut field: Field, scratch: &Path) -> Result<(Part
         bulk: Vec::new(),
     };
     let groups = if args.has_commits() { plan(args, &field) } else { Vec::new() };
-    let total = groups.iter().map(|g| g.3.len()).sum::<usize>() * args.runs as usize;
-    let mut runner =
-        Runner { args, cpus: args.layout(), scratch, probe: &mut probe, field: &mut field, done: 0, total };
+    let entries = groups.iter().map(|g| g.3.len()).sum();
+    let mut turns = Turns::new(args, &mut field, scratch, &mut probe, entries);
     let mut ended = Ok(());
-    for (scope, record_bytes, outstanding, entries) in groups {
-        let mut group = Group { scope, record_bytes, outstanding, probes_us: Vec::new(), rows: Vec::new() };
-        ended = runner.group(&mut group, entries);
-        part.groups.push(group);
+    for (scope, record_bytes, outstanding, mut entries) in groups {
+        let work = format!("{}, {record_bytes} B, {outstanding} outstanding", scope.title());
+        let mut probes_us = Vec::new();
+        let told = |run: &Run| {
+            let (rate, p50, disk) = (run.commits_per_s, run.p50_us, run.probe_after_us);
+            format!("{rate:.0} commits/s, p50 {p50:.0} us (disk {disk:.0} us)")
+        };
+        let run = |turns: &mut Turns<'_>, entry: &Entry<Row>, probes_us: &mut Vec<f64>| {
+            run_one(turns, entry, record_bytes, probes_us)
+        };
+        ended = turns.take(&work, &mut entries, &mut probes_us, run, told);
+        let rows = entries.into_iter().map(|e| e.row).collect();
+        part.groups.push(Group { scope, record_bytes, outstanding, probes_us, rows });
         if ended.is_err() {
             break;
         }
@@ -211,74 +213,25 @@ fn limit(args: &Args, scope: Scope, dir: &Path) -> Result<Limit, String> {
     Ok(Limit { files, mb_s: (limit.bytes_per_s / 1e6).round() })
 }
 
-struct Runner<'a> {
-    args: &'a Args,
-    cpus: Cpus,
-    scratch: &'a Path,
-    probe: &'a mut Probe,
-    field: &'a mut Field,
-    done: usize,
-    total: usize,
-}
-
-impl Runner<'_> {
-    /// Runs everybody in turn and leaves the rows in the group, also when it is cut short.
-    fn group(&mut self, group: &mut Group, mut entries: Vec<Entry>) -> Result<(), String> {
-        let ended = self.turns(group, &mut entries);
-        group.rows = entries.into_iter().map(|e| e.row).collect();
-        ended
-    }
-
-    fn turns(&mut self, group: &mut Group, entries: &mut [Entry]) -> Result<(), String> {
-        group.probes_us.push(self.probe.measure(PROBE)?);
-        for turn in 1..=self.args.runs {
-            for entry in &mut *entries {
-                self.done += 1;
-                let about = format!(
-                    "[{}/{}] {}, {} B, {} outstanding, run {turn} of {}: {} {}",
-                    self.done,
-                    self.total,
-                    group.scope.title(),
-                    group.record_bytes,
-                    group.outstanding,
-                    self.args.runs,
-                    entry.row.peer,
-                    entry.row.shape
-                );
-                match self.run(entry, group.record_bytes, &mut group.probes_us) {
-                    Ok(run) => {
-                        eprintln!(
-                            "{about}: {:.0} commits/s, p50 {:.0} us (disk {:.0} us)",
-                            run.commits_per_s, run.p50_us, run.probe_after_us
-                        );
-                        entry.row.runs.push(run);
-                    }
-                    Err(why) => {
-                        interrupt::check()?;
-                        eprintln!("{about}: failed: {why}");
-                        entry.row.errors.push(why);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn run(&mut self, entry: &Entry, record_bytes: usize, probes_us: &mut Vec<f64>) -> Result<Run, String> {
-        let Self { args, cpus, scratch, probe, field, .. } = self;
-        let (peer, shape) = (&mut field.peers[entry.peer].0, entry.shape);
-        let (warm_up, measure) = (args.warm_up, args.seconds);
-        let probed = steady(|| {
-            let before = probes_us.last().copied().unwrap_or_default();
-            let sample = in_folder(scratch, |dir| peer.run(&Job { dir, record_bytes, shape, warm_up, measure, cpus }));
-            interrupt::sleep(SETTLE)?;
-            let after = probe.measure(PROBE)?;
-            probes_us.push(after);
-            let sample = sample?;
-            if sample.commits == 0 { Err("no commit in the whole run".into()) } else { Ok((sample, [before, after])) }
-        })?;
-        Ok(probed.sample.into_run(probed.probes_us, probed.repeated))
-    }
+fn run_one(
+    turns: &mut Turns<'_>,
+    entry: &Entry<Row>,
+    record_bytes: usize,
+    probes_us: &mut Vec<f64>,
+) -> Result<Run, String> {
+    let Turns { args, cpus, scratch, probe, field, .. } = turns;
+    let (peer, shape) = (&mut field.peers[entry.peer].0, entry.shape);
+    let (warm_up, measure) = (args.warm_up, args.seconds);
+    let probed = steady(|| {
+        let before = probes_us.last().copied().unwrap_or_default();
+        let sample = in_folder(scratch, |dir| peer.run(&Job { dir, record_bytes, shape, warm_up, measure, cpus }));
+        interrupt::sleep(SETTLE)?;
+        let after = probe.measure(PROBE)?;
+        probes_us.push(after);
+        let sample = sample?;
+        if sample.commits == 0 { Err("no commit in the whole run".into()) } else { Ok((sample, [before, after])) }
+    })?;
+    Ok(probed.sample.into_run(probed.probes_us, probed.repeated))
 }
 
 /// Makes a run in an empty folder, which is gone afterwards.
@@ -364,13 +317,14 @@ mod tests {
             Entry { peer: 0, shape: Shape { connections, pipeline }, row }
         };
         let own = ["towline-client", "towline-net"].into_iter().flat_map(|n| [(n, 1, 1024), (n, 8, 128), (n, 64, 16)]);
-        let mut all: Vec<Entry> = own.clone().chain([("towline", 1, 1024), ("redis", 64, 16)]).map(entry).collect();
+        let mut all: Vec<Entry<Row>> =
+            own.clone().chain([("towline", 1, 1024), ("redis", 64, 16)]).map(entry).collect();
         keep_shapes_in_use(&mut all);
         let left: Vec<_> = all.iter().map(|e| (e.row.peer.as_str(), e.shape.connections)).collect();
         let expected =
             [("towline-client", 1), ("towline-client", 64), ("towline-net", 64), ("towline", 1), ("redis", 64)];
         assert_eq!(left, expected);
-        let mut alone: Vec<Entry> = own.map(entry).collect();
+        let mut alone: Vec<Entry<Row>> = own.map(entry).collect();
         keep_shapes_in_use(&mut alone);
         assert_eq!(alone.len(), 6, "nobody to be like");
     }

@@ -13,6 +13,7 @@ use serde::Serialize;
 use towline::measure::histogram;
 use towline::{Handle, Outcome, Primary, PrimaryConfig, ShardId, client};
 
+use crate::memory;
 use fake::Fake;
 
 /// What a process holds at one moment.
@@ -32,14 +33,10 @@ pub struct Holds {
 
 impl Holds {
     fn now(primary: &Primary) -> Result<Self, String> {
-        let status = fs::read_to_string("/proc/self/status").map_err(|e| format!("/proc/self/status: {e}"))?;
-        let field = |name: &str| -> u64 {
-            let line = status.lines().find_map(|l| l.strip_prefix(name));
-            line.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or(0)
-        };
         let descriptors = fs::read_dir("/proc/self/fd").map_err(|e| format!("/proc/self/fd: {e}"))?.count() as u64;
         let tasks = primary.status().iter().map(|s| s.core_tasks).max().unwrap_or(0);
-        Ok(Self { rss: field("VmRSS:") * 1024, allocated: allocated(), descriptors, threads: field("Threads:"), tasks })
+        let (rss, threads) = (memory::rss_bytes()?, memory::status("Threads")?);
+        Ok(Self { rss, allocated: allocated(), descriptors, threads, tasks })
     }
 }
 

@@ -123,6 +123,12 @@ impl Slot {
         if self.link.is_some() { 0 } else { now_ns.saturating_sub(self.idle_since_ns) }
     }
 
+    /// No link serves it since then; what its replica held in memory only is gone with that.
+    fn unlink(&mut self, idle_since_ns: u64) {
+        (self.link, self.progress, self.idle_since_ns) = (None, None, idle_since_ns);
+        self.at.received = self.at.flushed;
+    }
+
     /// What the superblock says of it.
     fn entry(&self) -> Option<SlotEntry> {
         let kind = match self.kind {
@@ -330,7 +336,7 @@ impl Slots {
             return false;
         }
         let Some(s) = self.get_mut(slot) else { return false };
-        (s.link, s.progress, s.idle_since_ns, s.at.received) = (None, None, now_ns, s.at.flushed);
+        s.unlink(now_ns);
         if s.kind == Kind::Temporary {
             self.all[slot] = None;
         }
@@ -351,7 +357,7 @@ impl Slots {
         let SlotPositions { received, flushed, applied } = s.at;
         s.at = SlotPositions { received: received.min(end), flushed: flushed.min(end), applied: applied.min(end) };
         if s.link.is_some() {
-            (s.link, s.progress, s.idle_since_ns, s.at.received) = (None, None, now_ns, s.at.flushed);
+            s.unlink(now_ns);
         }
     }
 
@@ -379,8 +385,7 @@ impl Slots {
     pub(super) fn let_go_of_links(&mut self) {
         for s in self.all.iter_mut().flatten().filter(|s| s.link.is_some()) {
             // It was served until now, or nearly.
-            s.idle_since_ns = s.heard_ns.max(s.idle_since_ns);
-            (s.link, s.progress, s.at.received) = (None, None, s.at.flushed);
+            s.unlink(s.heard_ns.max(s.idle_since_ns));
         }
     }
 

@@ -11,25 +11,18 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::args::Args;
-use super::interrupt;
 use super::model::{BulkGroup, BulkRow, BulkRun, BulkWork, LogFiles};
-use super::peers::{BULK_RECORD_BYTES, BulkJob, Cpus, Shape};
+use super::peers::{BULK_RECORD_BYTES, BulkJob};
 use super::probe::{PROBE, Probe, steady};
 use super::session::{Field, in_folder};
+use super::turns::{Entry, Turns};
 
 pub(crate) use text::text;
 
 /// How long the disk may take to be itself again after gigabytes were prepared or removed.
 const CALM: Duration = Duration::from_secs(30);
 
-/// A contender in one of its ways.
-struct Entry {
-    peer: usize,
-    shape: Shape,
-    row: BulkRow,
-}
-
-fn entries(field: &Field, work: BulkWork) -> Vec<Entry> {
+fn entries(field: &Field, work: BulkWork) -> Vec<Entry<BulkRow>> {
     let mut entries = Vec::new();
     for (n, (peer, _)) in field.peers.iter().enumerate() {
         entries.extend(peer.bulk_ways(work).into_iter().map(|way| {
@@ -60,21 +53,28 @@ pub(crate) fn run(
         for files in &args.log_files {
             let entries = entries(field, work);
             // Towline beside nobody who was asked for is no comparison.
-            let is_wanted = |e: &Entry| args.peers.is_empty() || args.peers.contains(&e.row.peer);
+            let is_wanted = |e: &Entry<BulkRow>| args.peers.is_empty() || args.peers.contains(&e.row.peer);
             if entries.iter().any(is_wanted) {
                 plans.push((work, *files, entries));
             }
         }
     }
-    let total = plans.iter().map(|p| p.2.len()).sum::<usize>() * args.runs as usize;
-    let mut runner = Runner { args, cpus: args.layout(), scratch, probe, field, done: 0, total };
+    let mut turns = Turns::new(args, field, scratch, probe, plans.iter().map(|p| p.2.len()).sum());
     let mut groups = Vec::new();
     for (work, files, mut entries) in plans {
         let (bytes, record_bytes) = (args.bulk_bytes(), BULK_RECORD_BYTES);
-        let mut group = BulkGroup { work, files, bytes, record_bytes, probes_us: Vec::new(), rows: Vec::new() };
-        let ended = runner.turns((work, files), &mut entries, &mut group.probes_us);
-        group.rows = entries.into_iter().map(|e| e.row).collect();
-        groups.push(group);
+        let about = format!("{}, {} MiB, {}", work.title(), bytes >> 20, files.title());
+        let mut probes_us = Vec::new();
+        let told = |run: &BulkRun| {
+            let (mb_s, seconds, disk) = (run.mb_s, run.seconds, run.probe_after_us);
+            format!("{mb_s:.0} MB/s in {seconds:.2} s (disk {disk:.0} us)")
+        };
+        let run = |turns: &mut Turns<'_>, entry: &Entry<BulkRow>, probes_us: &mut Vec<f64>| {
+            run_one(turns, entry, (work, files), probes_us)
+        };
+        let ended = turns.take(&about, &mut entries, &mut probes_us, run, told);
+        let rows = entries.into_iter().map(|e| e.row).collect();
+        groups.push(BulkGroup { work, files, bytes, record_bytes, probes_us, rows });
         if ended.is_err() {
             return (groups, ended);
         }
@@ -82,84 +82,34 @@ pub(crate) fn run(
     (groups, Ok(()))
 }
 
-struct Runner<'a> {
-    args: &'a Args,
-    cpus: Cpus,
-    scratch: &'a Path,
-    probe: &'a mut Probe,
-    field: &'a mut Field,
-    done: usize,
-    total: usize,
-}
-
-impl Runner<'_> {
-    fn turns(
-        &mut self,
-        (work, files): (BulkWork, LogFiles),
-        entries: &mut [Entry],
-        probes_us: &mut Vec<f64>,
-    ) -> Result<(), String> {
-        probes_us.push(self.probe.measure(PROBE)?);
-        for turn in 1..=self.args.runs {
-            for entry in &mut *entries {
-                self.done += 1;
-                let about = format!(
-                    "[{}/{}] {}, {} MiB, {}, run {turn} of {}: {} {}",
-                    self.done,
-                    self.total,
-                    work.title(),
-                    self.args.bulk_bytes() >> 20,
-                    files.title(),
-                    self.args.runs,
-                    entry.row.peer,
-                    entry.row.shape
-                );
-                match self.run(entry, (work, files), probes_us) {
-                    Ok(run) => {
-                        let (mb_s, seconds, disk) = (run.mb_s, run.seconds, run.probe_after_us);
-                        eprintln!("{about}: {mb_s:.0} MB/s in {seconds:.2} s (disk {disk:.0} us)");
-                        entry.row.runs.push(run);
-                    }
-                    Err(why) => {
-                        interrupt::check()?;
-                        eprintln!("{about}: failed: {why}");
-                        entry.row.errors.push(why);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn run(
-        &mut self,
-        entry: &Entry,
-        (work, files): (BulkWork, LogFiles),
-        probes_us: &mut Vec<f64>,
-    ) -> Result<BulkRun, String> {
-        let Self { args, cpus, scratch, probe, field, .. } = self;
-        let (peer, shape, bytes) = (&mut field.peers[entry.peer].0, entry.shape, args.bulk_bytes());
-        let best_us = probes_us.iter().copied().fold(f64::INFINITY, f64::min);
-        let probe = RefCell::new(probe);
-        let probed = steady(|| {
-            let before = Cell::new(None);
-            let ready = || {
-                before.set(Some(probe.borrow_mut().calm(best_us, CALM)?));
-                Ok(())
-            };
-            let sample = in_folder(scratch, |dir| {
-                let sample = peer.run_bulk(&BulkJob { dir, work, files, bytes, shape, cpus, ready: &ready })?;
-                // Before the files go: what that costs the disk is nobody's.
-                let after = probe.borrow_mut().measure(PROBE)?;
-                let before = before.get().ok_or("it did not say when it was ready")?;
-                probes_us.extend([before, after]);
-                Ok((sample, [before, after]))
-            });
-            settle(scratch)?;
-            sample
-        })?;
-        Ok(probed.sample.into_run(probed.probes_us, probed.repeated))
-    }
+fn run_one(
+    turns: &mut Turns<'_>,
+    entry: &Entry<BulkRow>,
+    (work, files): (BulkWork, LogFiles),
+    probes_us: &mut Vec<f64>,
+) -> Result<BulkRun, String> {
+    let Turns { args, cpus, scratch, probe, field, .. } = turns;
+    let (peer, shape, bytes) = (&mut field.peers[entry.peer].0, entry.shape, args.bulk_bytes());
+    let best_us = probes_us.iter().copied().fold(f64::INFINITY, f64::min);
+    let probe = RefCell::new(probe);
+    let probed = steady(|| {
+        let before = Cell::new(None);
+        let ready = || {
+            before.set(Some(probe.borrow_mut().calm(best_us, CALM)?));
+            Ok(())
+        };
+        let sample = in_folder(scratch, |dir| {
+            let sample = peer.run_bulk(&BulkJob { dir, work, files, bytes, shape, cpus, ready: &ready })?;
+            // Before the files go: what that costs the disk is nobody's.
+            let after = probe.borrow_mut().measure(PROBE)?;
+            let before = before.get().ok_or("it did not say when it was ready")?;
+            probes_us.extend([before, after]);
+            Ok((sample, [before, after]))
+        });
+        settle(scratch)?;
+        sample
+    })?;
+    Ok(probed.sample.into_run(probed.probes_us, probed.repeated))
 }
 
 /// Waits until the file system has written down that a run's files are gone: the next run is not to pay

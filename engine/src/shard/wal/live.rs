@@ -176,9 +176,9 @@ impl LiveSegments {
             let at = Lsn(batch.lsn.0 + done as u64);
             let (file, offset) = self.locate(at).await?;
             let part = (buf.len() - done).min((self.segment_bytes - offset) as usize);
-            let piece = if part == buf.len() { buf.clone() } else { copy(&buf[done..done + part]) };
-            let written = match file.write(piece.clone(), offset).await {
-                Err(_) if canary!(FlushRetried) => file.write(piece, offset).await?,
+            let piece = || if part == buf.len() { buf.clone() } else { copy(&buf[done..done + part]) };
+            let written = match file.write(piece(), offset).await {
+                Err(_) if canary!(FlushRetried) => file.write(piece(), offset).await?,
                 written => written?,
             };
             // Whole blocks only: the rest of a cut block is written again.
