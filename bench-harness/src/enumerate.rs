@@ -1,12 +1,13 @@
 //! `towline-bench images` and `towline-bench errors`: every crash, and every call to a disk that fails.
 
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
 use towline_bench::sim::{errors, images, run};
 
-use crate::Ended;
 use crate::simulate::canary_of;
+use crate::{Ended, real_errors};
 
 /// Photograph a workload's disks at every boundary of a call (write, flush, rename, start and end of
 /// a direct write), build what a crash there may leave (nothing that was not flushed, everything,
@@ -91,6 +92,9 @@ pub(crate) fn every_image(args: &Images) -> Result<(), Ended> {
 /// Run a workload of a primary and a replica again and again in the simulated machine; each time
 /// another one of their calls to a disk fails: once, and once more with every call after it.
 ///
+/// With --real the nodes run on this machine, on files in a temporary folder. Writes also find the disk full, or are
+/// cut short.
+///
 /// Exit code 3: something was acknowledged on a disk that had failed, or something acknowledged was
 /// not there when the node had started again.
 #[derive(Debug, clap::Args)]
@@ -104,6 +108,12 @@ pub(crate) struct Errors {
     /// Let only one in so many calls fail
     #[arg(long, default_value_t = 1)]
     step: usize,
+    /// On this machine instead of the simulated one: the workload of --from only
+    #[arg(long, conflicts_with = "seeds")]
+    real: bool,
+    /// Where to make the temporary folders of --real [default: the system's temporary folder]
+    #[arg(long, requires = "real")]
+    dir: Option<PathBuf>,
     /// Switch a deliberate bug on, to see that it is found
     #[arg(long)]
     canary: Option<String>,
@@ -114,6 +124,9 @@ pub(crate) struct Errors {
 
 pub(crate) fn every_error(args: &Errors) -> Result<(), Ended> {
     let canary = args.canary.as_deref().map(canary_of).transpose()?;
+    if args.real {
+        return real_errors::run(args.from, args.step, args.dir.as_deref(), canary, args.json);
+    }
     run::record_panics(false);
     let began = Instant::now();
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);

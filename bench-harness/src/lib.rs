@@ -1,7 +1,9 @@
 //! What `towline-bench` is made of that tests use too: the deterministic simulator, what many of
-//! everything costs, the opening words of a connection, and what the kernel says of a process.
+//! everything costs, disks on the machine whose calls fail, the opening words of a connection, and what the
+//! kernel says of a process.
 #![deny(missing_docs)]
 
+pub mod failing;
 pub mod greeting;
 pub mod many;
 pub mod memory;

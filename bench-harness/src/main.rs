@@ -13,6 +13,7 @@ mod enumerate;
 mod limit;
 mod many_cmd;
 mod pipe;
+mod real_errors;
 mod remote;
 mod report;
 mod simulate;

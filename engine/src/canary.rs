@@ -1,7 +1,9 @@
-//! Deliberate bugs, to show that the simulator can fail. Present with the feature `sim` only, and
-//! off unless a run of the simulator switches one on for its thread.
+//! Deliberate bugs, to show that the simulator can fail, and the enumeration of failing calls on the machine.
+//! Present with the feature `sim` only, and off unless one of them switches one on: for its thread, or for
+//! the process.
 
 use std::cell::Cell;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// A deliberate bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -128,6 +130,14 @@ pub fn set(canary: Option<Canary>) {
     ON.set(canary);
 }
 
+/// One more than the number of the one that is on for the whole process; 0 if none is.
+static EVERYWHERE: AtomicU8 = AtomicU8::new(0);
+
+/// Switches one on for every thread, or none.
+pub fn set_everywhere(canary: Option<Canary>) {
+    EVERYWHERE.store(canary.map_or(0, |c| c as u8 + 1), Ordering::Relaxed);
+}
+
 pub(crate) fn is(canary: Canary) -> bool {
-    ON.get() == Some(canary)
+    ON.get() == Some(canary) || EVERYWHERE.load(Ordering::Relaxed) == canary as u8 + 1
 }

@@ -26,7 +26,7 @@
 #![deny(missing_docs)]
 #![deny(clippy::undocumented_unsafe_blocks)]
 
-/// Whether a deliberate bug is on: never, but in the simulator.
+/// Whether a deliberate bug is on: never, but in the simulator and where calls to a disk fail.
 macro_rules! canary {
     ($name:ident) => {{
         #[cfg(feature = "sim")]
@@ -64,7 +64,7 @@ pub mod units;
 
 #[cfg(feature = "sim")]
 #[doc(hidden)]
-pub use rt::world;
+pub use rt::{inject, world};
 
 pub use apply::{AppliedBatch, Apply, ApplyError, ApplyFn, Deliver, LogApply};
 pub use config::{

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 #[cfg(feature = "sim")]
-use super::world;
+use super::{inject, world};
 use crate::sys;
 
 /// How a file is opened.
@@ -37,6 +37,9 @@ pub(crate) enum File {
     Os(fs::File),
     #[cfg(feature = "sim")]
     World(Arc<dyn world::DiskFile>),
+    /// A real one in a folder that is watched.
+    #[cfg(feature = "sim")]
+    Watched(Box<Self>, inject::Watched),
 }
 
 impl std::fmt::Debug for File {
@@ -52,7 +55,13 @@ impl File {
         let mut options = fs::OpenOptions::new();
         options.read(true).write(how.write).custom_flags(flags);
         options.create(how.create && !how.must_be_new).create_new(how.create && how.must_be_new);
-        options.open(path).map(Self::Os)
+        may_fail!(Other, path);
+        let file = Self::Os(options.open(path)?);
+        #[cfg(feature = "sim")]
+        if let Some(watched) = inject::watched_file(path) {
+            return Ok(Self::Watched(Box::new(file), watched));
+        }
+        Ok(file)
     }
 
     pub(crate) fn len(&self) -> io::Result<u64> {
@@ -60,6 +69,8 @@ impl File {
             Self::Os(file) => Ok(file.metadata()?.len()),
             #[cfg(feature = "sim")]
             Self::World(file) => file.len(),
+            #[cfg(feature = "sim")]
+            Self::Watched(file, watched) => watched.ask(inject::Call::Other).and_then(|()| file.len()),
         }
     }
 
@@ -68,6 +79,8 @@ impl File {
             Self::Os(file) => file.set_len(len),
             #[cfg(feature = "sim")]
             Self::World(file) => file.set_len(len),
+            #[cfg(feature = "sim")]
+            Self::Watched(file, watched) => watched.ask(inject::Call::Other).and_then(|()| file.set_len(len)),
         }
     }
 
@@ -76,6 +89,8 @@ impl File {
             Self::Os(file) => file.read_at(out, at),
             #[cfg(feature = "sim")]
             Self::World(file) => file.read_at(out, at),
+            #[cfg(feature = "sim")]
+            Self::Watched(file, watched) => watched.ask(inject::Call::Other).and_then(|()| file.read_at(out, at)),
         }
     }
 
@@ -92,14 +107,28 @@ impl File {
         Ok(())
     }
 
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
+        match self {
+            Self::Os(file) => file.write_at(bytes, at),
+            #[cfg(feature = "sim")]
+            Self::World(file) => file.write_at(bytes, at),
+            #[cfg(feature = "sim")]
+            Self::Watched(file, watched) => {
+                let grows = || file.len().is_ok_and(|len| len < at + bytes.len() as u64);
+                match watched.write(inject::Call::Write, bytes.len(), grows) {
+                    inject::Fate::Takes(len) => file.write_at(&bytes[..len], at),
+                    inject::Fate::Fails(len, errno) => {
+                        file.write_at(&bytes[..len], at)?;
+                        Err(io::Error::from_raw_os_error(errno))
+                    }
+                }
+            }
+        }
+    }
+
     pub(crate) fn write_all_at(&self, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
         while !bytes.is_empty() {
-            let written = match self {
-                Self::Os(file) => file.write_at(bytes, at),
-                #[cfg(feature = "sim")]
-                Self::World(file) => file.write_at(bytes, at),
-            };
-            match written {
+            match self.write_at(bytes, at) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => (bytes, at) = (&bytes[n..], at + n as u64),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -111,10 +140,16 @@ impl File {
 
     /// Makes its bytes durable.
     pub(crate) fn sync_all(&self) -> io::Result<()> {
+        self.sync_once().or_else(|e| if canary!(FlushRetried) { self.sync_once() } else { Err(e) })
+    }
+
+    fn sync_once(&self) -> io::Result<()> {
         match self {
             Self::Os(file) => file.sync_all(),
             #[cfg(feature = "sim")]
-            Self::World(file) => file.sync().or_else(|e| if canary!(FlushRetried) { file.sync() } else { Err(e) }),
+            Self::World(file) => file.sync(),
+            #[cfg(feature = "sim")]
+            Self::Watched(file, watched) => watched.ask(inject::Call::Flush).and_then(|()| file.sync_all()),
         }
     }
 
@@ -128,6 +163,8 @@ impl File {
             },
             #[cfg(feature = "sim")]
             Self::World(file) => file.try_lock(),
+            #[cfg(feature = "sim")]
+            Self::Watched(file, watched) => watched.ask(inject::Call::Other).and_then(|()| file.try_lock()),
         }
     }
 
@@ -137,6 +174,8 @@ impl File {
             Self::Os(file) => sys::direct_alignment(file),
             #[cfg(feature = "sim")]
             Self::World(_) => Ok(None),
+            #[cfg(feature = "sim")]
+            Self::Watched(file, watched) => watched.ask(inject::Call::Other).and_then(|()| file.direct_alignment()),
         }
     }
 }
@@ -149,18 +188,21 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
         file.read_exact_at(&mut out, 0)?;
         Ok(out)
     });
+    may_fail!(Other, path);
     fs::read(path)
 }
 
 /// Makes a folder and those above it.
 pub(crate) fn create_dir_all(path: &Path) -> io::Result<()> {
     in_world!(world => world.disk().create_dir_all(path));
+    may_fail!(Other, path);
     fs::create_dir_all(path)
 }
 
 /// The names in a folder that are text, in no order.
 pub(crate) fn names(folder: &Path) -> io::Result<Vec<String>> {
     in_world!(world => world.disk().names(folder));
+    may_fail!(Other, folder);
     let mut names = Vec::new();
     for entry in fs::read_dir(folder)? {
         names.extend(entry?.file_name().into_string());
@@ -176,12 +218,14 @@ pub(crate) fn exists(path: &Path) -> bool {
 
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     in_world!(world => world.disk().remove(path));
+    may_fail!(Other, path);
     fs::remove_file(path)
 }
 
 /// Renames a file over whatever is there.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     in_world!(world => world.disk().rename(from, to));
+    may_fail!(Other, to);
     fs::rename(from, to)
 }
 
@@ -189,6 +233,7 @@ pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
 pub(crate) fn identity(path: &Path) -> io::Result<(u64, u64)> {
     // Nobody moves a folder of a world.
     in_world!(_world => Ok((0, 0)));
+    may_fail!(Other, path);
     let found = fs::metadata(path)?;
     Ok((found.dev(), found.ino()))
 }
@@ -196,5 +241,6 @@ pub(crate) fn identity(path: &Path) -> io::Result<(u64, u64)> {
 /// Makes the names in a folder durable.
 pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     in_world!(world => world.disk().sync_folder(path));
+    may_fail!(Flush, path);
     fs::File::open(path)?.sync_all()
 }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use super::ring;
 #[cfg(feature = "sim")]
-use super::{disk, world};
+use super::{disk, inject, world};
 
 /// A buffer that the device can read from and write to directly: aligned, from this executor's
 /// registered memory where that has room.
@@ -124,6 +124,9 @@ pub(crate) enum DirectFile {
     Ring(ring::DirectFile),
     #[cfg(feature = "sim")]
     World(std::sync::Arc<dyn world::DiskFile>),
+    /// A real one in a folder that is watched.
+    #[cfg(feature = "sim")]
+    Watched(ring::DirectFile, inject::Watched),
 }
 
 impl std::fmt::Debug for DirectFile {
@@ -136,7 +139,13 @@ impl DirectFile {
     /// Opens an existing file for direct, durable writes.
     pub(crate) async fn open(path: &Path) -> io::Result<Self> {
         in_world!(world => Ok(Self::World(world.disk().open(path, disk::DIRECT_DURABLE)?)));
-        Ok(Self::Ring(ring::DirectFile::open(path).await?))
+        may_fail!(Other, path);
+        let file = ring::DirectFile::open(path).await?;
+        #[cfg(feature = "sim")]
+        if let Some(watched) = inject::watched_file(path) {
+            return Ok(Self::Watched(file, watched));
+        }
+        Ok(Self::Ring(file))
     }
 
     /// Writes the whole buffer at `at` and resolves when it is on the device. May write less than
@@ -146,6 +155,8 @@ impl DirectFile {
             (Self::Ring(file), SharedBuf::Ring(buf)) => file.write(buf, at).await,
             #[cfg(feature = "sim")]
             (Self::World(file), SharedBuf::World(bytes)) => file.start_write(bytes, at).await,
+            #[cfg(feature = "sim")]
+            (Self::Watched(file, watched), SharedBuf::Ring(buf)) => write_watched(file, watched, buf, at).await,
             #[cfg(feature = "sim")]
             _ => unreachable!("a thread is in a world or it is not"),
         }
@@ -157,6 +168,35 @@ impl DirectFile {
             Self::Ring(file) => Ok(ReadBuf::Ring(file.read(at, len).await?)),
             #[cfg(feature = "sim")]
             Self::World(file) => Ok(ReadBuf::World(Rc::new(file.start_read(at, len).await?))),
+            #[cfg(feature = "sim")]
+            Self::Watched(file, watched) => {
+                watched.ask(inject::Call::Other)?;
+                Ok(ReadBuf::Ring(file.read(at, len).await?))
+            }
         }
     }
+}
+
+/// Writes as much as it is told to, for real.
+#[cfg(feature = "sim")]
+async fn write_watched(
+    file: &ring::DirectFile,
+    watched: &inject::Watched,
+    buf: ring::SharedBuf,
+    at: u64,
+) -> io::Result<usize> {
+    // A segment has its length from the start.
+    let (len, error) = match watched.write(inject::Call::Batch, buf.len(), || false) {
+        inject::Fate::Takes(len) => (len, None),
+        inject::Fate::Fails(len, errno) => (len, Some(io::Error::from_raw_os_error(errno))),
+    };
+    let mut written = 0;
+    if len == buf.len() {
+        written = file.write(buf, at).await?;
+    } else if len > 0 {
+        let mut part = ring::DmaBuf::new(len);
+        part.as_mut().copy_from_slice(&buf[..len]);
+        written = file.write(part.share(), at).await?;
+    }
+    error.map_or(Ok(written), Err)
 }

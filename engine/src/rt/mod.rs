@@ -2,8 +2,9 @@
 //! blocking calls on folders, and sockets. Nothing here knows what a batch is.
 //!
 //! [`ring`] is the one module that names glommio. With the feature `sim`, a thread that has entered
-//! a [`world`] runs there instead of on the machine; each function asks first, and that question is
-//! all that the simulator adds to the code.
+//! a [`world`] runs there instead of on the machine; each function asks first. On the machine the disk's
+//! functions ask [`inject`] whether a call is to fail. These questions are all that tests add to the code, and
+//! without the feature there is none of them.
 
 /// Returns what follows if this thread is in a world.
 macro_rules! in_world {
@@ -15,11 +16,21 @@ macro_rules! in_world {
     };
 }
 
+/// Returns the error of a call to the machine's disk that is to fail.
+macro_rules! may_fail {
+    ($call:ident, $path:expr) => {
+        #[cfg(feature = "sim")]
+        crate::rt::inject::ask(crate::rt::inject::Call::$call, $path)?;
+    };
+}
+
 pub(crate) mod disk;
 pub(crate) mod file;
 mod hot;
 #[cfg(test)]
 mod hot_tests;
+#[cfg(feature = "sim")]
+pub mod inject;
 pub(crate) mod net;
 mod ring;
 mod timers;

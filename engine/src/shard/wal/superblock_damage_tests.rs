@@ -90,3 +90,35 @@ fn a_promise_survives_the_loss_of_either_copy() {
     }
     assert_eq!(promised.len(), 10);
 }
+
+/// A full disk is waited for, and what could not be written is written again: in the copy that the failed write may
+/// have torn, not over the only one that is whole.
+#[cfg(feature = "sim")]
+#[test]
+fn a_write_that_has_failed_is_tried_again_in_the_same_copy() {
+    use crate::rt::inject::{Calls, Failure, Watch, With};
+    let dir = tempfile::tempdir().unwrap();
+    let mut now = superblock();
+    SuperblockFile::open(dir.path(), &now).unwrap().write(&mut now).unwrap();
+    for at in [0, 1] {
+        let with = With::Error(libc::ENOSPC);
+        let watch = Watch::on(dir.path(), Some(Failure { of: Calls::Writes, at, forever: true, with }));
+        let mut file = SuperblockFile::open(dir.path(), &now).unwrap();
+        file.promised = Some((now.term, now.own_term));
+        for _ in 0..at {
+            file.write(&mut now).unwrap();
+        }
+        let whole = now.clone();
+        now.floor_lsn = Lsn(now.floor_lsn.0 + 4096);
+        for _ in 0..3 {
+            assert!(matches!(file.write(&mut now.clone()), Err(OpenError::DiskFull { .. })));
+        }
+        watch.mend();
+        file.write(&mut now).unwrap();
+        let bytes = fs::read(path_in(dir.path())).unwrap();
+        let mut generations: Vec<u64> = copies(&bytes).into_iter().map(|c| c.unwrap().generation).collect();
+        generations.sort_unstable();
+        assert_eq!(generations, [whole.generation, whole.generation + 1], "the newest whole one was left alone");
+        assert_eq!(read(dir.path()).unwrap().unwrap(), now);
+    }
+}

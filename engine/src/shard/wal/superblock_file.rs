@@ -120,13 +120,16 @@ impl SuperblockFile {
         Ok(())
     }
 
+    /// Only a write that is done counts. One that has failed may have torn its copy: if it is tried again, then
+    /// there, and not over the only copy that is whole.
     fn write_older(&mut self, superblock: &mut OwnedSuperblock) -> Result<(), OpenError> {
-        self.generation += 1;
-        superblock.generation = self.generation;
+        superblock.generation = self.generation + 1;
         let mut buf = AlignedBuf::zeroed(COPY);
         superblock.encode(buf.as_mut());
-        let at = if canary!(SuperblockInPlace) { 0 } else { (self.generation % 2) * COPY as u64 };
-        self.file.write_all_at(buf.as_ref(), at).map_err(OpenError::io("writing", &self.path))
+        let at = if canary!(SuperblockInPlace) { 0 } else { (superblock.generation % 2) * COPY as u64 };
+        self.file.write_all_at(buf.as_ref(), at).map_err(OpenError::io("writing", &self.path))?;
+        self.generation = superblock.generation;
+        Ok(())
     }
 }
 
