@@ -94,9 +94,9 @@ pub const LAG_TARGET_MIN: u64 = 4 << 10;
 pub const LINK_WINDOW_MAX: u64 = 1 << 30;
 /// How often the rate of a catch-up is taken.
 pub const PROGRESS_MARK: Duration = Duration::from_millis(250);
-/// A batch that fills less than this part of its buffer moves to a smaller one, so that what is kept in
-/// memory takes at most so many times what it has.
-pub const BUFFER_USE_MIN: usize = 4;
+/// Batches of full size that have room in one allocation. A batch begins where a full one has room, so
+/// recent batches take at most twice their bytes, and one allocation more.
+pub const BUFFER_BATCHES: usize = 2;
 /// Most batches handed to the kernel in one send.
 pub const SEND_BATCHES_MAX: usize = 32;
 /// The longest that a core looks for news before it sleeps.

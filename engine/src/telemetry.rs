@@ -77,8 +77,6 @@ counters! {
     body_bytes,
     /// Batches closed or received.
     batches,
-    /// Bytes of batches that moved to a smaller buffer when they were closed: copied once more.
-    moved_bytes,
     /// Writes handed to the device.
     device_writes,
     /// Bytes of them.

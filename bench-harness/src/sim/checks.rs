@@ -177,8 +177,9 @@ fn within(v: &ShardView) -> Result<(), String> {
     if v.in_flight_bytes > v.in_flight_bytes_max {
         return Err("more in flight than may be".into());
     }
-    // A batch may be in a buffer that is so much larger. What is not on the device cannot be let go of.
-    if v.ring_bytes > v.live_window_bytes + limits::BUFFER_USE_MIN as u64 * v.in_flight_bytes {
+    // What lies behind the last batch of an allocation is counted with it. What is not on the device cannot
+    // be let go of.
+    if v.ring_bytes > v.live_window_bytes + limits::BUFFER_BATCHES as u64 * v.in_flight_bytes + v.open_bytes_max {
         return Err("more recent batches are in memory than may be".into());
     }
     if v.open_bytes > v.open_bytes_max || v.arriving_bytes > v.in_flight_bytes_max {

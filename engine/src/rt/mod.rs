@@ -25,6 +25,7 @@ macro_rules! may_fail {
 }
 
 pub(crate) mod disk;
+mod dma;
 pub(crate) mod file;
 mod hot;
 #[cfg(test)]
@@ -48,8 +49,8 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-pub(crate) use file::{DirectFile, DmaBuf, ReadBuf, SharedBuf};
-pub(crate) use ring::poison_released;
+pub(crate) use dma::{DmaBuf, SharedBuf, poison_released};
+pub(crate) use file::DirectFile;
 pub(crate) use uring::enters;
 
 /// A running executor.

@@ -17,6 +17,7 @@ use glommio::io::{DmaBuffer, PollableFd};
 use glommio::{LocalExecutorBuilder, Placement};
 use io_uring::{opcode, types};
 
+use super::dma::{DmaBuf, SharedBuf};
 use super::hot::{self, How, Tracked};
 use super::uring::Ended;
 
@@ -58,7 +59,7 @@ pub(super) fn spawn_scoped_untracked(task: impl Future<Output = ()> + 'static) -
 #[derive(Debug)]
 pub(super) enum Keep {
     Write(#[allow(dead_code, reason = "held for its drop")] (Rc<OwnedFd>, SharedBuf)),
-    Read(#[allow(dead_code, reason = "held for its drop")] Rc<OwnedFd>, DmaBuffer),
+    Read(#[allow(dead_code, reason = "held for its drop")] Rc<OwnedFd>, DmaBuf),
     Socket(#[allow(dead_code, reason = "held for its drop")] Rc<OwnedFd>),
     Send(Box<Sending>),
     /// Of a file that is opened.
@@ -238,90 +239,19 @@ pub(super) fn glommio_timer(limit: Duration) -> impl Future {
     glommio::timer::Timer::new(limit)
 }
 
-/// A buffer that the device can read from and write to directly: aligned, from this executor's
-/// registered memory where that has room.
+/// Aligned memory, from this executor's registered memory where that has room.
 #[derive(Debug)]
-pub(crate) struct DmaBuf(DmaBuffer);
+pub(super) struct Allocation(DmaBuffer);
 
-impl DmaBuf {
-    /// A buffer of `len` bytes, not zeroed: whoever fills it says what is in it.
-    pub(crate) fn new(len: usize) -> Self {
+impl Allocation {
+    /// `len` bytes, not zeroed.
+    pub(super) fn new(len: usize) -> Self {
         Self(glommio::allocate_dma_buffer(len))
     }
 
-    /// Shortens it.
-    pub(crate) fn trim(&mut self, len: usize) {
-        self.0.trim_to_size(len);
-    }
-
-    /// Shares it; from now on it does not change.
-    pub(crate) fn share(self) -> SharedBuf {
-        SharedBuf(Rc::new(Lent(self.0)))
-    }
-}
-
-impl AsRef<[u8]> for DmaBuf {
-    fn as_ref(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
-}
-
-impl AsMut<[u8]> for DmaBuf {
-    fn as_mut(&mut self) -> &mut [u8] {
+    /// Where they are: they stay there while this moves.
+    pub(super) fn bytes(&mut self) -> &mut [u8] {
         self.0.as_bytes_mut()
-    }
-}
-
-static POISON: AtomicBool = AtomicBool::new(false);
-
-/// From now on what nobody holds any more is overwritten, in the whole process.
-pub(crate) fn poison_released() {
-    POISON.store(true, Ordering::Relaxed);
-}
-
-/// Memory that others read until the last of them has let go of it.
-#[derive(Debug)]
-struct Lent(DmaBuffer);
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        if POISON.load(Ordering::Relaxed) {
-            self.0.as_bytes_mut().fill(0xDB);
-        }
-    }
-}
-
-/// A buffer that the device and any number of links read at the same time.
-#[derive(Clone, Debug)]
-pub(crate) struct SharedBuf(Rc<Lent>);
-
-impl SharedBuf {
-    /// Overwrites it.
-    ///
-    /// # Panics
-    /// If it is shared, or `bytes` are not as long.
-    pub(crate) fn refill(&mut self, bytes: &[u8]) {
-        Rc::get_mut(&mut self.0).expect("nobody else reads it").0.as_bytes_mut().copy_from_slice(bytes);
-    }
-}
-
-impl Deref for SharedBuf {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        self.0.0.as_bytes()
-    }
-}
-
-/// Bytes read from a direct file; cheap to clone.
-#[derive(Clone, Debug)]
-pub(crate) struct ReadBuf(Rc<Lent>);
-
-impl Deref for ReadBuf {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        self.0.0.as_bytes()
     }
 }
 
@@ -354,17 +284,17 @@ impl DirectFile {
     }
 
     /// Reads `len` bytes at `at`, both aligned. Less at the file's end.
-    pub(crate) async fn read(&self, at: u64, len: usize) -> io::Result<ReadBuf> {
-        let mut buf = glommio::allocate_dma_buffer(len);
-        let into = buf.as_bytes_mut().as_mut_ptr();
+    pub(crate) async fn read(&self, at: u64, len: usize) -> io::Result<SharedBuf> {
+        let mut buf = DmaBuf::new(len);
+        let into = buf.as_mut().as_mut_ptr();
         let entry = opcode::Read::new(types::Fd(self.0.as_raw_fd()), into, kernel_len(len));
         // SAFETY: what is kept holds the file open and the memory, which has this length, where it is.
         let reading =
             unsafe { hot::operation(&entry.offset(at).build(), Keep::Read(self.0.clone(), buf), How::AtOnce) };
         let (keep, result) = reading.await;
         let Some((Keep::Read(_, mut buf), _)) = keep else { unreachable!("a read keeps what it reads into") };
-        buf.trim_to_size(result?);
-        Ok(ReadBuf(Rc::new(Lent(buf))))
+        let _ = buf.split_off(result?);
+        Ok(buf.share())
     }
 }
 

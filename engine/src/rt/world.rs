@@ -26,6 +26,9 @@ pub use super::ring::Held;
 /// A future that stays on its thread.
 pub type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 
+/// Bytes that do not change while they are held.
+pub type Bytes = Rc<dyn AsRef<[u8]>>;
+
 /// A task of a world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskId(pub u64);
@@ -113,7 +116,7 @@ pub trait DiskFile: Send + Sync {
     fn try_lock(&self) -> io::Result<bool>;
     /// Starts a write that takes its time and resolves to the bytes written. Once it resolves, what
     /// was written is on the device if the file is `durable`.
-    fn start_write(&self, bytes: Rc<Vec<u8>>, at: u64) -> LocalFuture<io::Result<usize>>;
+    fn start_write(&self, bytes: Bytes, at: u64) -> LocalFuture<io::Result<usize>>;
     /// Starts a read that takes its time; less at the end.
     fn start_read(&self, at: u64, len: usize) -> LocalFuture<io::Result<Vec<u8>>>;
 }
@@ -184,7 +187,7 @@ pub struct ShardView {
     pub ring_bytes: u64,
     /// The most of that which may be on the device already.
     pub live_window_bytes: u64,
-    /// Memory of the batch that is open.
+    /// Memory of the batch that is open, and of what lies behind it.
     pub open_bytes: u64,
     /// The most that a batch may take.
     pub open_bytes_max: u64,

@@ -25,6 +25,8 @@ use towline_wire::message::AckLevel;
 #[derive(Debug)]
 pub(crate) struct OpenBatch {
     builder: BatchBuilder<DmaBuf>,
+    /// What lies behind it in the same memory.
+    behind: DmaBuf,
     runs: Vec<Run>,
     first_seq: Seq,
     opened_ns: u64,
@@ -71,6 +73,12 @@ impl OpenBatch {
         self.builder.disk_len()
     }
 
+    /// The memory that it takes, with what lies behind it.
+    #[cfg(feature = "sim")]
+    pub(crate) fn memory(&self) -> usize {
+        self.builder.capacity() + self.behind.as_ref().len()
+    }
+
     /// Bytes on disk that it can have at most.
     pub(crate) fn capacity(&self) -> usize {
         self.builder.capacity()
@@ -105,19 +113,6 @@ impl OpenBatch {
 pub(crate) enum Payload<'a> {
     One(&'a [u8]),
     Encoded(&'a [u8], u32),
-}
-
-/// The buffer of a batch of `len` bytes, and the memory that it takes. A batch may stay in memory for
-/// long, for a reader that is behind, and a buffer cannot give back what it does not need: what fills
-/// little of it moves into a small one.
-fn fitting(mut buf: DmaBuf, len: usize, capacity: usize) -> (DmaBuf, usize) {
-    if len > capacity / limits::BUFFER_USE_MIN {
-        buf.trim(len);
-        return (buf, capacity);
-    }
-    let mut small = DmaBuf::new(len);
-    small.as_mut().copy_from_slice(&buf.as_ref()[..len]);
-    (small, len)
 }
 
 impl Shard {
@@ -182,8 +177,10 @@ impl Shard {
         if inner.open.is_none() {
             // A lone record that is larger than a normal batch gets a batch of its own.
             let bytes = self.config.batch_bytes.max(buffer_for_encoded(encoded));
+            let (buf, behind) = inner.spare.take(bytes, self.config.batch_bytes);
             inner.open = Some(OpenBatch {
-                builder: BatchBuilder::new(DmaBuf::new(bytes)),
+                builder: BatchBuilder::new(buf),
+                behind,
                 runs: Vec::with_capacity(16),
                 first_seq: inner.next_seq,
                 opened_ns: rt::now_ns(),
@@ -256,12 +253,14 @@ impl Shard {
             durable_lsn: durable,
             commit_lsn: commit,
         };
-        let (count, capacity) = (open.builder.count(), open.builder.capacity());
-        let sealed = open.builder.close(fields);
-        let (buf, memory) = fitting(sealed.buf, sealed.disk_len, capacity);
+        let count = open.builder.count();
+        let mut sealed = open.builder.close(fields);
+        let mut rest = sealed.buf.split_off(sealed.disk_len);
+        rest.join(open.behind);
+        let memory = sealed.disk_len + inner.spare.keep(rest, self.config.batch_bytes);
         let ack_received =
             open.runs.iter().any(|r| r.wish.need.level == AckLevel::Received && r.wish.need.replicas > 0);
-        let batch = Rc::new(Batch::live(buf.share(), memory as u64, ack_received));
+        let batch = Rc::new(Batch::live(sealed.buf.share(), memory as u64, ack_received));
         primary.history.begin(primary.term, start);
         inner.chain = sealed.chain;
         for run in &open.runs {
@@ -281,9 +280,6 @@ impl Shard {
             telemetry.counters.records += u64::from(count);
             telemetry.counters.batches += 1;
             telemetry.counters.body_bytes += batch.header().body_len() as u64;
-            if memory < capacity {
-                telemetry.counters.moved_bytes += batch.header().body_len() as u64;
-            }
         }
         if let Some(target) = self.config.flow.lag_target {
             self.throttle(inner, target, batch.end, sealed.disk_len as u64, now);

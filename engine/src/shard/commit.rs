@@ -124,6 +124,7 @@ impl Shard {
             telemetry.counters.timed_out += u64::from(waiter.count);
             lanes.complete(waiter.lane, waiter.first, waiter.count, &outcome(shard, term, waiter, verdict));
         });
+        inner.spare.tick();
         let Some(open) = &mut inner.open else { return false };
         // Where it may end at most: what is committed up to there, these records are too.
         let lsn = Lsn(inner.pipeline.appended().0 + open.capacity() as u64);

@@ -216,6 +216,7 @@ pub(crate) struct Inner {
     pub(crate) pipeline: Pipeline,
     pub(crate) ring: Ring,
     pub(crate) open: Option<OpenBatch>,
+    pub(crate) spare: Spare,
     /// The chain up to the end of the last closed batch.
     pub(crate) chain: Chain,
     /// The number of the next record, counting the open batch.
@@ -270,6 +271,7 @@ impl Shard {
                 pipeline,
                 ring: Ring::default(),
                 open: None,
+            spare: Spare::default(),
                 chain: log.chain,
                 next_seq: log.next_seq,
                 oldest: log.oldest,

@@ -54,8 +54,9 @@ impl Shard {
             in_flight_bytes_max: self.config.in_flight_bytes_max,
             ring_bytes: inner.ring.bytes(),
             live_window_bytes: self.config.live_window_bytes,
-            open_bytes: inner.open.as_ref().map_or(0, |open| open.capacity() as u64),
-            open_bytes_max: self.config.batch_bytes.max(buffer_for(self.config.record_bytes_max)) as u64,
+            open_bytes: (inner.open.as_ref().map_or(0, OpenBatch::memory) + inner.spare.bytes()) as u64,
+            open_bytes_max: (limits::BUFFER_BATCHES * self.config.batch_bytes
+                + buffer_for(self.config.record_bytes_max)) as u64,
             arriving_bytes: self.arriving.get(),
             snapshot_chunks: self.producing.borrow().iter().flat_map(|p| &p.sending).map(Sending::held).sum(),
             ahead_bytes: self.ahead_bytes.get(),

@@ -84,7 +84,7 @@ fn apply(names: &mut BTreeMap<String, Entry>, (goes, comes): &Change) {
 
 /// What the device is at.
 enum Work {
-    Write { inode: usize, path: Arc<Path>, at: usize, bytes: Rc<Vec<u8>>, durable: bool },
+    Write { inode: usize, path: Arc<Path>, at: usize, bytes: Bytes, durable: bool },
     Read { inode: usize, at: usize, len: usize },
 }
 

@@ -7,7 +7,7 @@ use super::rng::Rng;
 use super::{Machine, NodeId, SimWorld};
 
 /// A write that had begun and not ended: file, position, bytes.
-pub(super) type Pending = (usize, usize, Rc<Vec<u8>>);
+pub(super) type Pending = (usize, usize, Bytes);
 
 /// A disk at one moment.
 pub struct Picture {

@@ -10,7 +10,7 @@ use towline_wire::Lsn;
 use crate::limits;
 use crate::notify::Changed;
 use crate::protocol::pace::Reads;
-use crate::rt::{self, ReadBuf};
+use crate::rt::{self, SharedBuf};
 use crate::shard::Shard;
 
 /// One read, shared with the task that makes it: a reader that goes away leaves it to end by itself.
@@ -19,7 +19,7 @@ struct Reading {
     at: Lsn,
     len: usize,
     over: Changed,
-    read: RefCell<Option<io::Result<ReadBuf>>>,
+    read: RefCell<Option<io::Result<SharedBuf>>>,
 }
 
 impl Drop for Reading {
@@ -62,7 +62,7 @@ impl ReadAhead {
     }
 
     /// What was read from `at` on, if that is the next read; whatever else there is is forgotten.
-    pub(crate) async fn take(&mut self, at: Lsn) -> Option<io::Result<ReadBuf>> {
+    pub(crate) async fn take(&mut self, at: Lsn) -> Option<io::Result<SharedBuf>> {
         if self.0.front().is_none_or(|r| r.at != at) {
             self.0.clear();
             return None;

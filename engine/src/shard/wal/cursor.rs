@@ -12,7 +12,7 @@ use super::ahead::{ReadAhead, chunk};
 use super::ring::Batch;
 use crate::limits;
 use crate::protocol::pace::Reads;
-use crate::rt::ReadBuf;
+use crate::rt::SharedBuf;
 use crate::shard::Shard;
 
 /// Why reading on is impossible.
@@ -32,7 +32,7 @@ pub(crate) struct Cursor {
     shard: Rc<Shard>,
     reader: usize,
     next: Lsn,
-    chunk: Option<(Lsn, ReadBuf)>,
+    chunk: Option<(Lsn, SharedBuf)>,
     ahead: ReadAhead,
     /// How it reads.
     reads: Reads,

@@ -12,7 +12,7 @@ use super::folder;
 use super::ring::Batch;
 use crate::limits;
 use crate::rt::disk;
-use crate::rt::{DirectFile, DmaBuf, ReadBuf, SharedBuf};
+use crate::rt::{DirectFile, SharedBuf};
 
 /// The segments of a slice, in order and without gaps, written with zeros or used before.
 ///
@@ -166,8 +166,7 @@ impl LiveSegments {
     /// Writes a batch at its LSN; it is on the device when this returns. Returns the number of
     /// writes it took.
     ///
-    /// A batch that crosses into the next segment, and the rest after a short write, go through
-    /// buffers of their own: one batch in each 64 MiB.
+    /// A batch that crosses into the next segment takes two.
     pub(crate) async fn write(&self, batch: &Batch) -> io::Result<u64> {
         let buf = batch.disk();
         let mut done = 0;
@@ -176,7 +175,7 @@ impl LiveSegments {
             let at = Lsn(batch.lsn.0 + done as u64);
             let (file, offset) = self.locate(at).await?;
             let part = (buf.len() - done).min((self.segment_bytes - offset) as usize);
-            let piece = || if part == buf.len() { buf.clone() } else { copy(&buf[done..done + part]) };
+            let piece = || buf.part(done..done + part);
             let written = match file.write(piece(), offset).await {
                 Err(_) if canary!(FlushRetried) => file.write(piece(), offset).await?,
                 written => written?,
@@ -194,15 +193,9 @@ impl LiveSegments {
     }
 
     /// Reads up to `len` bytes at a block boundary, at most to the segment's end.
-    pub(crate) async fn read(&self, lsn: Lsn, len: usize) -> io::Result<ReadBuf> {
+    pub(crate) async fn read(&self, lsn: Lsn, len: usize) -> io::Result<SharedBuf> {
         let (file, offset) = self.locate(lsn).await?;
         let len = len.next_multiple_of(BLOCK).min((self.segment_bytes - offset) as usize);
         file.read(offset, len).await
     }
-}
-
-fn copy(bytes: &[u8]) -> SharedBuf {
-    let mut buf = DmaBuf::new(bytes.len());
-    buf.as_mut().copy_from_slice(bytes);
-    buf.share()
 }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use towline_wire::{BatchHeader, Lsn, Seq, Term};
 
-use crate::rt::{ReadBuf, SharedBuf};
+use crate::rt::SharedBuf;
 
 /// A whole batch that can be sent, applied and read by anybody on this core.
 #[derive(Clone, Debug)]
@@ -28,7 +28,7 @@ enum Bytes {
     /// The buffer that also goes to the device.
     Live(SharedBuf),
     /// A part of a large read.
-    Read(ReadBuf, usize),
+    Read(SharedBuf, usize),
     /// Put together from two reads.
     Joined(Rc<Vec<u8>>),
 }
@@ -41,7 +41,7 @@ impl Batch {
     }
 
     /// From a large read, `at` bytes into it.
-    pub(crate) fn read(buf: ReadBuf, at: usize) -> Self {
+    pub(crate) fn read(buf: SharedBuf, at: usize) -> Self {
         Self::new(Bytes::Read(buf, at), false)
     }
 

@@ -236,7 +236,7 @@ impl world::DiskFile for SimFile {
         })
     }
 
-    fn start_write(&self, bytes: Rc<Vec<u8>>, at: u64) -> LocalFuture<io::Result<usize>> {
+    fn start_write(&self, bytes: Bytes, at: u64) -> LocalFuture<io::Result<usize>> {
         let started = self.check(bytes.len(), at, true).and_then(|()| {
             let world = here().ok_or_else(gone)?;
             let path = self.path.clone();
