@@ -148,7 +148,9 @@ pub fn mend(c: &mut Cluster) {
         c.note(|| format!("shard {shard} of node {n} has stopped: {why}"));
         let replica = matches!(c.nodes[n].role, Role::Replica { .. });
         c.nodes[n].stops += u32::from(c.quiet);
-        if c.nodes[n].tainted && replica {
+        // All that it keeps is of a reign that came to nothing: the message says what to do.
+        let anew = why.contains("start this replica anew");
+        if (c.nodes[n].tainted || anew) && replica {
             c.replace(n, 1_000_000);
         } else if c.nodes[n].stops > 20 {
             c.fail(format!("shard {shard} of node {n} stops again and again: {why}"));
@@ -308,11 +310,9 @@ pub fn check(c: &Cluster) -> Result<(), String> {
         drop(oracle);
         let end = ids.last().map_or(oldest, |(_, end)| *end);
         for n in (0..c.nodes.len()).filter(|n| *n != c.primary) {
-            // What it has let go of it does not read, and a bit may have flipped there; and a reader's log
-            // may begin where that of a replica did.
-            let own = reports[n].shards.iter().find(|s| s.shard == shard).map(|s| s.oldest);
-            // One that began behind a snapshot has nothing of what is in that.
-            let own = own.filter(|_| c.nodes[n].tainted || c.plan.snapshots || c.is_reader(n)).unwrap_or(oldest);
+            // What it has let go of it does not read: a bit may have flipped there, and a segment may be on its
+            // way to be used again. One that began anew has nothing of what came before.
+            let own = reports[n].shards.iter().find(|s| s.shard == shard).map_or(oldest, |s| s.oldest);
             // A log that ends in front of what was lost is taken up there again at the next start.
             let lies = c.nodes[n].tainted && (c.plan.has(Fault::LostWrite) || c.plan.has(Fault::MisdirectedWrite));
             let own_end = reports[n].shards.iter().find(|s| s.shard == shard).map(|s| s.end);
