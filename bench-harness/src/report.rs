@@ -49,8 +49,6 @@ struct Json {
     device_writes_per_batch: f64,
     ring_enters_per_batch: f64,
     wake_ups_per_batch: f64,
-    /// Times that a byte is copied on the primary: into its batch, and with a batch that is small.
-    user_copies: f64,
     zero_copy_ratio: f64,
     peak_rss_mb: f64,
     /// How much memory all nodes together had more at the end than at the begin.
@@ -135,7 +133,6 @@ pub(crate) fn print(args: &Args, run: &Run) {
         device_writes_per_batch: per_batch(before.device_writes, after.device_writes),
         ring_enters_per_batch: per_batch(before.enters, after.enters),
         wake_ups_per_batch: per_batch(before.sleeps, after.sleeps),
-        user_copies: 1.0 + counters.moved_bytes as f64 / counters.body_bytes.max(1) as f64,
         zero_copy_ratio: counters.zero_copy_sends as f64 / sends as f64,
         peak_rss_mb: after.peak_rss as f64 / 1e6,
         rss_growth_mb: (after.rss as f64 - before.rss as f64) / 1e6,
@@ -182,13 +179,8 @@ fn text(args: &Args, j: &Json) {
         j.p99_us, j.p50_us, j.p90_us, j.p999_us, j.max_us, j.t_min_us, j.t_min_p99_us
     );
     println!(
-        "\n  for each record, all nodes: {:.0} ns CPU ({:.2} cores busy), {:.4} allocations, {:.4} socket calls, {:.4} device writes, {:.2} copies on the primary",
-        j.cpu_ns_per_record,
-        j.cores_busy,
-        j.allocs_per_record,
-        j.syscalls_per_record,
-        j.device_writes_per_record,
-        j.user_copies
+        "\n  for each record, all nodes: {:.0} ns CPU ({:.2} cores busy), {:.4} allocations, {:.4} socket calls, {:.4} device writes",
+        j.cpu_ns_per_record, j.cores_busy, j.allocs_per_record, j.syscalls_per_record, j.device_writes_per_record
     );
     println!(
         "  for each batch of {:.0} records, all nodes: {:.1} device writes, {:.1} calls for rings, {:.1} wake-ups; zero-copy ratio of sends {:.2}",

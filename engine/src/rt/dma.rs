@@ -154,12 +154,6 @@ impl Deref for SharedBuf {
     }
 }
 
-impl AsRef<[u8]> for SharedBuf {
-    fn as_ref(&self) -> &[u8] {
-        self
-    }
-}
-
 #[cfg(all(test, feature = "sim"))]
 mod tests {
     use super::*;

@@ -12,7 +12,8 @@ use std::sync::{Arc, mpsc};
 use std::task::Poll;
 use std::time::Duration;
 
-use super::ring::{self, DirectFile, DmaBuf, Pollable};
+use super::dma::DmaBuf;
+use super::ring::{self, DirectFile, Pollable};
 use crate::oneshot;
 use crate::sync::AtomicWaker;
 

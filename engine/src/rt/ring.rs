@@ -5,12 +5,10 @@ use std::cell::RefCell;
 use std::ffi::CString;
 use std::future::Future;
 use std::io;
-use std::ops::Deref;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use glommio::io::{DmaBuffer, PollableFd};

@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -27,7 +28,7 @@ pub use super::ring::Held;
 pub type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 
 /// Bytes that do not change while they are held.
-pub type Bytes = Rc<dyn AsRef<[u8]>>;
+pub type Bytes = Rc<dyn Deref<Target = [u8]>>;
 
 /// A task of a world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

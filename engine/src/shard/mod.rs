@@ -12,6 +12,7 @@ pub(crate) mod link;
 pub(crate) mod mesh;
 pub(crate) mod settings;
 pub(crate) mod slots;
+mod spare;
 pub(crate) mod wal;
 #[cfg(feature = "sim")]
 mod watched;
@@ -43,6 +44,7 @@ use link::conn::Conn;
 use link::snapshot_out::Producing;
 use mesh::ticket::TicketSlots;
 use settings::Live;
+use spare::Spare;
 use wal::live::LiveSegments;
 use wal::ring::Ring;
 
@@ -271,7 +273,7 @@ impl Shard {
                 pipeline,
                 ring: Ring::default(),
                 open: None,
-            spare: Spare::default(),
+                spare: Spare::default(),
                 chain: log.chain,
                 next_seq: log.next_seq,
                 oldest: log.oldest,

@@ -2,7 +2,9 @@
 
 use std::rc::Rc;
 
+use super::append::OpenBatch;
 use super::{Role, Shard};
+use crate::limits;
 use crate::protocol::builder::buffer_for;
 use crate::protocol::gate::CommitGate;
 use crate::protocol::replica::Replica;

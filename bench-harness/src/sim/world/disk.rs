@@ -12,6 +12,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
 
+use towline::world::Bytes;
+
 use super::images::{Pending, Picture};
 use super::rng::Rng;
 use super::{Event, NodeId, SimWorld};
@@ -253,7 +255,7 @@ impl Disk {
                 pending.push((*inode, *at, bytes.clone()));
             }
         }
-        pending.extend(begins.map(|(inode, at, bytes)| (inode, at, Rc::new(bytes.to_vec()))));
+        pending.extend(begins.map(|(inode, at, bytes)| (inode, at, Rc::new(bytes.to_vec()) as Bytes)));
         Picture { node, disk, pending }
     }
 

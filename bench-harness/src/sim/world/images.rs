@@ -1,6 +1,6 @@
 //! Pictures of a disk at the boundaries of its calls, and what a crash at that moment may leave of it.
 
-use std::rc::Rc;
+use towline::world::Bytes;
 
 use super::disk::{Disk, SECTOR};
 use super::rng::Rng;

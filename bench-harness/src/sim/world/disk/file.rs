@@ -2,12 +2,11 @@
 
 use std::io;
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
-use towline::world::{self, LocalFuture, OpenHow};
+use towline::world::{self, Bytes, LocalFuture, OpenHow};
 
 use super::super::{NodeId, SimWorld, here};
 use super::{Disk, Entry, Folder, Inode, SECTOR, Work, gone, not_found, split};
