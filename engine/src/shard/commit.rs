@@ -117,6 +117,7 @@ impl Shard {
     /// Says whether something keeps the open batch from being closed.
     fn expire_all(&self) -> bool {
         let inner = &mut *self.inner.borrow_mut();
+        inner.spare.tick();
         let Role::Primary(primary) = &mut inner.role else { return false };
         let (shard, term, lanes) = (self.id, primary.term, &inner.lanes);
         let mut telemetry = self.telemetry.borrow_mut();
@@ -124,7 +125,6 @@ impl Shard {
             telemetry.counters.timed_out += u64::from(waiter.count);
             lanes.complete(waiter.lane, waiter.first, waiter.count, &outcome(shard, term, waiter, verdict));
         });
-        inner.spare.tick();
         let Some(open) = &mut inner.open else { return false };
         // Where it may end at most: what is committed up to there, these records are too.
         let lsn = Lsn(inner.pipeline.appended().0 + open.capacity() as u64);

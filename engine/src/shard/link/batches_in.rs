@@ -18,6 +18,15 @@ use crate::limits;
 use crate::rt::{self, DmaBuf};
 use crate::shard::wal::ring::Batch;
 
+/// A batch on its way in.
+struct Incoming {
+    buf: DmaBuf,
+    /// Bytes that it has, without padding.
+    wire_len: usize,
+    /// Bytes that it takes in memory.
+    memory: u64,
+}
+
 impl Follower {
     pub(super) async fn receive(&self, conn: &Rc<Conn>, acker: &Acker, features: u64) -> Result<(), LinkError> {
         let mut ahead = Lookahead::new();
@@ -60,19 +69,14 @@ impl Follower {
     }
 
     /// Reads a batch into a buffer for the device; also says how many bytes it has.
-    async fn read_batch(
-        &self,
-        conn: &Conn,
-        head: &FrameHead,
-        ahead: &mut Lookahead,
-    ) -> Result<(DmaBuf, usize), LinkError> {
+    async fn read_batch(&self, conn: &Conn, head: &FrameHead, ahead: &mut Lookahead) -> Result<Incoming, LinkError> {
         let wire_len = head.len;
         if wire_len <= batch::HEADER {
             return Err(LinkError::OutOfPlace(head.kind));
         }
-        let mut buf = self.buffer(wire_len).await?;
-        ahead.take_into(conn, &mut buf.as_mut()[..wire_len]).await.map_err(closed)?;
-        Ok((buf, wire_len))
+        let mut incoming = self.room(wire_len).await?;
+        ahead.take_into(conn, &mut incoming.buf.as_mut()[..wire_len]).await.map_err(closed)?;
+        Ok(incoming)
     }
 
     /// As [`Follower::read_batch`], for one that is compressed: `packed` is kept for the next one.
@@ -82,7 +86,7 @@ impl Follower {
         head: &FrameHead,
         ahead: &mut Lookahead,
         packed: &mut Vec<u8>,
-    ) -> Result<(DmaBuf, usize), LinkError> {
+    ) -> Result<Incoming, LinkError> {
         if head.len <= PACKED_HEAD {
             return Err(LinkError::OutOfPlace(head.kind));
         }
@@ -90,13 +94,13 @@ impl Follower {
         let first: [u8; PACKED_HEAD] =
             ahead.take(conn, PACKED_HEAD).await.map_err(closed)?.try_into().expect("as asked");
         let wire_len = PackedHead::check(&first, head.len)?.batch_len;
-        let mut buf = self.buffer(wire_len).await?;
+        let mut incoming = self.room(wire_len).await?;
         packed.clear();
         packed.extend_from_slice(&first);
         packed.resize(head.len, 0);
         ahead.take_into(conn, &mut packed[PACKED_HEAD..]).await.map_err(closed)?;
         head.check_payload(packed)?;
-        if let Err(e) = packing::unpack(&packed[PACKED_HEAD..], &mut buf.as_mut()[..wire_len]) {
+        if let Err(e) = packing::unpack(&packed[PACKED_HEAD..], &mut incoming.buf.as_mut()[..wire_len]) {
             return Err(self.bad_batch(conn, &format!("it cannot be decompressed: {e}")).await);
         }
         self.shard.count(|c| {
@@ -105,15 +109,18 @@ impl Follower {
             c.packed_to_bytes += head.len as u64;
         });
         packed.shrink_to(limits::SQUEEZE_BYTES_MAX);
-        Ok((buf, wire_len))
+        Ok(incoming)
     }
 
-    /// A buffer for a batch. Back-pressure: no memory is taken, and nothing is read, while the device
-    /// is behind.
-    async fn buffer(&self, wire_len: usize) -> Result<DmaBuf, LinkError> {
+    /// Room for a batch, behind the one before. Back-pressure: no memory is taken, and nothing is read,
+    /// while the device is behind.
+    async fn room(&self, wire_len: usize) -> Result<Incoming, LinkError> {
         let disk_len = round_up_to_block(wire_len as u64);
         self.wait_for_room(disk_len).await?;
-        Ok(DmaBuf::new(disk_len as usize))
+        let batch_bytes = self.shard.config.batch_bytes;
+        let spare = &mut self.shard.inner.borrow_mut().spare;
+        let (buf, behind) = spare.take(disk_len as usize, batch_bytes);
+        Ok(Incoming { buf, wire_len, memory: disk_len + spare.keep(behind, batch_bytes) as u64 })
     }
 
     async fn bad_batch(&self, conn: &Conn, why: &str) -> LinkError {
@@ -126,7 +133,7 @@ impl Follower {
         &self,
         conn: &Conn,
         head: &FrameHead,
-        (mut buf, wire_len): (DmaBuf, usize),
+        Incoming { mut buf, wire_len, memory }: Incoming,
         acker: &Acker,
     ) -> Result<(), LinkError> {
         let received_ns = rt::now_ns();
@@ -151,7 +158,7 @@ impl Follower {
             if ack_received {
                 acker.reply_now(0);
             }
-            let batch = Rc::new(Batch::live(buf.share(), round_up_to_block(wire_len as u64), ack_received));
+            let batch = Rc::new(Batch::live(buf.share(), memory, ack_received));
             // Wakes the acker too.
             self.shard.submit(inner, batch, received_ns);
         }
