@@ -1,5 +1,5 @@
-//! Deliberate bugs, to show that the simulator can fail. Present with the feature `sim` only, and
-//! off unless a run of the simulator switches one on for its thread.
+//! Deliberate bugs, to show that the simulator can fail. Present with the feature `sim` and in unit
+//! tests only, and off unless a run of the simulator, or a test, switches one on for its thread.
 
 use std::cell::Cell;
 
