@@ -178,8 +178,8 @@ fn texts(to: &Corpora) -> io::Result<()> {
     let fields: Vec<&str> = example.lines().map(plain).filter(|l| field(l) && !l.starts_with('#')).collect();
     to.put("config", "example", example.as_bytes())?;
     to.put("config", "every-field", fields.join("\n").as_bytes())?;
-    for (n, field) in fields.iter().enumerate() {
-        to.put("config", &format!("field-{n:02}"), field.as_bytes())?;
+    for (n, pair) in fields.chunks(2).enumerate() {
+        to.put("config", &format!("fields-{n:02}"), pair.join("\n").as_bytes())?;
     }
     for (name, text) in [
         ("unknown", "shards = 3\nshard = 4\n"),
