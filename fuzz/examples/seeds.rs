@@ -119,6 +119,7 @@ fn clients(to: &Corpora) -> io::Result<()> {
     let large = append(8, WirePolicy::Default, &[&[8; 4000], &[9; 4000], &[10; 4000]]);
     let slots = [
         slot("reader", SlotAction::Create),
+        status.clone(),
         slot("r1", SlotAction::Drop),
         slot("r1", SlotAction::Create),
         slot("once", SlotAction::CreateTemporary),

@@ -181,8 +181,12 @@ impl Node {
         }
     }
 
-    /// A second, with what a shard does now and then.
+    /// A second, in which a write is done, with what a shard does now and then.
     fn time_passes(&mut self) {
+        self.close(0);
+        if !self.writing.is_empty() {
+            self.device_is_done();
+        }
         let (appended, durable) = (self.pipeline.appended(), self.pipeline.durable());
         let commit = self.operator.primary.gate.commit();
         let (last_durable, trim_to) = (self.last_durable, Lsn(u64::MAX));
