@@ -4,6 +4,7 @@
 //! itself is made again from the beginning when its turn comes. So a million of them fit.
 
 use std::collections::HashSet;
+use std::collections::hash_map::{Entry, HashMap};
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
@@ -155,6 +156,45 @@ pub(super) fn explore(shape: Shape, depth: usize) -> Result<Counts, Broken> {
         layer = end..ways.len();
     }
     Ok(counts)
+}
+
+/// Whether states with one key go on alike: then the first of them stands for all. Each state that is
+/// reached is gone on from, also those whose key was there. Returns how many of those there were.
+pub(super) fn keys_tell_all(shape: Shape, depth: usize) -> u64 {
+    let mut events = Vec::new();
+    let mut after = |c: &Cluster| {
+        c.events(&mut events);
+        let next = |event: &Event| {
+            let mut next = c.clone();
+            next.apply(*event);
+            next.judge().expect("it holds");
+            next
+        };
+        events.iter().map(next).collect::<Vec<_>>()
+    };
+    let keys = |all: &[Cluster]| {
+        let mut keys: Vec<u64> = all.iter().map(Cluster::key).collect();
+        keys.sort_unstable();
+        keys
+    };
+    let (mut seen, mut again, mut layer) = (HashMap::new(), 0, after(&Cluster::new(shape)));
+    for _ in 0..depth {
+        for state in std::mem::take(&mut layer) {
+            let next = after(&state);
+            let next_keys = keys(&next);
+            match seen.entry(state.key()) {
+                Entry::Vacant(v) => {
+                    v.insert(next_keys);
+                    layer.extend(next);
+                }
+                Entry::Occupied(o) => {
+                    again += 1;
+                    assert_eq!(*o.get(), next_keys, "states with one key go on in different ways: {state:?}");
+                }
+            }
+        }
+    }
+    again
 }
 
 /// A state, made again from the beginning, and those on the way to it. The next one shares most of its way.

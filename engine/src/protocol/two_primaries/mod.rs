@@ -32,7 +32,7 @@ mod explore;
 mod laws;
 mod nodes;
 
-use explore::{Counts, explore};
+use explore::{Counts, explore, keys_tell_all};
 
 /// What is explored.
 #[derive(Clone, Copy, Debug)]
@@ -112,6 +112,18 @@ fn two_primaries_keep_every_promise_in_all_interleavings_of_twelve_steps() {
     let Counts { states, both_reign, both_committed, deposed, cuts, late, .. } = counts;
     assert!(states >= 1_000_000, "{counts:?}");
     assert!([both_reign, both_committed, deposed, cuts, late].iter().all(|n| *n > 1000), "{counts:?}");
+}
+
+/// What stands for several states is chosen without care: so it must not matter.
+#[test]
+#[cfg_attr(miri, ignore)]
+fn states_that_count_as_one_go_on_alike() {
+    let later = Shape { begins_committed: true, appends: [2, 1], ..Shape::new(3, 2) };
+    for (shape, depth) in [(Shape::new(1, 1), 10), (Shape::new(2, 2), 8), (Shape::new(3, 2), 7), (later, 7)] {
+        let again = keys_tell_all(shape, depth);
+        println!("{} of {}, {depth} steps: {again} times", shape.policy, shape.replicas);
+        assert!(again > 500);
+    }
 }
 
 /// The promise that is broken by a deliberate bug.
