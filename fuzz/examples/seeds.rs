@@ -145,9 +145,7 @@ fn clients(to: &Corpora) -> io::Result<()> {
         control(ControlAction::MinReplicas(0), 0),
         control(ControlAction::Commit(WirePolicy::AckN(3, flushed)), 0),
     ];
-    // A slot too many, replicas too many; see `asks.rs`.
-    let fills = [9, 255, 200, 1, 9, 255, 140, 0, 4, 10, 2, 2, 0, 0, 1, 2, 3, 7, 10, 4, 1, 3, 0, 0, 0];
-    // Commits that wait for replicas of whom some leave.
+    // See `asks.rs`. Commits that wait for replicas of whom some leave.
     let leaves = [0, 1, 2, 2, 1, 1, 9, 0, 0, 1, 3, 0, 2, 7, 0, 10, 2, 1, 0, 0, 1, 1, 2, 8, 4, 4, 10, 2, 0, 0];
     let announced = &append(9, WirePolicy::Default, &[&[0; 3000]])[..frame::HEADER + 10];
     let appends_again = appends.clone();
@@ -166,7 +164,6 @@ fn clients(to: &Corpora) -> io::Result<()> {
         ("settings", 0x20, [&settings.concat()[..], &appends_again].concat()),
         ("settings-in-pieces", 0x44, settings.concat()),
         ("slots-raw", 0x01, slots.concat()),
-        ("asks-that-fill", ASKS, fills.to_vec()),
         ("asks-that-leave", ASKS, leaves.to_vec()),
     ] {
         to.put("client", name, &[&[how], &bytes[..]].concat())?;

@@ -4,6 +4,7 @@
 use arbitrary::{Result, Unstructured};
 use towline::AckLevel;
 use towline_wire::frame::{self, FrameKind};
+use towline_wire::handshake::NodeName;
 use towline_wire::message::{
     AppendHead, ControlAction, ControlRequest, SlotAction, SlotRequest, TailRequest, TailStart, WirePolicy,
 };
@@ -11,18 +12,21 @@ use towline_wire::record;
 
 use crate::operator::name;
 
-/// The most that is asked for, in bytes: enough to fill every slot there may be.
-const ASKED_MAX: usize = 32 << 10;
+/// The most that is asked for, in bytes, and different names; and the same if all slots there may be are
+/// to be filled. That takes too long to be done again and again.
+const MOST: [(usize, u8); 2] = [(8 << 10, 16), (32 << 10, 255)];
 
 /// Frames, for as long as there are bytes.
 #[must_use]
-pub fn frames(data: &[u8]) -> Vec<u8> {
+pub fn frames(data: &[u8], fills: bool) -> Vec<u8> {
     let (mut u, mut to) = (Unstructured::new(data), Vec::new());
-    while !u.is_empty() && to.len() < ASKED_MAX && ask(&mut u, &mut to).is_ok() {}
+    let (bytes, names) = MOST[usize::from(fills)];
+    while !u.is_empty() && to.len() < bytes && ask(&mut u, &mut to, names).is_ok() {}
     to
 }
 
-fn ask(u: &mut Unstructured<'_>, to: &mut Vec<u8>) -> Result<()> {
+fn ask(u: &mut Unstructured<'_>, to: &mut Vec<u8>, names: u8) -> Result<()> {
+    let name = |n: u8| name(n % names);
     match u.arbitrary::<u8>()? % 16 {
         0..=3 => append(u, to)?,
         4 => put(to, FrameKind::StatusRequest, &[]),
@@ -34,10 +38,9 @@ fn ask(u: &mut Unstructured<'_>, to: &mut Vec<u8>) -> Result<()> {
             let action = *u.choose(&[SlotAction::Create, SlotAction::CreateTemporary, SlotAction::Drop])?;
             put(to, FrameKind::SlotRequest, &SlotRequest { name: name(u.arbitrary()?), action }.to_bytes());
         }
-        // One name after the other; from the last one on also until there is no room, which takes long.
+        // One name after the other.
         9 => {
             let (first, count): (u8, u8) = (u.arbitrary()?, u.arbitrary()?);
-            let count = if first == u8::MAX { count } else { count % 8 };
             let action = u.arbitrary::<bool>()?;
             for n in (0..count).map(|n| name(first.wrapping_add(n))) {
                 if action {
@@ -48,7 +51,7 @@ fn ask(u: &mut Unstructured<'_>, to: &mut Vec<u8>) -> Result<()> {
             }
         }
         _ => {
-            let action = setting(u)?;
+            let action = setting(u, name)?;
             let if_version = if u.arbitrary::<u8>()? < 200 { 0 } else { u.int_in_range(1..=8)? };
             control(to, action, if_version);
         }
@@ -60,7 +63,7 @@ fn control(to: &mut Vec<u8>, action: ControlAction, if_version: u64) {
     put(to, FrameKind::ControlRequest, &ControlRequest { action, if_version }.to_bytes());
 }
 
-fn setting(u: &mut Unstructured<'_>) -> Result<ControlAction> {
+fn setting(u: &mut Unstructured<'_>, name: impl Fn(u8) -> NodeName) -> Result<ControlAction> {
     let ns = |u: &mut Unstructured<'_>| -> Result<u64> {
         Ok(if u.arbitrary()? { u64::from(u.arbitrary::<u16>()?) * 500_000_000 } else { u.arbitrary()? })
     };

@@ -32,17 +32,22 @@ pub const ASKS: u8 = 7 << 5;
 /// A byte of how, then what the client sends.
 pub fn run(data: &[u8]) {
     let Some((&how, stream)) = data.split_first() else { return };
-    let mut stream = if how & ASKS == ASKS { asks::frames(stream) } else { stream.to_vec() };
+    let mut stream = if how & ASKS == ASKS { asks::frames(stream, false) } else { stream.to_vec() };
     if how & 1 == 0 {
         mend::frames(&mut stream);
     }
+    frames(how, &stream);
+}
+
+/// Frames, in pieces.
+pub fn frames(how: u8, stream: &[u8]) {
     let chunk = match how >> 1 & 15 {
         0 => usize::MAX,
         n => usize::from(n) * usize::from(n) * 7,
     };
-    memory_follows(&stream, chunk);
+    memory_follows(stream, chunk);
     let mut node = Node::new(how >> 5);
-    receive(&stream, chunk, |head, payload| node.frame(head, payload), |_, _| {});
+    receive(stream, chunk, |head, payload| node.frame(head, payload), |_, _| {});
     node.finish();
 }
 
