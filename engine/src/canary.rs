@@ -1,6 +1,6 @@
 //! Deliberate bugs, to show that the simulator can fail, and the enumeration of failing calls on the machine.
-//! Present with the feature `sim` only, and off unless one of them switches one on: for its thread, or for
-//! the process.
+//! Present with the feature `sim` and in unit tests only, and off unless one of them switches one on: for its
+//! thread, or for the process.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU8, Ordering};

@@ -26,19 +26,19 @@
 #![deny(missing_docs)]
 #![deny(clippy::undocumented_unsafe_blocks)]
 
-/// Whether a deliberate bug is on: never, but in the simulator and where calls to a disk fail.
+/// Whether a deliberate bug is on: never, but in the simulator, where calls to a disk fail, and in tests.
 macro_rules! canary {
     ($name:ident) => {{
-        #[cfg(feature = "sim")]
+        #[cfg(any(feature = "sim", test))]
         let on = crate::canary::is(crate::canary::Canary::$name);
-        #[cfg(not(feature = "sim"))]
+        #[cfg(not(any(feature = "sim", test)))]
         let on = false;
         on
     }};
 }
 
 pub mod apply;
-#[cfg(feature = "sim")]
+#[cfg(any(feature = "sim", test))]
 #[doc(hidden)]
 pub mod canary;
 pub mod client;

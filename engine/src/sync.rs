@@ -2,5 +2,5 @@
 //! and from nowhere else, so that `tests/atomics.rs` can run the same source on a model checker's.
 
 pub(crate) use atomic_waker::AtomicWaker;
-pub(crate) use std::sync::Mutex;
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
+pub(crate) use std::sync::{Mutex, MutexGuard};

@@ -16,11 +16,13 @@ mod oneshot;
 mod ticket;
 #[path = "../src/shard/mesh/wake_times.rs"]
 mod wake_times;
+#[path = "../src/rt/wakers.rs"]
+mod wakers;
 
 /// Loom's, as `engine/src/sync.rs` has the standard library's.
 mod sync {
-    pub(crate) use loom::sync::Mutex;
     pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
+    pub(crate) use loom::sync::{Mutex, MutexGuard};
     use std::task::Waker;
 
     /// What the crate `atomic-waker` promises, and no more: a registration and a wake-up are in one
@@ -56,6 +58,11 @@ mod outcome {
 mod rt {
     pub(crate) fn now_ns() -> u64 {
         1
+    }
+}
+mod sys {
+    pub(crate) fn ring_bell(_: std::os::fd::RawFd) {
+        unreachable!("the loop is awake");
     }
 }
 mod telemetry {
@@ -398,5 +405,33 @@ fn no_wake_time_is_lost_or_counted_twice() {
         counting.join().unwrap();
         times.collect(&mut telemetry);
         assert_eq!(telemetry.0, 2);
+    });
+}
+
+/// The core's side of `rt/hot.rs`: what other threads woke goes to its tasks, and they are polled.
+#[test]
+fn a_task_that_is_woken_again_while_its_wake_up_arrives_sees_what_it_was_woken_for() {
+    loom::model(|| {
+        let bell = std::fs::File::open("/dev/null").unwrap();
+        let core = Arc::new(wakers::Shared::new(bell.into()));
+        let ready = Arc::new(AtomicUsize::new(0));
+        let waker = wakers::TaskWaker::of(Waker::noop().clone(), core.clone());
+        let waking = {
+            let ready = ready.clone();
+            thread::spawn(move || {
+                waker.wake_by_ref();
+                ready.store(1, Ordering::Relaxed);
+                waker.wake_by_ref();
+            })
+        };
+        // A task without a wake-up in the queue is not polled.
+        let poll = || {
+            let woken = std::mem::take(&mut core.lock().woken);
+            woken.iter().for_each(|w| w.arrive());
+            (!woken.is_empty()).then(|| ready.load(Ordering::Relaxed))
+        };
+        let first = poll();
+        waking.join().unwrap();
+        assert_eq!(poll().or(first), Some(1), "the last wake-up is lost");
     });
 }

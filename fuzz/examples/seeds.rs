@@ -5,10 +5,14 @@ use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
 use towline::protocol::builder::{BatchBuilder, buffer_for};
+use towline_fuzz::client::ASKS;
 use towline_fuzz::superblock::Owned;
 use towline_wire::frame::{self, FrameKind};
 use towline_wire::handshake::NodeName;
-use towline_wire::message::{AckLevel, AppendHead, Goodbye, TailRequest, TailStart, WirePolicy};
+use towline_wire::message::{
+    AckLevel, AppendHead, ControlAction, ControlRequest, Goodbye, SlotAction, SlotRequest, TailRequest, TailStart,
+    WirePolicy,
+};
 use towline_wire::superblock::{COPY, HEAD, SLOT, SLOTS_AT, SlotEntry, SlotKind, SlotLoss, Superblock};
 use towline_wire::{BatchFields, Chain, Lsn, Seq, ShardId, SystemId, Term, record};
 
@@ -87,6 +91,15 @@ fn append(request: u64, policy: WirePolicy, payloads: &[&[u8]]) -> Vec<u8> {
     frame_bytes(FrameKind::Append, 0, &[&head.to_bytes()[..], &body(payloads)].concat())
 }
 
+fn slot(name: &str, action: SlotAction) -> Vec<u8> {
+    let name = NodeName::new(name).expect("a name");
+    frame_bytes(FrameKind::SlotRequest, 0, &SlotRequest { name, action }.to_bytes())
+}
+
+fn control(action: ControlAction, if_version: u64) -> Vec<u8> {
+    frame_bytes(FrameKind::ControlRequest, 0, &ControlRequest { action, if_version }.to_bytes())
+}
+
 fn clients(to: &Corpora) -> io::Result<()> {
     let flushed = AckLevel::Flushed;
     let tail = TailRequest { start: TailStart::Oldest, flushed: false, until_end: true };
@@ -104,7 +117,38 @@ fn clients(to: &Corpora) -> io::Result<()> {
     let refused =
         [append(6, WirePolicy::AckN(9, flushed), &[b"x"]), append(7, WirePolicy::Local, &[&[7; 5000]])].concat();
     let large = append(8, WirePolicy::Default, &[&[8; 4000], &[9; 4000], &[10; 4000]]);
+    let slots = [
+        slot("reader", SlotAction::Create),
+        status.clone(),
+        slot("r1", SlotAction::Drop),
+        slot("r1", SlotAction::Create),
+        slot("once", SlotAction::CreateTemporary),
+        status.clone(),
+        slot("reader", SlotAction::Drop),
+        slot("nobody", SlotAction::Drop),
+        slot("reader", SlotAction::Create),
+    ];
+    let all = ControlAction::Commit(WirePolicy::All(flushed));
+    let r2 = NodeName::new("r2").expect("a name");
+    let settings = [
+        control(ControlAction::AddReplica(r2), 1),
+        control(all, 2),
+        control(ControlAction::Deadline(1), 2),
+        control(ControlAction::Deadline(5_000_000_000), 0),
+        control(ControlAction::RetainMax(1 << 20), 0),
+        control(ControlAction::RetainMax(1), 0),
+        control(ControlAction::SlotIdleMax(60_000_000_000), 0),
+        control(ControlAction::MinReplicasAge(20_000_000_000), 0),
+        control(ControlAction::RemoveReplica(r2), 0),
+        control(ControlAction::MinReplicas(2), 0),
+        append(10, WirePolicy::Default, &[b"refused"]),
+        control(ControlAction::MinReplicas(0), 0),
+        control(ControlAction::Commit(WirePolicy::AckN(3, flushed)), 0),
+    ];
+    // See `asks.rs`. Commits that wait for replicas of whom some leave.
+    let leaves = [0, 1, 2, 2, 1, 1, 9, 0, 0, 1, 3, 0, 2, 7, 0, 10, 2, 1, 0, 0, 1, 1, 2, 8, 4, 4, 10, 2, 0, 0];
     let announced = &append(9, WirePolicy::Default, &[&[0; 3000]])[..frame::HEADER + 10];
+    let appends_again = appends.clone();
     // How: CRCs are made right, chunk size, default policy.
     for (name, how, bytes) in [
         ("appends", 0x20, appends.clone()),
@@ -116,6 +160,11 @@ fn clients(to: &Corpora) -> io::Result<()> {
         ("tail", 0x00, tail),
         ("status", 0x02, status),
         ("goodbye", 0x00, bye),
+        ("slots", 0x00, [&appends_again[..], &slots.concat()].concat()),
+        ("settings", 0x20, [&settings.concat()[..], &appends_again].concat()),
+        ("settings-in-pieces", 0x44, settings.concat()),
+        ("slots-raw", 0x01, slots.concat()),
+        ("asks-that-leave", ASKS, leaves.to_vec()),
     ] {
         to.put("client", name, &[&[how], &bytes[..]].concat())?;
     }
@@ -178,8 +227,8 @@ fn texts(to: &Corpora) -> io::Result<()> {
     let fields: Vec<&str> = example.lines().map(plain).filter(|l| field(l) && !l.starts_with('#')).collect();
     to.put("config", "example", example.as_bytes())?;
     to.put("config", "every-field", fields.join("\n").as_bytes())?;
-    for (n, field) in fields.iter().enumerate() {
-        to.put("config", &format!("field-{n:02}"), field.as_bytes())?;
+    for (n, pair) in fields.chunks(2).enumerate() {
+        to.put("config", &format!("fields-{n:02}"), pair.join("\n").as_bytes())?;
     }
     for (name, text) in [
         ("unknown", "shards = 3\nshard = 4\n"),

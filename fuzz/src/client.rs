@@ -1,40 +1,53 @@
-//! What a primary receives from a client: appends, tails, status requests, and whatever else somebody
-//! sends, in pieces of any size. The engine's framing, checks, builder, pipeline and gate, put
-//! together as `shard/link/client.rs` does it.
+//! What a primary receives from clients: appends, tails, requests for status, slots and settings, and
+//! whatever else somebody sends, in pieces of any size. The engine's framing, checks, builder, pipeline
+//! and gate, put together as `shard/link/client.rs` does it; slots and settings are in `operator.rs`.
+//! Who is refused ends its connection; what follows comes on the next one.
 
 use std::collections::VecDeque;
 
 use towline::protocol::builder::{BatchBuilder, buffer_for_encoded};
 use towline::protocol::framing::{FIRST_BYTES, FrameBuffer};
-use towline::protocol::gate::{CommitGate, SlotPositions, Verdict, Waiter};
+use towline::protocol::gate::{Verdict, Waiter};
 use towline::protocol::pipeline::Pipeline;
 use towline::protocol::policy::Requirement;
-use towline::{AckLevel, CommitPolicy, Lsn, Seq, ShardId, SystemId, Term};
+use towline::protocol::retention::Log;
+use towline::{CommitPolicy, Lsn, Seq, ShardId, SystemId, Term};
 use towline_wire::frame::{self, FrameHead, FrameKind};
-use towline_wire::message::{APPEND_HEAD, AppendHead, CommitStatus, Committed, TailRequest};
+use towline_wire::message::{
+    APPEND_HEAD, AppendHead, CommitStatus, Committed, ControlRequest, SlotRequest, TailRequest,
+};
 use towline_wire::{BatchFields, BatchView, Chain};
 
 use crate::alloc::{live, nothing};
-use crate::mend;
+use crate::operator::Operator;
+use crate::{asks, mend};
 
 const BATCH: usize = 8192;
 const RECORD_MAX: usize = 4096;
-const REPLICAS: usize = 2;
+/// When commits are given up that can never be: whoever asked for them asked for more replicas than are left.
+const LATE_NS: u64 = u64::MAX / 2;
+/// How: the client's frames are made of few bytes each (`asks.rs`); else the bytes are its frames.
+pub const ASKS: u8 = 7 << 5;
 
 /// A byte of how, then what the client sends.
 pub fn run(data: &[u8]) {
     let Some((&how, stream)) = data.split_first() else { return };
-    let mut stream = stream.to_vec();
+    let mut stream = if how & ASKS == ASKS { asks::frames(stream, false) } else { stream.to_vec() };
     if how & 1 == 0 {
         mend::frames(&mut stream);
     }
+    frames(how, &stream);
+}
+
+/// Frames, in pieces.
+pub fn frames(how: u8, stream: &[u8]) {
     let chunk = match how >> 1 & 15 {
         0 => usize::MAX,
         n => usize::from(n) * usize::from(n) * 7,
     };
-    memory_follows(&stream, chunk);
+    memory_follows(stream, chunk);
     let mut node = Node::new(how >> 5);
-    receive(&stream, chunk, |head, payload| node.frame(head, payload), |_, _| {});
+    receive(stream, chunk, |head, payload| node.frame(head, payload), |_, _| {});
     node.finish();
 }
 
@@ -74,6 +87,8 @@ fn memory_follows(bytes: &[u8], chunk: usize) {
         nothing(|| match head.kind {
             FrameKind::Append => AppendHead::check(payload).is_ok(),
             FrameKind::Tail => TailRequest::check(payload).is_ok(),
+            FrameKind::SlotRequest => SlotRequest::check(payload).is_ok(),
+            FrameKind::ControlRequest => ControlRequest::check(payload).is_ok(),
             _ => true,
         })
     };
@@ -94,14 +109,15 @@ struct Request {
 
 /// One shard of a primary, with devices and replicas that do as they are told.
 struct Node {
-    default: Requirement,
+    operator: Operator,
     open: BatchBuilder<Vec<u8>>,
     /// Keys of the requests in the open batch.
     in_open: Vec<u64>,
     pipeline: Pipeline,
     /// Ends of the batches that the device has not got yet.
-    writing: VecDeque<Lsn>,
-    gate: CommitGate,
+    writing: VecDeque<(Lsn, Lsn)>,
+    /// Where the last batch on the device starts.
+    last_durable: Lsn,
     log: Vec<u8>,
     chain: Chain,
     next_seq: u64,
@@ -115,14 +131,13 @@ struct Node {
 
 impl Node {
     fn new(default: u8) -> Self {
-        let default = Requirement::number(default % 3, AckLevel::Flushed);
         Self {
-            default,
+            operator: Operator::new(default % 3),
             open: BatchBuilder::new(vec![0xee; BATCH]),
             in_open: Vec::new(),
             pipeline: Pipeline::new(Lsn(0), Lsn(0), 4, 4 * BATCH as u64),
             writing: VecDeque::new(),
-            gate: CommitGate::new(default, REPLICAS, Lsn(0), Lsn(0)),
+            last_durable: Lsn(0),
             log: Vec::new(),
             chain: Chain::GENESIS,
             next_seq: 0,
@@ -135,23 +150,62 @@ impl Node {
 
     /// Whether the connection goes on.
     fn frame(&mut self, head: FrameHead, payload: &[u8]) -> bool {
+        let goes_on = self.request(head, payload);
+        if matches!(head.kind, FrameKind::SlotRequest | FrameKind::ControlRequest) {
+            self.complete();
+            self.operator.check();
+        }
+        assert!(!self.operator.primary.gate.is_overdue(), "somebody waits for what holds");
+        goes_on
+    }
+
+    fn request(&mut self, head: FrameHead, payload: &[u8]) -> bool {
         match head.kind {
             FrameKind::Append => self.append(payload),
             FrameKind::Tail if !self.tailing => {
                 self.tailing = true;
                 TailRequest::check(payload).is_ok_and(|t| TailRequest::check(&t.to_bytes()) == Ok(t))
             }
-            FrameKind::StatusRequest => true,
+            FrameKind::StatusRequest => {
+                self.time_passes();
+                true
+            }
+            FrameKind::SlotRequest => {
+                let Ok(request) = SlotRequest::check(payload) else { return false };
+                assert_eq!(SlotRequest::check(&request.to_bytes()), Ok(request));
+                self.tailing &= self.operator.slot(&request).is_ok();
+                true
+            }
+            FrameKind::ControlRequest => {
+                let Ok(request) = ControlRequest::check(payload) else { return false };
+                assert_eq!(ControlRequest::check(&request.to_bytes()), Ok(request));
+                self.tailing &= self.operator.control(&request).is_ok();
+                true
+            }
             _ => false,
         }
+    }
+
+    /// A second, in which a write is done, with what a shard does now and then.
+    fn time_passes(&mut self) {
+        self.close(0);
+        if !self.writing.is_empty() {
+            self.device_is_done();
+        }
+        let (appended, durable) = (self.pipeline.appended(), self.pipeline.durable());
+        let commit = self.operator.primary.gate.commit();
+        let (last_durable, trim_to) = (self.last_durable, Lsn(u64::MAX));
+        self.operator.later(&Log { appended, durable, last_durable, commit, trim_to, archived: None });
+        self.complete();
+        self.operator.check();
     }
 
     fn append(&mut self, payload: &[u8]) -> bool {
         let Ok((head, records)) = AppendHead::check(payload) else { return false };
         let body = &payload[APPEND_HEAD..];
         let need = match CommitPolicy::from_wire(head.policy) {
-            None => Ok(self.default),
-            Some(policy) => policy.requirement(REPLICAS),
+            None => Ok(self.operator.need()),
+            Some(policy) => policy.requirement(self.operator.settings.replicas.len()),
         };
         let Ok(need) = need else {
             self.refuse(&head, CommitStatus::PolicyImpossible);
@@ -159,6 +213,10 @@ impl Node {
         };
         if records.clone().any(|r| r.len() > RECORD_MAX) {
             self.refuse(&head, CommitStatus::RecordTooLarge);
+            return true;
+        }
+        if self.operator.too_few_fresh().is_some() {
+            self.refuse(&head, CommitStatus::MinReplicas);
             return true;
         }
         if !self.open.fits(body.len()) {
@@ -214,42 +272,56 @@ impl Node {
             timestamp_us: 0,
             prev_chain: self.chain,
             durable_lsn: self.pipeline.durable(),
-            commit_lsn: self.gate.commit(),
+            commit_lsn: self.operator.primary.gate.commit(),
         });
         self.chain = sealed.chain;
         self.log.extend_from_slice(&sealed.buf[..sealed.disk_len]);
         let end = Lsn(start.0 + sealed.disk_len as u64);
         self.pipeline.write(start, end);
-        self.writing.push_back(end);
+        self.writing.push_back((start, end));
+        let gate = &mut self.operator.primary.gate;
         for key in self.in_open.drain(..) {
             let need = self.requests[key as usize].need;
-            self.gate.wait(need, Waiter { end, lane: 0, first: key, count: 1, since_ns: 0, deadline_ns: u64::MAX });
+            gate.wait(need, Waiter { end, lane: 0, first: key, count: 1, since_ns: 0, deadline_ns: LATE_NS });
         }
     }
 
     /// The newest write first, so that there are holes; then the replicas.
     fn device_is_done(&mut self) {
-        let end = self.writing.pop_back().expect("something is in flight");
+        let (start, end) = self.writing.pop_back().expect("something is in flight");
+        self.last_durable = self.last_durable.max(start);
         if let Some(durable) = self.pipeline.complete(end) {
-            self.gate.on_durable(durable);
-            for slot in 0..REPLICAS {
-                self.gate.on_ack(slot, SlotPositions { received: durable, flushed: durable, applied: durable });
-            }
+            let commit = self.operator.primary.gate.commit();
+            self.operator.primary.gate.on_durable(durable);
+            self.operator.acknowledge(durable, false);
+            assert!(self.operator.primary.gate.commit() >= commit, "the commit LSN went back");
         }
+        self.complete();
+    }
+
+    fn complete(&mut self) {
         let mut done = Vec::new();
-        self.gate.complete(|w, v| done.push((*w, v)));
+        self.operator.primary.gate.complete(|w, v| done.push((*w, v)));
+        self.outcomes(done);
+    }
+
+    fn outcomes(&mut self, done: Vec<(Waiter, Verdict)>) {
         for (w, verdict) in done {
             let request = &self.requests[w.first as usize];
-            let Verdict::Committed { acks } = verdict else { panic!("nothing has a deadline") };
+            let (status, acks, wanted) = match verdict {
+                // A share of the replicas that are configured now, if some left meanwhile.
+                Verdict::Committed { acks } => (CommitStatus::Committed, acks, request.need.replicas.min(acks)),
+                Verdict::TimedOut { acks, wanted, .. } => (CommitStatus::TimedOut, acks, wanted),
+            };
             self.reply(Committed {
                 request: request.number,
                 term: Term(1),
                 lsn: w.end,
                 first_seq: Seq(request.first_seq),
                 record_count: request.records.len() as u32,
-                status: CommitStatus::Committed,
+                status,
                 acks,
-                wanted: request.need.replicas,
+                wanted,
                 durable_here: true,
             });
         }
@@ -261,7 +333,21 @@ impl Node {
         while !self.writing.is_empty() {
             self.device_is_done();
         }
-        assert_eq!((self.gate.waiting(), self.gate.commit()), (0, self.pipeline.appended()));
+        self.operator.links_end();
+        self.operator.mend();
+        self.operator.acknowledge(self.pipeline.durable(), true);
+        self.complete();
+        self.operator.check_all();
+        let configured = self.operator.settings.replicas.len();
+        let mut late = Vec::new();
+        self.operator.primary.gate.expire(LATE_NS, |w, v| late.push((*w, v)));
+        for (_, verdict) in &late {
+            let Verdict::TimedOut { durable_here: true, acks, wanted } = *verdict else { panic!("{verdict:?}") };
+            assert!(usize::from(wanted) > configured && usize::from(acks) == configured, "{verdict:?} was too early");
+        }
+        self.outcomes(late);
+        let gate = &self.operator.primary.gate;
+        assert_eq!((gate.waiting(), gate.commit()), (0, self.pipeline.appended()));
         let mut logged = Vec::new();
         let (mut rest, mut chain) = (&self.log[..], Chain::GENESIS);
         while !rest.is_empty() {
@@ -286,14 +372,15 @@ impl Node {
             head.check_payload(payload).expect("whole");
             let c = Committed::check(payload).expect("sound");
             rest = behind;
-            if c.status != CommitStatus::Committed {
+            if !matches!(c.status, CommitStatus::Committed | CommitStatus::TimedOut) {
                 assert_eq!(refused.next(), Some(&c.request));
                 continue;
             }
             let same = |r: &Request| r.number == c.request && r.first_seq == c.first_seq.0;
             let at = self.requests.iter().position(same).expect("an answer without a request");
             assert!(!std::mem::replace(&mut answered[at], true), "two answers");
-            assert!(c.acks >= c.wanted && self.requests[at].records.len() as u32 == c.record_count);
+            assert!((c.acks >= c.wanted) == (c.status == CommitStatus::Committed));
+            assert_eq!(self.requests[at].records.len() as u32, c.record_count);
         }
         assert!(answered.iter().all(|a| *a) && refused.next().is_none(), "a request without an answer");
     }

@@ -7,7 +7,7 @@
 //! | [`records`] | a batch's body | agrees with a second reader that is written plainly |
 //! | [`frame`] | a connection's bytes | what passes is what the encoder would have sent |
 //! | [`handshake`] | a primary and a replica that talk, and what happens to their frames | no state can be broken; if nothing was changed, both hold one history |
-//! | [`client`] | what a primary receives from a client | one answer for each request, records in order, memory bounded |
+//! | [`client`] | what a primary receives from clients, who change slots and settings too | one answer for each request, records in order, memory bounded; what is refused changes nothing, what is done survives a start |
 //! | [`superblock`] | two copies of a superblock | what passes is what `encode` would have written |
 //! | [`recovery`] | what a device gives back of a log | ends at a batch, and opens to the same end once it is cut |
 //! | [`open`] | a superblock and a slice that need not fit together | an answer or a typed error |
@@ -20,6 +20,7 @@
 //! bytes received, and more steps than a constant times the bytes.
 
 pub mod alloc;
+pub mod asks;
 pub mod batch;
 pub mod client;
 pub mod config;
@@ -32,6 +33,7 @@ pub mod handshake;
 pub mod mend;
 pub mod node;
 pub mod open;
+pub mod operator;
 pub mod policy;
 pub mod records;
 pub mod recovery;

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use towline_fuzz::TARGETS;
+use towline_fuzz::{TARGETS, asks, client};
 
 #[test]
 fn every_committed_input_passes() {
@@ -17,6 +17,14 @@ fn every_committed_input_passes() {
             println!("{name}: {}", input.display());
             run(&fs::read(input).unwrap());
         }
+    }
+}
+
+/// Slots of all names, then replicas of them, and the other way round: more than there may be of both.
+#[test]
+fn a_client_that_fills_every_slot_is_told() {
+    for asked in [[9, 0, 200, 1, 9, 0, 140, 0, 4], [9, 0, 140, 0, 9, 0, 200, 1, 4]] {
+        client::frames(0, &asks::frames(&asked, true));
     }
 }
 

@@ -16,6 +16,7 @@ use crate::limits;
 
 /// What one replica has acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub struct SlotPositions {
     /// Checked and in the replica's memory.
     pub received: Lsn,
@@ -37,6 +38,7 @@ impl SlotPositions {
 
 /// Records of one lane in one batch that wait for one requirement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub struct Waiter {
     /// The end of the batch that holds them.
     pub end: Lsn,
@@ -72,6 +74,7 @@ pub enum Verdict {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 struct Queue {
     need: Requirement,
     waiters: VecDeque<Waiter>,
@@ -79,6 +82,7 @@ struct Queue {
 
 /// The gate of one shard.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub struct CommitGate {
     default: Requirement,
     durable: Lsn,

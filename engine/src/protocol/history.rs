@@ -7,6 +7,7 @@ use towline_wire::{Lsn, Term};
 
 /// `(term, first LSN)`, oldest first; both ascend strictly.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(test, derive(Hash))]
 pub struct History {
     entries: Vec<(Term, Lsn)>,
     /// Terms at or below this were forgotten to keep the list bounded.

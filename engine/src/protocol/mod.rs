@@ -39,3 +39,5 @@ pub mod settings;
 pub mod slots;
 pub mod snapshot;
 pub mod squeeze;
+#[cfg(test)]
+mod two_primaries;

@@ -74,6 +74,7 @@ pub enum AckViolation {
 
 /// One shard's primary.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub struct Primary {
     /// The cluster's log.
     pub system: SystemId,

@@ -6,6 +6,7 @@ use crate::limits;
 
 /// A catch-up under way, from what its replica has flushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub struct Progress {
     from: Lsn,
     /// The last mark: when, what the replica had, where the log ended.

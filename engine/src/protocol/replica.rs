@@ -138,6 +138,7 @@ pub enum Violation {
 
 /// One shard's replica.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub struct Replica {
     /// The cluster's log; none until the first welcome.
     pub system: SystemId,

@@ -21,6 +21,7 @@ mod members;
 
 /// How long a slot lives, and whether its replica counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub enum Kind {
     /// Its replica is configured: it counts for commits.
     Configured,
@@ -44,6 +45,7 @@ impl Kind {
 
 /// What a primary remembers of one replica for one shard.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(Hash))]
 pub struct Slot {
     /// The replica's name.
     pub name: NodeName,
@@ -153,6 +155,7 @@ impl Slot {
 
 /// A slot that is valid no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub struct Lost {
     /// Whose.
     pub name: NodeName,
@@ -188,6 +191,7 @@ pub enum SlotError {
 
 /// The slots of one shard. A slot keeps its number as long as it exists.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(test, derive(Hash))]
 pub struct Slots {
     all: Vec<Option<Slot>>,
 }

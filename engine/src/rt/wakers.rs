@@ -6,9 +6,11 @@
 
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::task::{RawWaker, RawWakerVTable, Waker};
+
+use crate::sync::{AtomicBool, Mutex, MutexGuard};
 
 thread_local! {
     /// Which executor this thread runs: compared, never followed.
@@ -36,7 +38,7 @@ pub(super) struct Foreign {
 
 impl Shared {
     pub(super) fn new(bell: OwnedFd) -> Self {
-        Self { foreign: Mutex::default(), bell }
+        Self { foreign: Mutex::new(Foreign::default()), bell }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Foreign> {
@@ -68,7 +70,9 @@ impl TaskWaker {
 
     /// On the task's own core: what another thread asked for.
     pub(super) fn arrive(&self) {
-        self.queued.store(false, Ordering::Release);
+        // A swap and no store: who wakes right before this, and so adds nothing, has what it wrote seen by
+        // the poll.
+        self.queued.swap(false, Ordering::AcqRel);
         self.task.wake_by_ref();
     }
 

@@ -40,6 +40,7 @@ pub struct Heard {
 
 /// What a replica is to those below it.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub(super) struct Below {
     side: Primary,
     /// Links between this replica and the primary, once it has followed.
