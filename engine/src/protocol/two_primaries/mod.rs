@@ -147,7 +147,7 @@ fn a_term_that_is_not_checked_is_found() {
 #[cfg_attr(miri, ignore)]
 fn a_chain_that_is_not_compared_is_found() {
     let what = broken_by(Some(Canary::ChainNotCompared), Shape::new(1, 1), 9);
-    assert!(what.contains("takes for committed what is not"), "{what}");
+    assert!(what.contains("follows a primary and holds other bytes"), "{what}");
 }
 
 /// What the operator has to see to is no formality: any replica will not do.
