@@ -5,6 +5,7 @@
 //! Comes in: nodes, their main tasks, faults. Goes out: steps. The same seed does the same, bit for
 //! bit: nothing here looks at the real clock, at addresses, or at anything that has no order.
 
+mod counts;
 mod disk;
 mod executor;
 mod failed;
@@ -463,63 +464,12 @@ impl SimWorld {
         self.trace.note(self.now_ns(), text);
     }
 
-    /// Counts a fault that came from outside.
-    pub fn hit(&self, kind: &'static str) {
-        self.count(kind);
-    }
-
-    fn count(&self, kind: &'static str) {
-        *self.counts.borrow_mut().entry(kind).or_default() += 1;
-    }
-
-    /// Faults so far, by kind.
-    #[must_use]
-    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
-        self.counts.borrow().clone()
-    }
-
-    /// Counts something that must come to pass in many runs.
-    pub fn happened(&self, what: &'static str) {
-        *self.did.borrow_mut().entry(what).or_default() += 1;
-    }
-
-    /// What the shards of processes that have ended had counted, and what else has happened.
-    #[must_use]
-    pub fn did(&self) -> BTreeMap<&'static str, u64> {
-        self.did.borrow().clone()
-    }
-
-    /// Nothing goes wrong by itself any more.
-    pub fn stop_faults(&self) {
-        self.faults.borrow_mut().stop();
-        let now = self.now_ns();
-        let machines = self.machines.borrow().len();
-        for n in 0..machines {
-            let machine = &mut self.machines.borrow_mut()[n];
-            (machine.crash_in, machine.fails_at, machine.lies) = (None, None, None);
-            machine.paused_until = machine.paused_until.min(now);
-        }
-        for n in 0..machines {
-            self.at(now, Event::Resume(NodeId(n as u32)));
-        }
-    }
-
     fn rng(&self) -> std::cell::RefMut<'_, Rng> {
         self.rng.borrow_mut()
     }
 
     fn rates(&self) -> Ref<'_, Faults> {
         self.faults.borrow()
-    }
-
-    /// Draws whether a fault comes, and counts it.
-    fn strikes(&self, kind: &'static str, rate: impl FnOnce(&Faults) -> f64) -> bool {
-        let rate = rate(&self.faults.borrow());
-        let strikes = rate > 0.0 && self.rng().chance(rate);
-        if strikes {
-            self.count(kind);
-        }
-        strikes
     }
 
     /// A node's files and their lengths, in order of their names.
