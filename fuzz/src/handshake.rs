@@ -318,7 +318,8 @@ impl Talk {
         assert!(gate.commit() <= gate.durable() && gate.durable() <= end_of(&p.log).lsn);
         if let Some((slot, link, _)) = p.serving {
             let (at, s) = (gate.slot(slot).expect("it counts"), p.primary.slots().get(slot).expect("it is configured"));
-            assert!(s.at == at && s.restart <= gate.durable());
+            let within = s.vouched.flushed <= s.at.flushed && s.vouched.received <= s.at.received;
+            assert!(s.vouched == at && within && s.restart <= gate.durable());
             assert!(s.link == Some(link) || p.primary.is_deposed());
             assert!(s.sent >= at.received && at.received >= at.flushed && at.flushed >= at.applied);
         }
