@@ -1,9 +1,12 @@
 //! `towline-bench images` and `towline-bench errors`: every crash, and every call to a disk that fails.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
+use towline_bench::jobs;
+use towline_bench::sim::handler::lock;
 use towline_bench::sim::{errors, images, run};
 
 use crate::simulate::canary_of;
@@ -39,24 +42,14 @@ pub(crate) fn every_image(args: &Images) -> Result<(), Ended> {
     let canary = args.canary.as_deref().map(canary_of).transpose()?;
     run::record_panics(false);
     let began = Instant::now();
-    let next = std::sync::atomic::AtomicU64::new(0);
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     let all = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
-                loop {
-                    let n = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    if n >= args.seeds {
-                        return;
-                    }
-                    let seed = args.from + n;
-                    let found = images::enumerate(seed, args.most, canary)
-                        .and_then(|images| Ok((images, images::every_tear(seed, canary)?)));
-                    all.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((args.from + n, found));
-                }
-            });
-        }
+    jobs::each(jobs, args.seeds, |_, n| {
+        let seed = args.from + n;
+        let found = images::enumerate(seed, args.most, canary)
+            .and_then(|images| Ok((images, images::every_tear(seed, canary)?)));
+        lock(&all).push((seed, found));
+        ControlFlow::Continue(())
     });
     let mut all = all.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     all.sort_by_key(|(seed, _)| *seed);

@@ -1,10 +1,11 @@
 //! What `towline-bench` is made of that tests use too: the deterministic simulator, what many of
 //! everything costs, disks on the machine whose calls fail, the opening words of a connection, and what the
-//! kernel says of a process.
+//! kernel says of a process, many runs on all cores.
 #![deny(missing_docs)]
 
 pub mod failing;
 pub mod greeting;
+pub mod jobs;
 pub mod many;
 pub mod memory;
 pub mod sim;

@@ -13,11 +13,14 @@ mod records;
 mod run;
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use towline::inject::{Calls, Counts, Failure, With};
+
+use crate::jobs;
+use crate::sim::handler::lock;
 
 pub use run::{Ran, run};
 
@@ -123,10 +126,6 @@ pub struct Found {
     pub failed: Vec<(Option<Failing>, String)>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// From now on panics are kept and not printed, in the whole process: each is a violation of the run that
@@ -157,27 +156,21 @@ pub fn enumerate(dir: &Path, seed: u64, step: usize, jobs: usize, progress: impl
         .flat_map(|(sweep, node)| (0..sweep.count(&found.calls[node])).map(move |at| Failing { sweep, node, at }))
         .step_by(step.max(1))
         .collect();
-    let (out, next, done) = (Mutex::new(found), AtomicUsize::new(0), AtomicUsize::new(0));
-    std::thread::scope(|scope| {
-        for job in 0..jobs.max(1) {
-            let (all, out, next, done, progress) = (&all, &out, &next, &done, &progress);
-            scope.spawn(move || {
-                while let Some(failing) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let place = dir.join(format!("job-{job}"));
-                    let ran = run(&place, seed, job, Some(*failing));
-                    let mut out = lock(out);
-                    *out.runs.entry(failing.sweep).or_default() += 1;
-                    match ran {
-                        Ok(ran) => {
-                            out.unmet += u64::from(!ran.met);
-                            out.sum.add(&ran);
-                        }
-                        Err(violation) => out.failed.push((Some(*failing), violation)),
-                    }
-                    progress(done.fetch_add(1, Ordering::Relaxed) + 1, all.len());
-                }
-            });
+    let out = Mutex::new(found);
+    jobs::each(jobs, all.len() as u64, |job, n| {
+        let failing = all[n as usize];
+        let ran = run(&dir.join(format!("job-{job}")), seed, job, Some(failing));
+        let mut out = lock(&out);
+        *out.runs.entry(failing.sweep).or_default() += 1;
+        match ran {
+            Ok(ran) => {
+                out.unmet += u64::from(!ran.met);
+                out.sum.add(&ran);
+            }
+            Err(violation) => out.failed.push((Some(failing), violation)),
         }
+        progress(out.runs.values().sum::<u64>() as usize, all.len());
+        ControlFlow::Continue(())
     });
     let mut found = out.into_inner().unwrap_or_else(PoisonError::into_inner);
     found.failed.sort();

@@ -4,7 +4,7 @@
 //! What must hold: from the first failure on nothing is acknowledged that needs that disk; whatever
 //! was acknowledged is there when the node starts again on a disk that works, after a power loss too.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use super::handler::lock;
 use super::oracle::Became;
 use super::plan::{Fault, Less, Plan};
 use super::run::{How, Ran, run_plan};
+use crate::jobs;
 
 /// A call that fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,21 +141,16 @@ pub fn enumerate(seed: u64, step: usize, jobs: usize, canary: Option<Canary>) ->
         .step_by(step.max(1))
         .collect();
     let out = Mutex::new(Errors { calls: whole.calls.clone(), ..Errors::default() });
-    let next = AtomicU64::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..jobs.max(1) {
-            scope.spawn(|| {
-                while let Some(failing) = all.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                    let how = How { failing: Some(*failing), canary, ..How::default() };
-                    let ran = run_plan(plan(seed), &how);
-                    let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
-                    (out.runs, out.commits) = (out.runs + 1, out.commits + ran.commits);
-                    if ran.violation.is_some() {
-                        out.failed.push((*failing, ran));
-                    }
-                }
-            });
+    jobs::each(jobs, all.len() as u64, |_, n| {
+        let failing = all[n as usize];
+        let how = How { failing: Some(failing), canary, ..How::default() };
+        let ran = run_plan(plan(seed), &how);
+        let mut out = lock(&out);
+        (out.runs, out.commits) = (out.runs + 1, out.commits + ran.commits);
+        if ran.violation.is_some() {
+            out.failed.push((failing, ran));
         }
+        ControlFlow::Continue(())
     });
     let mut out = out.into_inner().unwrap_or_else(PoisonError::into_inner);
     if whole.violation.is_some() {

@@ -34,7 +34,7 @@ pub struct Handler {
     pub shard: ShardId,
 }
 
-/// A lock that nobody can have poisoned: there is one thread.
+/// A lock, whoever panicked while holding it: a panic is a violation of its own.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -312,11 +312,11 @@ pub fn check(c: &Cluster) -> Result<(), String> {
         for n in (0..c.nodes.len()).filter(|n| *n != c.primary) {
             // What it has let go of it does not read: a bit may have flipped there, and a segment may be on its
             // way to be used again. One that began anew has nothing of what came before.
-            let own = reports[n].shards.iter().find(|s| s.shard == shard).map_or(oldest, |s| s.oldest);
+            let report = reports[n].shards.iter().find(|s| s.shard == shard);
+            let own = report.map_or(oldest, |s| s.oldest);
             // A log that ends in front of what was lost is taken up there again at the next start.
             let lies = c.nodes[n].tainted && (c.plan.has(Fault::LostWrite) || c.plan.has(Fault::MisdirectedWrite));
-            let own_end = reports[n].shards.iter().find(|s| s.shard == shard).map(|s| s.end);
-            let end = own_end.filter(|_| lies && reports[n].is_whole()).map_or(end, |own| end.min(own));
+            let end = report.map(|s| s.end).filter(|_| lies && reports[n].is_whole()).map_or(end, |own| end.min(own));
             if let Err(e) = same_bytes(c, n, shard, oldest.max(own), end) {
                 // Flipped bits must not go unnoticed.
                 if !c.nodes[n].tainted || reports[n].is_whole() {

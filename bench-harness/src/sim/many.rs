@@ -1,11 +1,13 @@
 //! Many runs on all cores, each on its own thread and in its own world.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use super::handler::lock;
 use super::run::{How, Ran, run};
+use crate::jobs;
 
 /// What many runs came to.
 #[derive(Debug, Default)]
@@ -74,38 +76,28 @@ pub fn many(
     each: impl Fn(u64, &Ran) + Sync,
 ) -> Many {
     let began = Instant::now();
-    let (next, over) = (AtomicU64::new(0), AtomicBool::new(false));
     let all = Mutex::new(Many::default());
-    std::thread::scope(|scope| {
-        for _ in 0..jobs.max(1) {
-            scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    let n = next.fetch_add(1, Ordering::Relaxed);
-                    if n >= seeds {
-                        break;
-                    }
-                    let ran = run(from + n, how);
-                    let mut all = super::handler::lock(&all);
-                    all.seeds += 1;
-                    for (kind, count) in &ran.counts {
-                        *all.counts.entry(kind).or_default() += count;
-                    }
-                    for (counter, count) in &ran.did {
-                        *all.did.entry(counter).or_default() += count;
-                    }
-                    all.commits += ran.commits;
-                    all.appends += ran.appends;
-                    all.steps += ran.steps;
-                    all.hash = all.hash.wrapping_add(ran.hash);
-                    all.virtual_s += ran.virtual_ns as f64 / 1e9;
-                    each(all.seeds, &ran);
-                    if ran.violation.is_some() {
-                        all.failed.push(ran);
-                        over.fetch_or(stop_at_first, Ordering::Relaxed);
-                    }
-                }
-            });
+    jobs::each(jobs, seeds, |_, n| {
+        let ran = run(from + n, how);
+        let mut all = lock(&all);
+        all.seeds += 1;
+        for (kind, count) in &ran.counts {
+            *all.counts.entry(kind).or_default() += count;
         }
+        for (counter, count) in &ran.did {
+            *all.did.entry(counter).or_default() += count;
+        }
+        all.commits += ran.commits;
+        all.appends += ran.appends;
+        all.steps += ran.steps;
+        all.hash = all.hash.wrapping_add(ran.hash);
+        all.virtual_s += ran.virtual_ns as f64 / 1e9;
+        each(all.seeds, &ran);
+        let failed = ran.violation.is_some();
+        if failed {
+            all.failed.push(ran);
+        }
+        if failed && stop_at_first { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     let mut all = all.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     all.failed.sort_by_key(|ran| ran.seed);

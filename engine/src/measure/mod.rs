@@ -23,8 +23,9 @@ pub fn poison_released() {
     crate::rt::poison_released();
 }
 
-/// How often this process's cores have entered the kernel for their rings so far, and how often of these to
-/// sleep: each of those ends with a wake-up.
+/// How often this process's cores have entered the kernel for their rings, and how often of these to sleep: each
+/// of those ends with a wake-up. Both are counted from the first time that this is asked: take the difference
+/// of two answers.
 #[must_use]
 pub fn enters_and_sleeps() -> (u64, u64) {
     crate::rt::enters()

@@ -79,11 +79,6 @@ async fn write_watched(
         inject::Fate::Takes(len) => (len, None),
         inject::Fate::Fails(len, errno) => (len, Some(io::Error::from_raw_os_error(errno))),
     };
-    let mut written = 0;
-    if len == buf.len() {
-        written = file.write(buf, at).await?;
-    } else if len > 0 {
-        written = file.write(buf.part(0..len), at).await?;
-    }
+    let written = if len > 0 { file.write(buf.part(0..len), at).await? } else { 0 };
     error.map_or(Ok(written), Err)
 }

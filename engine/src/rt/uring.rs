@@ -7,7 +7,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -25,10 +25,13 @@ const BELL: u64 = u64::MAX - 1;
 /// Calls of the kernel, and those of them that could wait, of all rings of this process.
 static ENTERS: AtomicU64 = AtomicU64::new(0);
 static SLEEPS: AtomicU64 = AtomicU64::new(0);
+/// Somebody has asked. Until then no core changes a number that all of them share.
+static COUNTS: AtomicBool = AtomicBool::new(false);
 
-/// How often this process's cores have entered the kernel for their rings so far, and how often of these to
-/// sleep until something happens.
+/// How often this process's cores have entered the kernel for their rings, and how often of these to sleep until
+/// something happens: since this was asked first, so that is 0.
 pub(crate) fn enters() -> (u64, u64) {
+    COUNTS.store(true, Ordering::Relaxed);
     (ENTERS.load(Ordering::Relaxed), SLEEPS.load(Ordering::Relaxed))
 }
 
@@ -185,9 +188,9 @@ impl<K> Uring<K> {
     /// # Panics
     /// If the kernel refuses: then nothing can go on.
     pub(super) fn enter(&mut self, wait: Option<Duration>) -> bool {
-        ENTERS.fetch_add(1, Ordering::Relaxed);
-        if wait.is_some() {
-            SLEEPS.fetch_add(1, Ordering::Relaxed);
+        if COUNTS.load(Ordering::Relaxed) {
+            ENTERS.fetch_add(1, Ordering::Relaxed);
+            SLEEPS.fetch_add(u64::from(wait.is_some()), Ordering::Relaxed);
         }
         let entered = match wait {
             None => self.ring.submit(),

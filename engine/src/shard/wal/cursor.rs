@@ -182,7 +182,7 @@ impl Cursor {
         }
         BatchView::check_on_disk(there).map_err(|e| no_batch(e.to_string()))?;
         let (start, buf) = self.chunk.as_ref().expect("it holds the batch");
-        Ok(Found::Whole(Batch::read(buf.clone(), at.since(*start) as usize)))
+        Ok(Found::Whole(Batch::read(buf.part(at.since(*start) as usize..buf.len()))))
     }
 
     async fn read(&mut self, at: Lsn, durable: Lsn) -> Result<Batch, CursorError> {

@@ -28,7 +28,7 @@ enum Bytes {
     /// The buffer that also goes to the device.
     Live(SharedBuf),
     /// A part of a large read.
-    Read(SharedBuf, usize),
+    Read(SharedBuf),
     /// Put together from two reads.
     Joined(Rc<Vec<u8>>),
 }
@@ -40,9 +40,9 @@ impl Batch {
         Self { memory, ..Self::new(Bytes::Live(buf), ack_received) }
     }
 
-    /// From a large read, `at` bytes into it.
-    pub(crate) fn read(buf: SharedBuf, at: usize) -> Self {
-        Self::new(Bytes::Read(buf, at), false)
+    /// From a part of a large read, which may hold more behind it.
+    pub(crate) fn read(buf: SharedBuf) -> Self {
+        Self::new(Bytes::Read(buf), false)
     }
 
     /// From two reads or more.
@@ -70,8 +70,7 @@ impl Batch {
 
     fn all(&self) -> &[u8] {
         match &self.bytes {
-            Bytes::Live(buf) => buf,
-            Bytes::Read(buf, at) => &buf[*at..],
+            Bytes::Live(buf) | Bytes::Read(buf) => buf,
             Bytes::Joined(bytes) => bytes,
         }
     }
