@@ -204,9 +204,9 @@ pub enum ZeroCopy {
 
 /// A primary's configuration.
 ///
-/// `replicas`, `commit`, `deadline`, `retain_max`, `slot_idle_max`, `min_replicas` and
-/// `min_replicas_age` are the first version of the [`Settings`] of a new folder, and of one that is
-/// promoted. Later starts find them in the folder, as they were changed last: what is said here is
+/// `replicas`, `commit`, `deadline`, `retain_max`, `slot_idle_max`, `min_replicas`, `min_replicas_age`,
+/// `catch_up_max`, `link_window_bytes` and `lag_target` are the first version of the [`Settings`] of a new
+/// folder, and of one that is promoted. Later starts find them in the folder, as they were changed last: what is said here is
 /// then checked, and a difference is logged, no more.
 #[derive(Clone, Debug)]
 pub struct PrimaryConfig {
@@ -316,6 +316,9 @@ impl PrimaryConfig {
             slot_idle_max: self.slot_idle_max,
             min_replicas: self.min_replicas,
             min_replicas_age: self.min_replicas_age,
+            catch_up_max: self.catch_up_max,
+            link_window_bytes: self.link_window_bytes as u32,
+            lag_target: self.lag_target,
         })
     }
 

@@ -6,7 +6,7 @@ mod cluster;
 use std::time::Instant;
 
 use cluster::{ONE, Place, commit, commit_all, of, on_disk, records, until, until_same};
-use towline::{Outcome, Primary, PrimaryConfig, Replica, SlotState};
+use towline::{Outcome, Primary, PrimaryConfig, Replica, SettingChange, SlotState};
 
 /// Two replicas, one of which commits wait for; nothing that is durable stays in memory.
 fn config(place: &Place) -> PrimaryConfig {
@@ -66,6 +66,36 @@ fn a_capped_catch_up_takes_its_time_and_says_how_much_is_left_while_commits_go_o
 }
 
 #[test]
+fn a_cap_that_is_lifted_and_a_window_that_shrinks_hold_at_once_for_links_that_are_there() {
+    const BYTES: usize = 4 << 20;
+    const WINDOW: u32 = 64 << 10;
+    let place = Place::new();
+    let (primary, r1) = with_r2_behind(&place, config(&place), BYTES);
+    // A minute for all of it.
+    primary.change_settings(SettingChange::CatchUpMax(Some(64 << 10)), None).unwrap();
+    let began = Instant::now();
+    let r2 = Replica::open(place.replica("r2")).unwrap();
+    until("r2 has something, and more is to be paid for", || of(&primary).slots[1].flushed_lsn.0 > 0);
+    primary.change_settings(SettingChange::CatchUpMax(None), None).unwrap();
+    until_same(&primary, &r2);
+    assert!(began.elapsed().as_secs() < 10, "it took {:?}", began.elapsed());
+    primary.change_settings(SettingChange::LinkWindow(WINDOW), None).unwrap();
+    // What was under way before is there.
+    until_same(&primary, &r1);
+    let handle = primary.handle();
+    let tickets: Vec<_> = (0..400).map(|n| handle.append(ONE, &vec![n as u8; 8000]).unwrap()).collect();
+    until("all is committed", || {
+        for slot in of(&primary).slots {
+            assert!(slot.in_flight_bytes <= WINDOW.into(), "{slot:?}");
+        }
+        of(&primary).commit_lsn == of(&primary).appended_lsn
+    });
+    drop(tickets);
+    until_same(&primary, &r1);
+    until_same(&primary, &r2);
+}
+
+#[test]
 fn a_link_has_no_more_under_way_than_its_window_or_one_batch() {
     const WINDOW: usize = 64 << 10;
     let place = Place::new();
@@ -100,8 +130,8 @@ fn beyond_the_lag_target_appends_are_slowed_and_none_is_lost_and_a_reader_never_
     let place = Place::new();
     let mut config = config(&place);
     config.replicas = vec!["r1".into()];
-    config.lag_target = Some(TARGET);
     let primary = Primary::open(config).unwrap();
+    primary.change_settings(SettingChange::LagTarget(Some(TARGET)), None).unwrap();
     let r1 = Replica::open(place.replica("r1")).unwrap();
     // A reader that never comes is as far behind as can be.
     primary.create_slot("reader", false).unwrap();
@@ -126,6 +156,13 @@ fn beyond_the_lag_target_appends_are_slowed_and_none_is_lost_and_a_reader_never_
     commit(&handle, b"at once");
     assert_eq!(throttled(), before);
     until_same(&primary, &r1);
+    // Without a target nobody is held back, however far behind they are.
+    primary.change_settings(SettingChange::LagTarget(None), None).unwrap();
+    r1.stop();
+    let tickets: Vec<_> = (0..60).map(|n| handle.append(ONE, &vec![n; 15_000]).unwrap()).collect();
+    until("all is written", || of(&primary).durable_lsn == of(&primary).appended_lsn);
+    assert_eq!(throttled(), before);
+    drop(tickets);
 }
 
 #[test]

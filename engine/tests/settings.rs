@@ -61,22 +61,49 @@ fn a_folder_with_superblocks_of_version_2_is_opened() {
     primary.create_slot("reader", false).unwrap();
     let end = of(&primary).appended_lsn;
     primary.stop();
-    let file = place.path("p/shard-0000/superblock");
-    let mut bytes = std::fs::read(&file).unwrap();
-    for copy in bytes.chunks_exact_mut(COPY).filter(|copy| copy[8] == 3) {
-        copy[8] = 2;
-        copy[172..217].fill(0);
-        let crc = crc32c::crc32c(&copy[..COPY - 4]);
-        copy[COPY - 4..].copy_from_slice(&crc.to_le_bytes());
-    }
-    std::fs::write(&file, bytes).unwrap();
+    make_older(&place, 2, 172..254);
     let primary = Primary::open(config(&place, &["r1"], "majority")).unwrap();
     let s = of(&primary);
     let slots: Vec<_> = s.slots.iter().map(|s| (s.name.as_str(), s.kind)).collect();
     assert_eq!(slots, [("r1", SlotKind::Configured), ("reader", SlotKind::Made)]);
     assert_eq!((s.appended_lsn, s.settings_version, primary.settings().commit), (end, 1, policy("majority")));
-    let written = std::fs::read(&file).unwrap();
-    assert!(written.chunks_exact(COPY).any(|copy| copy[8] == 3), "it is written as this build's version");
+    let written = std::fs::read(place.path("p/shard-0000/superblock")).unwrap();
+    assert!(written.chunks_exact(COPY).any(|copy| copy[8] == 4), "it is written as this build's version");
+}
+
+/// A folder of a build that knew no settings of links: all others stand, and those are as the node is started.
+#[test]
+fn a_folder_with_superblocks_of_version_3_is_opened() {
+    let place = Place::new();
+    let primary = Primary::open(config(&place, &["r1"], "local")).unwrap();
+    primary.change_settings(SettingChange::Deadline(Duration::from_millis(1500)), None).unwrap();
+    primary.stop();
+    make_older(&place, 3, 234..254);
+    let mut config = config(&place, &["r1"], "local");
+    (config.catch_up_max, config.link_window_bytes, config.lag_target) = (Some(5 << 20), 1 << 20, Some(6 << 20));
+    for _ in 0..2 {
+        let primary = Primary::open(config.clone()).unwrap();
+        let s = primary.settings();
+        assert_eq!((s.version, s.deadline), (2, Duration::from_millis(1500)));
+        assert_eq!((s.catch_up_max, s.link_window_bytes, s.lag_target), (Some(5 << 20), 1 << 20, Some(6 << 20)));
+        primary.stop();
+        // It was written: now the folder wins.
+        config.catch_up_max = Some(1 << 20);
+    }
+}
+
+/// The superblocks of a primary with one shard, as a build of an older version of the format wrote them.
+fn make_older(place: &Place, version: u8, unknown: std::ops::Range<usize>) {
+    use towline::wire::superblock::COPY;
+    let file = place.path("p/shard-0000/superblock");
+    let mut bytes = std::fs::read(&file).unwrap();
+    for copy in bytes.chunks_exact_mut(COPY).filter(|copy| copy[8] == 4) {
+        copy[8] = version;
+        copy[unknown.clone()].fill(0);
+        let crc = crc32c::crc32c(&copy[..COPY - 4]);
+        copy[COPY - 4..].copy_from_slice(&crc.to_le_bytes());
+    }
+    std::fs::write(&file, bytes).unwrap();
 }
 
 #[test]
@@ -124,26 +151,29 @@ fn settings_survive_restarts_and_win_over_what_a_start_says() {
     primary.change_settings(SettingChange::RetainMax(RetainMax::Bytes(8 << 20)), None).unwrap();
     primary.change_settings(SettingChange::SlotIdleMax(Some(Duration::from_secs(60))), None).unwrap();
     primary.change_settings(SettingChange::MinReplicas(1), None).unwrap();
+    primary.change_settings(SettingChange::CatchUpMax(Some(7 << 20)), None).unwrap();
+    primary.change_settings(SettingChange::LinkWindow(1 << 20), None).unwrap();
+    primary.change_settings(SettingChange::LagTarget(Some(9 << 20)), None).unwrap();
     let version = primary.change_settings(SettingChange::MinReplicasAge(Duration::from_secs(3)), None).unwrap();
     let set = primary.settings();
-    assert_eq!((version, set.version, names(&primary)), (9, 9, vec!["r2".to_string(), "r3".to_string()]));
-    assert!(primary.status().iter().all(|s| s.settings_version == 9 && s.retention_cap_bytes == 8 << 20));
+    assert_eq!((version, set.version, names(&primary)), (12, 12, vec!["r2".to_string(), "r3".to_string()]));
+    assert!(primary.status().iter().all(|s| s.settings_version == 12 && s.retention_cap_bytes == 8 << 20));
     primary.stop();
     // It says what it said the first time.
     let primary = open(&config);
     assert_eq!(primary.settings(), set);
     for shard in primary.status() {
-        assert_eq!(shard.settings_version, 9);
+        assert_eq!((shard.settings_version, shard.lag_target_bytes), (12, 9 << 20));
         assert_eq!(shard.slots.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["r2", "r3"]);
     }
     assert!(
-        primary.status_json().contains("\"settings\":{\"version\":9,\"deadline_ms\":1500.000,\"retain_max\":8388608")
+        primary.status_json().contains("\"settings\":{\"version\":12,\"deadline_ms\":1500.000,\"retain_max\":8388608")
     );
     primary.stop();
     // A promotion is another reign: it knows only what it is told.
     config.promote = true;
     let primary = open(&config);
-    assert_eq!((primary.settings().version, names(&primary)), (10, vec!["r1".to_string(), "r2".to_string()]));
+    assert_eq!((primary.settings().version, names(&primary)), (13, vec!["r1".to_string(), "r2".to_string()]));
 }
 
 #[test]

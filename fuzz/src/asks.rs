@@ -67,7 +67,7 @@ fn setting(u: &mut Unstructured<'_>, name: impl Fn(u8) -> NodeName) -> Result<Co
     let ns = |u: &mut Unstructured<'_>| -> Result<u64> {
         Ok(if u.arbitrary()? { u64::from(u.arbitrary::<u16>()?) * 500_000_000 } else { u.arbitrary()? })
     };
-    Ok(match u.arbitrary::<u8>()? % 10 {
+    Ok(match u.arbitrary::<u8>()? % 11 {
         0 | 1 => ControlAction::AddReplica(name(u.arbitrary()?)),
         2 | 3 => ControlAction::RemoveReplica(name(u.arbitrary()?)),
         4 => ControlAction::Commit(policy(u)?.unwrap_or(WirePolicy::Local)),
@@ -78,7 +78,12 @@ fn setting(u: &mut Unstructured<'_>, name: impl Fn(u8) -> NodeName) -> Result<Co
         }),
         7 => ControlAction::SlotIdleMax(ns(u)?),
         8 => ControlAction::MinReplicas(u.arbitrary()?),
-        _ => ControlAction::MinReplicasAge(ns(u)?.max(1)),
+        9 => ControlAction::MinReplicasAge(ns(u)?.max(1)),
+        _ => match u.arbitrary::<u8>()? % 3 {
+            0 => ControlAction::CatchUpMax(u.arbitrary::<u32>()?.into()),
+            1 => ControlAction::LinkWindow(u.arbitrary::<u32>()?.max(1)),
+            _ => ControlAction::LagTarget(u.arbitrary::<u32>()?.into()),
+        },
     })
 }
 

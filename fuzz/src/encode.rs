@@ -12,7 +12,7 @@ use towline_wire::message::{
     Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Heartbeat, TailRequest, TailStart,
     WirePolicy,
 };
-use towline_wire::superblock::{Base, COPY, SettingsEntry, SlotEntry, SlotKind, SlotLoss, Superblock};
+use towline_wire::superblock::{Base, COPY, LinksEntry, SettingsEntry, SlotEntry, SlotKind, SlotLoss, Superblock};
 use towline_wire::{BODY_BYTES_MAX, BatchFields, BatchView, Chain, Lsn, Seq, ShardId, SystemId, Term, record};
 
 use crate::superblock::owned;
@@ -347,6 +347,14 @@ fn superblock(u: &mut Unstructured<'_>) -> Result<()> {
             slot_idle_max_ns: u.arbitrary()?,
             min_replicas_age_ns: u.arbitrary()?,
             min_replicas: u.arbitrary()?,
+            links: match u.arbitrary()? {
+                false => None,
+                true => Some(LinksEntry {
+                    catch_up_max: u.arbitrary()?,
+                    lag_target: u.arbitrary()?,
+                    link_window: u.arbitrary::<u32>()?.max(1),
+                }),
+            },
         }),
     };
     let s = Superblock {

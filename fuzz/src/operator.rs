@@ -63,6 +63,9 @@ impl Operator {
             slot_idle_max: None,
             min_replicas: 0,
             min_replicas_age: Duration::from_secs(10),
+            catch_up_max: None,
+            link_window_bytes: 32 << 20,
+            lag_target: None,
         };
         let need = settings.need().expect("two are configured");
         let gate = CommitGate::new(need, names.len(), Lsn(0), Lsn(0));
@@ -137,7 +140,7 @@ impl Operator {
         self.primary.prepare(&next.replicas, Lsn(0), self.now_ns).expect("there is room for its slot");
         if next.replicas.len() <= 12 {
             // What the superblock says before the change is in force is what a start would find.
-            let written = Settings::of_superblock(&next.entry(), &self.primary.slots().entries());
+            let written = Settings::of_superblock(&next.entry(), &self.primary.slots().entries(), next.links());
             assert_eq!(written.map(sorted), Some(sorted(next.clone())));
         }
         self.settings = next;
@@ -273,7 +276,8 @@ impl Operator {
         superblock.encode(&mut copy);
         let read = owned(&copy).expect("what was written is read");
         assert_eq!(read, superblock);
-        let found = Settings::of_superblock(&read.settings.expect("they are there"), &read.slots).expect("a policy");
+        let found = read.settings.expect("they are there");
+        let found = Settings::of_superblock(&found, &read.slots, self.settings.links()).expect("a policy");
         assert_eq!(sorted(found.clone()), sorted(self.settings.clone()));
         let (slots, gone) = Slots::new(&found.replicas, &read.slots, true, Lsn(0), 0);
         let by_name = |mut entries: Vec<SlotEntry>| {

@@ -5,7 +5,7 @@ use towline::protocol::history::History;
 use towline::protocol::settings::Settings;
 use towline::protocol::slots::Slots;
 use towline_wire::handshake::NodeName;
-use towline_wire::superblock::{COPY, HISTORY_MAX, SLOTS_MAX, SlotEntry, Superblock};
+use towline_wire::superblock::{COPY, HISTORY_MAX, LinksEntry, SLOTS_MAX, SettingsEntry, SlotEntry, Superblock};
 use towline_wire::{Lsn, Term};
 
 use crate::alloc::nothing;
@@ -67,8 +67,11 @@ fn examine(copy: &[u8]) {
         again[part.clone()].copy_from_slice(&copy[part]);
     }
     assert_eq!(again, copy);
-    if let Some(settings) = s.settings.and_then(|e| Settings::of_superblock(&e, &s.slots)) {
-        assert_eq!(Some(settings.entry()), s.settings);
+    if let Some(entry) = s.settings {
+        let started = LinksEntry { catch_up_max: 0, lag_target: 1, link_window: 2 };
+        if let Some(settings) = Settings::of_superblock(&entry, &s.slots, started) {
+            assert_eq!(settings.entry(), SettingsEntry { links: entry.links.or(Some(started)), ..entry });
+        }
     }
     assert!(s.history.len() <= HISTORY_MAX && s.own_term <= s.term && s.oldest_lsn <= s.floor_lsn);
     let mut history = History::from_entries(s.history.clone());

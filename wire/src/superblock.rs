@@ -11,8 +11,8 @@ use crate::message::WirePolicy;
 use crate::{BLOCK, Chain, Lsn, Seq, ShardId, SystemId, Term};
 
 /// The version of the superblock's format; batches have their own.
-pub const VERSION: u16 = 3;
-/// The oldest version that is read: one without settings.
+pub const VERSION: u16 = 4;
+/// The oldest version that is read: one without settings. Version 3 knew no settings of links.
 pub const VERSION_READ_MIN: u16 = 2;
 /// Bytes of one copy.
 pub const COPY: usize = 8 * BLOCK;
@@ -61,7 +61,8 @@ struct HeadBytes {
     begun: u8,
     base_chain: U64,
     base_seq: U64,
-    reserved2: [u8; 22],
+    links: LinksBytes,
+    reserved2: [u8; 2],
 }
 const _: () = assert!(size_of::<HeadBytes>() == HEAD);
 
@@ -77,6 +78,46 @@ struct SettingsBytes {
     min_replicas: u8,
 }
 const _: () = assert!(size_of::<SettingsBytes>() == 45);
+
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct LinksBytes {
+    catch_up_max: U64,
+    lag_target: U64,
+    link_window: U32,
+}
+const _: () = assert!(size_of::<LinksBytes>() == 20);
+
+/// How links to replicas are served, as an operator has set it last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinksEntry {
+    /// Bytes in each second that a replica which catches up is sent; 0 for no cap.
+    pub catch_up_max: u64,
+    /// How many bytes the replicas that commits wait for may be behind before batches are held back; 0
+    /// for never.
+    pub lag_target: u64,
+    /// Bytes that a link may have sent and not acknowledged as received; never 0.
+    pub link_window: u32,
+}
+
+impl LinksEntry {
+    fn to_bytes(self) -> LinksBytes {
+        LinksBytes {
+            catch_up_max: U64::new(self.catch_up_max),
+            lag_target: U64::new(self.lag_target),
+            link_window: U32::new(self.link_window),
+        }
+    }
+
+    /// `None` where it was never set: everything is 0 there.
+    fn check(b: &LinksBytes) -> Result<Option<Self>, &'static str> {
+        if b.link_window.get() == 0 {
+            return if b.as_bytes().iter().all(|b| *b == 0) { Ok(None) } else { Err("settings link_window") };
+        }
+        let (catch_up_max, lag_target) = (b.catch_up_max.get(), b.lag_target.get());
+        Ok(Some(Self { catch_up_max, lag_target, link_window: b.link_window.get() }))
+    }
+}
 
 /// What a primary's operator has set last, beside the slots of kind [`SlotKind::Configured`], which
 /// are the configured replicas of this version.
@@ -96,6 +137,8 @@ pub struct SettingsEntry {
     pub min_replicas_age_ns: u64,
     /// Appends are refused while fewer replicas have acknowledged lately.
     pub min_replicas: u8,
+    /// How links are served; `None` in a superblock of a version that did not say.
+    pub links: Option<LinksEntry>,
 }
 
 impl SettingsEntry {
@@ -112,9 +155,11 @@ impl SettingsEntry {
     }
 
     /// `None` where nothing was ever set: everything is 0 there.
-    fn check(b: &SettingsBytes) -> Result<Option<Self>, &'static str> {
+    fn check(b: &SettingsBytes, links: &LinksBytes) -> Result<Option<Self>, &'static str> {
+        let links = LinksEntry::check(links)?;
         if b.version.get() == 0 {
-            return if b.as_bytes().iter().all(|b| *b == 0) { Ok(None) } else { Err("settings version") };
+            let none = links.is_none() && b.as_bytes().iter().all(|b| *b == 0);
+            return if none { Ok(None) } else { Err("settings version") };
         }
         let policy = WirePolicy::from_bytes(b.policy).filter(|p| *p != WirePolicy::Default);
         Ok(Some(Self {
@@ -125,6 +170,7 @@ impl SettingsEntry {
             slot_idle_max_ns: b.slot_idle_max_ns.get(),
             min_replicas_age_ns: b.min_replicas_age_ns.get(),
             min_replicas: b.min_replicas,
+            links,
         }))
     }
 }
@@ -364,7 +410,8 @@ where
             begun: self.base.is_some().into(),
             base_chain: U64::new(self.base.map_or(0, |b| b.chain.0)),
             base_seq: U64::new(self.base.map_or(0, |b| b.seq.0)),
-            reserved2: [0; 22],
+            links: self.settings.and_then(|s| s.links).map_or(LinksBytes::new_zeroed(), LinksEntry::to_bytes),
+            reserved2: [0; 2],
         };
         out[..HEAD].copy_from_slice(head.as_bytes());
         for (entry, (term, lsn)) in out[HEAD..].chunks_exact_mut(ENTRY).zip(history) {
@@ -422,7 +469,7 @@ impl<'a> Superblock<HistoryBytes<'a>, SlotsBytes<'a>> {
         let is_zero = |bytes: &[u8]| bytes.iter().fold(0, |all, byte| all | byte) == 0;
         let (history, unused) = bytes[HEAD..SLOTS_AT].split_at(history_len * ENTRY);
         let (slots, unused2) = bytes[SLOTS_AT..CRC_AT].split_at(slots_len * SLOT);
-        if b.reserved != [0; 2] || b.reserved2 != [0; 22] || !is_zero(unused) || !is_zero(unused2) {
+        if b.reserved != [0; 2] || b.reserved2 != [0; 2] || !is_zero(unused) || !is_zero(unused2) {
             return bad("reserved");
         }
         let history = HistoryBytes(history);
@@ -453,8 +500,13 @@ impl<'a> Superblock<HistoryBytes<'a>, SlotsBytes<'a>> {
         if !b.name.is_well_formed() {
             return bad("name");
         }
-        let settings = SettingsEntry::check(&b.settings).map_err(SuperblockError::Field)?;
-        if b.version.get() < VERSION && (settings.is_some() || base.is_some()) {
+        let settings = SettingsEntry::check(&b.settings, &b.links).map_err(SuperblockError::Field)?;
+        let newer = match b.version.get() {
+            2 => settings.is_some() || base.is_some(),
+            3 => settings.is_some_and(|s| s.links.is_some()),
+            _ => false,
+        };
+        if newer {
             return bad("reserved");
         }
         for (n, bytes) in slots.chunks_exact(SLOT).enumerate() {

@@ -357,9 +357,10 @@ fn a_superblock_outside_its_bounds_is_refused_by_name() {
     let with = |at, bytes: &[u8]| Superblock::check(&with_crc(patched(&sample, at, bytes))).map(|_| ());
     assert_eq!(with(0, b"TOWLINEX"), Err(SuperblockError::Magic));
     assert_eq!(with(8, &[1]), Err(SuperblockError::Version(1)));
-    assert_eq!(with(8, &[4]), Err(SuperblockError::Version(4)));
+    assert_eq!(with(8, &[5]), Err(SuperblockError::Version(5)));
+    assert_eq!(with(8, &[3]), Err(SuperblockError::Field("reserved")), "settings of links are newer than that");
     assert_eq!(with(8, &[2]), Err(SuperblockError::Field("reserved")), "settings are newer than that");
-    let older = patched(&patched(&sample, 8, &[2]), 172, &[0; 45]);
+    let older = patched(&patched(&patched(&sample, 8, &[2]), 172, &[0; 45]), 234, &[0; 20]);
     let older = with_crc(older);
     assert_eq!(Superblock::check(&older).unwrap().settings, None);
     let begun = samples::superblock_bytes(&samples::superblock_begun());
@@ -376,7 +377,8 @@ fn a_superblock_outside_its_bounds_is_refused_by_name() {
         (217, &[2], "begun"),
         (218, &[1], "begun"),
         (226, &[1], "begun"),
-        (234, &[1], "reserved"),
+        (250, &[0; 4], "settings link_window"),
+        (254, &[1], "reserved"),
         (255, &[1], "reserved"),
         (256 + 3 * 16, &[1], "reserved"),
         (superblock::COPY - 5, &[1], "reserved"),
@@ -522,8 +524,11 @@ fn a_control_request_outside_its_bounds_is_refused_by_name() {
         &[(0, b"r", "name"), (72, &[1], "value"), (80, &[0; 4], "policy"), (81, &[0], "policy"), (84, &[4], "policy")];
     refused(FrameKind::ControlRequest, &commit.to_bytes(), check, cases);
     let cases: &[(usize, &[u8], _)] =
-        &[(72, &[0; 8], "value"), (84, &[7], "value"), (84, &[0], "action"), (84, &[9], "action"), (84, &[1], "name")];
+        &[(72, &[0; 8], "value"), (84, &[7], "value"), (84, &[0], "action"), (84, &[12], "action"), (84, &[1], "name")];
     refused(FrameKind::ControlRequest, &deadline.to_bytes(), check, cases);
+    let window = ControlRequest { action: ControlAction::LinkWindow(7), if_version: 0 };
+    let cases: &[(usize, &[u8], _)] = &[(72, &[0; 8], "value"), (76, &[1], "value")];
+    refused(FrameKind::ControlRequest, &window.to_bytes(), check, cases);
     use ControlAction as A;
     let name = NodeName::new("r1").unwrap();
     for action in [
@@ -537,6 +542,11 @@ fn a_control_request_outside_its_bounds_is_refused_by_name() {
         A::MinReplicas(0),
         A::MinReplicas(255),
         A::MinReplicasAge(u64::MAX),
+        A::CatchUpMax(0),
+        A::CatchUpMax(u64::MAX),
+        A::LinkWindow(1),
+        A::LinkWindow(u32::MAX),
+        A::LagTarget(0),
     ] {
         for if_version in [0, u64::MAX] {
             let request = ControlRequest { action, if_version };

@@ -234,13 +234,13 @@ const GOLDEN: &[(&str, &str)] = &[
     (
         "superblock-begun",
         "
-        544f574c494e455303000000030000000c0000000000000000112233445566778899aabbccddeeff0400000000000000
+        544f574c494e455304000000030000000c0000000000000000112233445566778899aabbccddeeff0400000000000000
         070000000000000006000000000000000000000400000000005000000000000000500000000000000050000000000000
         00004000000000007265706c6963612d31
         00*104
         0188776655443322115a
         00*32537
-        cd26598d
+        409b1add
     ",
     ),
     (
@@ -277,6 +277,26 @@ const GOLDEN: &[(&str, &str)] = &[
     ),
     (
         "superblock",
+        "
+        544f574c494e455304000000030000000c0000000000000000112233445566778899aabbccddeeff0400000003000000
+        070000000000000006000000000000000000000400000000001000000000000000400000000000000030000000000000
+        00004000000000007265706c6963612d31
+        00*55
+        020000000400020009000000000000000094357700000000ffffffffffffffff000000000000000000e40b5402000000
+        010000000000000000000000000000000000000040060000000000000000000000000000000200000500000000000000
+        00000000000000000600000000000000002000000000000007000000000000000040
+        00*8150
+        7231
+        00*63
+        300000000000000100000000000000726561646572
+        00*66
+        0201
+        00*24162
+        724d9d6c
+    ",
+    ),
+    (
+        "superblock-3",
         "
         544f574c494e455303000000030000000c0000000000000000112233445566778899aabbccddeeff0400000003000000
         070000000000000006000000000000000000000400000000001000000000000000400000000000000030000000000000
@@ -463,13 +483,27 @@ fn a_superblock_is_its_golden_bytes() {
 
 /// What a build wrote that knew no settings: its slots and positions stand, and nothing was ever set.
 #[test]
-fn a_superblock_of_version_2_is_read_and_written_again_as_version_3() {
+fn a_superblock_of_version_2_is_read_and_written_again_as_version_4() {
     let before = golden("superblock-2");
     assert_eq!(before[8..10], [2, 0]);
     let read = samples::owned(&Superblock::check(&before).unwrap());
     assert_eq!(read, samples::Owned { settings: None, ..samples::superblock() });
     let after = samples::superblock_bytes(&read);
-    assert_eq!(after[8..10], [3, 0]);
+    assert_eq!(after[8..10], [4, 0]);
+    assert_eq!(after[10..superblock::COPY - 4], before[10..superblock::COPY - 4]);
+    assert_eq!(samples::owned(&Superblock::check(&after).unwrap()), read);
+}
+
+/// What a build wrote that knew no settings of links: all others stand.
+#[test]
+fn a_superblock_of_version_3_is_read_and_written_again_as_version_4() {
+    let before = golden("superblock-3");
+    assert_eq!(before[8..10], [3, 0]);
+    let read = samples::owned(&Superblock::check(&before).unwrap());
+    let settings = Some(superblock::SettingsEntry { links: None, ..samples::settings() });
+    assert_eq!(read, samples::Owned { settings, ..samples::superblock() });
+    let after = samples::superblock_bytes(&read);
+    assert_eq!(after[8..10], [4, 0]);
     assert_eq!(after[10..superblock::COPY - 4], before[10..superblock::COPY - 4]);
     assert_eq!(samples::owned(&Superblock::check(&after).unwrap()), read);
 }

@@ -411,7 +411,7 @@ fn errors_say_what_was_found_and_what_was_expected() {
             "the peer does not speak Towline's protocol (it sent [47, 45, 54, 20, 2f, 20, 48, 54])",
             "a superblock has 32768 bytes, 1 are there",
             "no superblock starts here",
-            "superblock has format version 9, this build reads 2 to 3",
+            "superblock has format version 9, this build reads 2 to 4",
             "superblock CRC is 00000001, -> 00000002",
             "superblock field name is outside its bounds",
         ]

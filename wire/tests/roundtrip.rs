@@ -13,7 +13,7 @@ use towline_wire::message::{
     Ack, AckLevel, AppendHead, CommitStatus, Committed, ErrorCode, ErrorHead, Heartbeat, SnapshotBegin, SnapshotEnd,
     SnapshotId, SnapshotPoint, SnapshotRequest, TailRequest, TailStart, WirePolicy,
 };
-use towline_wire::superblock::{Base, SettingsEntry, SlotKind, SlotLoss, Superblock};
+use towline_wire::superblock::{Base, LinksEntry, SettingsEntry, SlotKind, SlotLoss, Superblock};
 use towline_wire::{BatchFields, BatchView, Chain, Lsn, Seq, ShardId, SystemId, Term};
 
 fn term_pair() -> impl Strategy<Value = (Term, Term)> {
@@ -223,7 +223,7 @@ proptest! {
         (shard, more) in (0..1u32 << 31, 1..1u32 << 31), segment_blocks in 1..1u64 << 52, name in name(),
         steps in vec((1..1u64 << 20, 1..1u64 << 20), 0..40), (kept, durable) in (0..1u64 << 40, 0..1u64 << 40),
         slots in vec((0..1u64 << 40, 0..5usize, any::<bool>()), 0..9), begun in any::<Option<(u64, u64)>>(),
-        settings in proptest::option::of((1..u64::MAX, any::<u64>(), any::<u64>())),
+        settings in proptest::option::of((1..u64::MAX, any::<u64>(), any::<u64>(), proptest::option::of((any::<u64>(), any::<u64>(), 1..u32::MAX)))),
     ) {
         let mut last = (Term::ZERO, Lsn::ZERO);
         let history: Vec<_> = steps.iter().map(|(terms, blocks)| {
@@ -240,7 +240,10 @@ proptest! {
                 let kind = if *made { SlotKind::Made } else { SlotKind::Configured };
                 samples::slot(&format!("s{n}"), (kept + behind) * 4_096, kind, SlotLoss::ALL.get(*lost).copied())
             }).collect(),
-            settings: settings.map(|(version, retain_max, deadline_ns)| SettingsEntry { version, retain_max, deadline_ns, ..samples::settings() }),
+            settings: settings.map(|(version, retain_max, deadline_ns, links)| {
+                let links = links.map(|(catch_up_max, lag_target, link_window)| LinksEntry { catch_up_max, lag_target, link_window });
+                SettingsEntry { version, retain_max, deadline_ns, links, ..samples::settings() }
+            }),
         };
         let bytes = samples::superblock_bytes(&value);
         let read = Superblock::check(&bytes).unwrap();

@@ -51,7 +51,10 @@ impl Seen {
                 if before == Some(&view) {
                     continue;
                 }
-                if let Err(e) = within(&view).and_then(|()| before.map_or(Ok(()), |b| between(b, &view))) {
+                if let Err(e) = within(&view)
+                    .and_then(|()| windows(before, &view))
+                    .and_then(|()| before.map_or(Ok(()), |b| between(b, &view)))
+                {
                     cluster.fail(format!("node {n} shard {}: {e}: {view:?}", view.shard));
                 }
                 if let Some(e) = before.and_then(|b| accepted(b, &view, self.looked_ns)) {
@@ -192,11 +195,6 @@ fn within(v: &ShardView) -> Result<(), String> {
         return Err("more is read ahead than may be".into());
     }
     for s in &v.slots {
-        // One batch may always be under way.
-        let most = v.link_window.max(v.in_flight_bytes_max);
-        if s.connected && s.sent.since(s.received) > most {
-            return Err("a link has more under way than its window".into());
-        }
         if s.applied > s.flushed || s.flushed > s.received || s.received > s.sent.max(s.flushed) {
             return Err("a slot's positions are out of order".into());
         }
@@ -212,6 +210,19 @@ fn within(v: &ShardView) -> Result<(), String> {
     }
     if v.overdue {
         return Err("somebody waits for what holds".into());
+    }
+    Ok(())
+}
+
+/// What links have under way: no more than their window, or than they had when it became smaller.
+fn windows(before: Option<&ShardView>, now: &ShardView) -> Result<(), String> {
+    // One batch may always be under way.
+    let most = before.map_or(0, |b| b.link_window).max(now.link_window).max(now.in_flight_bytes_max);
+    for (n, s) in now.slots.iter().enumerate().filter(|(_, s)| s.connected) {
+        let had = before.and_then(|b| b.slots.get(n)).map_or(0, |s| s.sent.since(s.received));
+        if s.sent.since(s.received) > most.max(had) {
+            return Err("a link has more under way than its window".into());
+        }
     }
     Ok(())
 }

@@ -69,7 +69,7 @@ impl Feeding {
 
     fn flow(&self, shards: u32) -> Flow {
         Flow {
-            catch_up_max: self.catch_up_max.map(|rate| (rate / u64::from(shards)).max(1)),
+            catch_up_max: self.catch_up_max.map(|rate| Flow::share(rate, shards)),
             link_window: self.link_window_bytes as u64,
             lag_target: self.lag_target,
             compress: self.compress == Compress::Lz4,

@@ -307,7 +307,7 @@ impl Primary {
 /// those that it was started with.
 fn settings_of(slices: &[OpenedSlice], flags: &Settings, promote: bool) -> Settings {
     let known = slices.iter().map(|s| &s.superblock);
-    let known = known.filter_map(|s| Settings::of_superblock(s.settings.as_ref()?, &s.slots));
+    let known = known.filter_map(|s| Settings::of_superblock(s.settings.as_ref()?, &s.slots, flags.links()));
     let Some(known) = known.max_by_key(|s| s.version) else { return flags.clone() };
     if promote {
         return Settings { version: known.version.saturating_add(1), ..flags.clone() };

@@ -303,7 +303,7 @@ pub(crate) fn of(shard: &Shard) -> ShardStatus {
             Role::Primary(p) => p.gate.quorum_lag(tail),
             Role::Replica(_) => 0,
         },
-        lag_target_bytes: shard.config.flow.lag_target.unwrap_or(0),
+        lag_target_bytes: shard.live.flow.get().lag_target.unwrap_or(0),
         throttle_us: shard.throttled_ns.get().saturating_sub(crate::rt::now_ns()) / 1000,
         packed_ratio: {
             let c = &shard.telemetry.borrow().counters;
@@ -363,13 +363,18 @@ fn settings_json(s: &Settings) -> String {
         RetainMax::Bytes(bytes) => bytes.to_string(),
     };
     let idle = s.slot_idle_max.map_or_else(|| "null".into(), |t| t.as_millis().to_string());
+    let most = |bytes: Option<u64>| bytes.map_or_else(|| "null".into(), |b| b.to_string());
     format!(
         "{{\"version\":{},\"deadline_ms\":{:.3},\"retain_max\":{cap},\"slot_idle_max_ms\":{idle},\
-         \"min_replicas\":{},\"min_replicas_age_ms\":{}}}",
+         \"min_replicas\":{},\"min_replicas_age_ms\":{},\"catch_up_max\":{},\"link_window_bytes\":{},\
+         \"lag_target_bytes\":{}}}",
         s.version,
         s.deadline.as_secs_f64() * 1000.0,
         s.min_replicas,
         s.min_replicas_age.as_millis(),
+        most(s.catch_up_max),
+        s.link_window_bytes,
+        most(s.lag_target),
     )
 }
 

@@ -46,7 +46,7 @@ pub struct Reads {
 ///
 /// While others are live, which shows in the log growing, catch-up takes small slices, and sends them
 /// politely: the core is left to the others in between.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Pace {
     bucket: Option<TokenBucket>,
     tail: Lsn,
@@ -55,10 +55,16 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// A pace with a cap in bytes for each second, if there is one.
-    #[must_use]
-    pub fn new(bytes_per_s: Option<u64>) -> Self {
-        Self { bucket: bytes_per_s.map(TokenBucket::new), tail: Lsn::ZERO, grown_ns: None }
+    /// The cap in bytes for each second from now on; at first there is none. Says whether it is another
+    /// one: then what was sent under the old one is forgotten, and so is until when that was to be paid for.
+    pub fn cap(&mut self, bytes_per_s: Option<u64>) -> bool {
+        let bucket = bytes_per_s.map(TokenBucket::new);
+        let rate = |b: &TokenBucket| b.bytes_per_s;
+        let changed = self.bucket.as_ref().map(rate) != bucket.as_ref().map(rate);
+        if changed {
+            self.bucket = bucket;
+        }
+        changed
     }
 
     /// The log ends at `tail` now. Says whether others are live.
@@ -135,7 +141,7 @@ mod tests {
 
     #[test]
     fn others_are_live_while_the_log_grows_and_a_little_longer() {
-        let mut pace = Pace::new(None);
+        let mut pace = Pace::default();
         assert!(!pace.look(Lsn(4096), S), "the log's length tells nothing");
         assert!(!pace.look(Lsn(4096), S + 1));
         assert!(pace.look(Lsn(8192), S + 2));
@@ -146,8 +152,20 @@ mod tests {
 
     #[test]
     fn only_a_cap_makes_it_wait_and_slices_are_small_while_others_are_live() {
-        assert_eq!(Pace::new(None).after(1 << 20, S), Duration::ZERO);
-        assert!(Pace::new(Some(1 << 20)).after(1 << 20, S) > Duration::from_millis(900));
+        let mut pace = Pace::default();
+        assert_eq!(pace.after(1 << 20, S), Duration::ZERO);
+        assert!(pace.cap(Some(1 << 20)));
+        assert!(pace.after(1 << 20, S) > Duration::from_millis(900));
         assert!(Pace::slice(true) < Pace::slice(false));
+    }
+
+    #[test]
+    fn another_cap_owes_nothing_and_the_same_one_forgives_nothing() {
+        let mut pace = Pace::default();
+        assert!(!pace.cap(None) && pace.cap(Some(1)));
+        let long = pace.after(1 << 20, S);
+        assert!(!pace.cap(Some(1)) && pace.after(1, S) > long);
+        assert!(pace.cap(Some(1 << 30)) && pace.after(1 << 20, S) < Duration::from_millis(1));
+        assert!(pace.cap(None) && pace.after(1 << 30, S) == Duration::ZERO);
     }
 }

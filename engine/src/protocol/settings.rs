@@ -1,13 +1,14 @@
 //! What an operator may change while a primary runs: who is configured, what commits wait for, what is
-//! kept. One version after the other; each is whole, so that a shard that missed one is brought to
+//! kept, how links are served. One version after the other; each is whole, so that a shard that missed one is brought to
 //! it by being told the newest.
 
 use std::time::Duration;
 
 use thiserror::Error;
+use towline_wire::BLOCK;
 use towline_wire::handshake::NodeName;
 use towline_wire::message::{ControlAction, ControlRequest};
-use towline_wire::superblock::{SettingsEntry, SlotEntry, SlotKind};
+use towline_wire::superblock::{LinksEntry, SettingsEntry, SlotEntry, SlotKind};
 
 use super::policy::{CommitPolicy, PolicyError, Requirement};
 use super::slots::SlotError;
@@ -33,6 +34,13 @@ pub struct Settings {
     pub min_replicas: u8,
     /// What is lately.
     pub min_replicas_age: Duration,
+    /// Bytes in each second that a replica which catches up is sent, all its shards together; `None`: no cap.
+    pub catch_up_max: Option<u64>,
+    /// Bytes that a link may have sent and not acknowledged as received, or one batch.
+    pub link_window_bytes: u32,
+    /// How many bytes the replicas that commits wait for may be behind, on each shard, before batches are
+    /// held back; `None`: any.
+    pub lag_target: Option<u64>,
 }
 
 /// One change.
@@ -54,6 +62,13 @@ pub enum SettingChange {
     MinReplicas(u8),
     /// What is lately.
     MinReplicasAge(Duration),
+    /// Bytes in each second that a replica which catches up is sent, all its shards together; `None`: no cap.
+    CatchUpMax(Option<u64>),
+    /// Bytes that a link may have sent and not acknowledged as received, or one batch.
+    LinkWindow(u32),
+    /// How many bytes the replicas that commits wait for may be behind before batches are held back;
+    /// `None`: any.
+    LagTarget(Option<u64>),
 }
 
 /// Why settings were not changed.
@@ -132,6 +147,15 @@ const fn retain_max_of(wire: u64) -> RetainMax {
     }
 }
 
+/// Bytes, of which 0 stands for no bound.
+const fn most_of(wire: u64) -> Option<u64> {
+    if wire == 0 { None } else { Some(wire) }
+}
+
+fn most_to_wire(most: Option<u64>) -> u64 {
+    most.map_or(0, |bytes| bytes.max(1))
+}
+
 impl SettingChange {
     /// From the network; `None` for what no decoder lets through.
     #[must_use]
@@ -146,10 +170,13 @@ impl SettingChange {
             ControlAction::SlotIdleMax(ns) => Self::SlotIdleMax((ns > 0).then(|| time(ns))),
             ControlAction::MinReplicas(n) => Self::MinReplicas(n),
             ControlAction::MinReplicasAge(ns) => Self::MinReplicasAge(time(ns)),
+            ControlAction::CatchUpMax(bytes) => Self::CatchUpMax(most_of(bytes)),
+            ControlAction::LinkWindow(bytes) => Self::LinkWindow(bytes),
+            ControlAction::LagTarget(bytes) => Self::LagTarget(most_of(bytes)),
         })
     }
 
-    /// As it crosses the network. A time of nothing crosses as the shortest there is.
+    /// As it crosses the network. A time, a rate or a window of nothing crosses as the least there is.
     #[must_use]
     pub fn to_wire(self) -> ControlAction {
         match self {
@@ -161,6 +188,9 @@ impl SettingChange {
             Self::SlotIdleMax(time) => ControlAction::SlotIdleMax(time.map_or(0, |t| ns(t).max(1))),
             Self::MinReplicas(n) => ControlAction::MinReplicas(n),
             Self::MinReplicasAge(time) => ControlAction::MinReplicasAge(ns(time).max(1)),
+            Self::CatchUpMax(most) => ControlAction::CatchUpMax(most_to_wire(most)),
+            Self::LinkWindow(bytes) => ControlAction::LinkWindow(bytes.max(1)),
+            Self::LagTarget(most) => ControlAction::LagTarget(most_to_wire(most)),
         }
     }
 }
@@ -202,6 +232,9 @@ impl Settings {
             SettingChange::SlotIdleMax(time) => next.slot_idle_max = time,
             SettingChange::MinReplicas(n) => next.min_replicas = n,
             SettingChange::MinReplicasAge(age) => next.min_replicas_age = age,
+            SettingChange::CatchUpMax(most) => next.catch_up_max = most,
+            SettingChange::LinkWindow(bytes) => next.link_window_bytes = bytes,
+            SettingChange::LagTarget(most) => next.lag_target = most,
         }
         next.check(retain_max_min)?;
         Ok(next)
@@ -230,7 +263,13 @@ impl Settings {
             bounds("slot-idle-max in ms", ms(idle), ms(limits::SLOT_IDLE_MIN), ms(limits::SLOT_IDLE_MAX))?;
         }
         let (min, max) = (limits::MIN_REPLICAS_AGE_MIN, limits::MIN_REPLICAS_AGE_MAX);
-        bounds("min-replicas-age in ms", ms(self.min_replicas_age), ms(min), ms(max))
+        bounds("min-replicas-age in ms", ms(self.min_replicas_age), ms(min), ms(max))?;
+        let window = u64::from(self.link_window_bytes);
+        bounds("link-window in bytes", window, BLOCK as u64, limits::LINK_WINDOW_MAX)?;
+        if let Some(rate) = self.catch_up_max {
+            bounds("catch-up-max in bytes", rate, limits::CATCH_UP_MAX_MIN, u64::MAX)?;
+        }
+        self.lag_target.map_or(Ok(()), |lag| bounds("lag-target in bytes", lag, limits::LAG_TARGET_MIN, u64::MAX))
     }
 
     /// What `started`, which a node was started with, says otherwise: its name on the command line, what
@@ -266,6 +305,13 @@ impl Settings {
         hold("--min-replicas", started.min_replicas != default.min_replicas, a, b);
         let says = started.min_replicas_age != default.min_replicas_age;
         hold("--min-replicas-age", says, time(Some(started.min_replicas_age)), time(Some(self.min_replicas_age)));
+        let most = |bytes: Option<u64>| bytes.map_or_else(|| "none".into(), |b| b.to_string());
+        let (a, b) = (most(started.catch_up_max), most(self.catch_up_max));
+        hold("--catch-up-max", started.catch_up_max != default.catch_up_max, a, b);
+        let (a, b) = (started.link_window_bytes.to_string(), self.link_window_bytes.to_string());
+        hold("--link-window", started.link_window_bytes as usize != default.link_window_bytes, a, b);
+        let (a, b) = (most(started.lag_target), most(self.lag_target));
+        hold("--lag-target", started.lag_target != default.lag_target, a, b);
         out
     }
 
@@ -280,13 +326,25 @@ impl Settings {
             slot_idle_max_ns: self.slot_idle_max.map_or(0, ns),
             min_replicas_age_ns: ns(self.min_replicas_age),
             min_replicas: self.min_replicas,
+            links: Some(self.links()),
         }
     }
 
-    /// What a superblock says. The newest of all shards' is in force: each version reached one shard
+    /// How links are served, as the superblock says it.
+    #[must_use]
+    pub fn links(&self) -> LinksEntry {
+        LinksEntry {
+            catch_up_max: most_to_wire(self.catch_up_max),
+            lag_target: most_to_wire(self.lag_target),
+            link_window: self.link_window_bytes,
+        }
+    }
+
+    /// What a superblock says; what one of an older version leaves out is as a node was `started`. The newest of all shards' is in force: each version reached one shard
     /// after the other, and a crash in between is finished at the next start.
     #[must_use]
-    pub fn of_superblock(entry: &SettingsEntry, slots: &[SlotEntry]) -> Option<Self> {
+    pub fn of_superblock(entry: &SettingsEntry, slots: &[SlotEntry], started: LinksEntry) -> Option<Self> {
+        let links = entry.links.unwrap_or(started);
         let replicas = slots.iter().filter(|s| s.kind == SlotKind::Configured).map(|s| s.name);
         Some(Self {
             version: entry.version,
@@ -297,6 +355,9 @@ impl Settings {
             slot_idle_max: (entry.slot_idle_max_ns > 0).then(|| Duration::from_nanos(entry.slot_idle_max_ns)),
             min_replicas: entry.min_replicas,
             min_replicas_age: Duration::from_nanos(entry.min_replicas_age_ns),
+            catch_up_max: most_of(links.catch_up_max),
+            link_window_bytes: links.link_window,
+            lag_target: most_of(links.lag_target),
         })
     }
 }

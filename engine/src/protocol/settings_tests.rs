@@ -16,6 +16,9 @@ fn settings(replicas: &[&str], commit: &str) -> Settings {
         slot_idle_max: None,
         min_replicas: 0,
         min_replicas_age: Duration::from_secs(10),
+        catch_up_max: None,
+        link_window_bytes: 32 << 20,
+        lag_target: None,
     }
 }
 
@@ -60,6 +63,10 @@ fn values_outside_their_bounds_are_refused_by_name() {
         (C::MinReplicas(3), "min-replicas"),
         (C::MinReplicasAge(limits::MIN_REPLICAS_AGE_MIN - second), "min-replicas-age"),
         (C::MinReplicasAge(limits::MIN_REPLICAS_AGE_MAX + second), "min-replicas-age"),
+        (C::CatchUpMax(Some(limits::CATCH_UP_MAX_MIN - 1)), "catch-up-max"),
+        (C::LinkWindow(4095), "link-window"),
+        (C::LinkWindow(limits::LINK_WINDOW_MAX as u32 + 1), "link-window"),
+        (C::LagTarget(Some(limits::LAG_TARGET_MIN - 1)), "lag-target"),
     ] {
         let e = s.with(change, 0, 100).unwrap_err().to_string();
         assert!(e.contains(field), "{e:?} does not name {field}");
@@ -69,6 +76,12 @@ fn values_outside_their_bounds_are_refused_by_name() {
         C::SlotIdleMax(Some(second)),
         C::MinReplicas(2),
         C::MinReplicasAge(limits::MIN_REPLICAS_AGE_MAX),
+        C::CatchUpMax(Some(limits::CATCH_UP_MAX_MIN)),
+        C::CatchUpMax(None),
+        C::LinkWindow(4096),
+        C::LinkWindow(limits::LINK_WINDOW_MAX as u32),
+        C::LagTarget(Some(limits::LAG_TARGET_MIN)),
+        C::LagTarget(None),
     ] {
         assert!(s.with(change, 0, 100).is_ok(), "{change:?}");
     }
@@ -97,7 +110,13 @@ fn settings_come_back_from_a_superblock_and_changes_from_the_network() {
         slot("reader", SlotKind::Made, None),
         slot("r2", SlotKind::Configured, Some(SlotLoss::Removed)),
     ];
-    assert_eq!(Settings::of_superblock(&s.entry(), &slots), Some(s));
+    (s.catch_up_max, s.link_window_bytes, s.lag_target) = (Some(1 << 20), 1 << 20, Some(9 << 20));
+    let started = settings(&[], "local").links();
+    assert_eq!(Settings::of_superblock(&s.entry(), &slots, started), Some(s.clone()));
+    // A build that knew no settings of links wrote it: they are as the node was started.
+    let older = SettingsEntry { links: None, ..s.entry() };
+    (s.catch_up_max, s.link_window_bytes, s.lag_target) = (None, 32 << 20, None);
+    assert_eq!(Settings::of_superblock(&older, &slots, started), Some(s));
     for change in [
         C::AddReplica(name("r9")),
         C::RemoveReplica(name("r9")),
@@ -110,6 +129,11 @@ fn settings_come_back_from_a_superblock_and_changes_from_the_network() {
         C::SlotIdleMax(Some(Duration::from_secs(1))),
         C::MinReplicas(0),
         C::MinReplicasAge(Duration::from_secs(2)),
+        C::CatchUpMax(None),
+        C::CatchUpMax(Some(1 << 40)),
+        C::LinkWindow(1 << 30),
+        C::LagTarget(None),
+        C::LagTarget(Some(7)),
     ] {
         let request = ControlRequest { action: change.to_wire(), if_version: 0 };
         let read = ControlRequest::check(&request.to_bytes()).unwrap();

@@ -281,7 +281,7 @@ impl Shard {
             telemetry.counters.batches += 1;
             telemetry.counters.body_bytes += batch.header().body_len() as u64;
         }
-        if let Some(target) = self.config.flow.lag_target {
+        if let Some(target) = self.live.flow.get().lag_target {
             self.throttle(inner, target, batch.end, sealed.disk_len as u64, now);
         }
         self.submit(inner, batch, now);

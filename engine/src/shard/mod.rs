@@ -91,7 +91,7 @@ pub(crate) struct TakingShown {
     pub(crate) since_ns: u64,
 }
 
-/// How a primary's shard sends, and what it does while replicas are behind.
+/// How a node's shard sends, and what it does while replicas are behind.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Flow {
     /// Bytes in each second that a link may send from disk.
@@ -102,6 +102,13 @@ pub(crate) struct Flow {
     pub(crate) lag_target: Option<u64>,
     /// Links compress batches where that pays.
     pub(crate) compress: bool,
+}
+
+impl Flow {
+    /// What each of so many shards may send of so many bytes in each second.
+    pub(crate) fn share(rate: u64, shards: u32) -> u64 {
+        (rate / u64::from(shards)).max(1)
+    }
 }
 
 impl ShardConfig {

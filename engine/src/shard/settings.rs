@@ -7,7 +7,7 @@ use std::time::Duration;
 use towline_wire::{BLOCK, Lsn};
 
 use super::wal::keep::LiveSuperblock;
-use super::{Inner, Role, Shard, ShardConfig, ack_histograms};
+use super::{Flow, Inner, Role, Shard, ShardConfig, ack_histograms};
 use crate::outcome::AppendError;
 use crate::protocol::policy::{CommitPolicy, Requirement};
 use crate::protocol::retention::Limits;
@@ -29,6 +29,8 @@ pub(crate) struct Live {
     pub(crate) slot_idle_max: Cell<Option<Duration>>,
     /// How many replicas must have acknowledged lately, and what is lately.
     min_replicas: Cell<(u8, Duration)>,
+    /// How links are served, and when batches are held back.
+    pub(crate) flow: Cell<Flow>,
     /// When appends begin to be refused if no replica is heard until then; [`u64::MAX`] if nothing is
     /// asked for.
     pub(crate) open_until_ns: Cell<u64>,
@@ -45,6 +47,7 @@ impl Live {
             retention: Cell::new(limits),
             slot_idle_max: Cell::new(config.slot_idle_max),
             min_replicas: Cell::new((0, Duration::ZERO)),
+            flow: Cell::new(config.flow),
             open_until_ns: Cell::new(u64::MAX),
         };
         if let Some(settings) = settings {
@@ -70,6 +73,12 @@ impl Live {
         self.retention.set(Limits { cap, ..self.retention.get() });
         self.slot_idle_max.set(s.slot_idle_max);
         self.min_replicas.set((s.min_replicas, s.min_replicas_age));
+        self.flow.set(Flow {
+            catch_up_max: s.catch_up_max.map(|rate| Flow::share(rate, config.shard_count)),
+            link_window: u64::from(s.link_window_bytes),
+            lag_target: s.lag_target,
+            ..self.flow.get()
+        });
     }
 }
 

@@ -62,7 +62,7 @@ impl Shard {
             arriving_bytes: self.arriving.get(),
             snapshot_chunks: self.producing.borrow().iter().flat_map(|p| &p.sending).map(Sending::held).sum(),
             ahead_bytes: self.ahead_bytes.get(),
-            link_window: self.config.flow.link_window,
+            link_window: self.live.flow.get().link_window,
             applied,
             next_seq: inner.next_seq,
             stopped: inner.stopped.clone(),

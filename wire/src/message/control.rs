@@ -1,5 +1,5 @@
 //! A change of a primary's settings that a client asks for: who is configured, what commits wait for,
-//! what is kept.
+//! what is kept, how links are served.
 
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -30,6 +30,13 @@ pub enum ControlAction {
     MinReplicas(u8),
     /// What is lately; not 0.
     MinReplicasAge(u64),
+    /// Bytes in each second that a replica which catches up is sent; 0 for no cap.
+    CatchUpMax(u64),
+    /// Bytes that a link may have sent and not acknowledged as received; not 0.
+    LinkWindow(u32),
+    /// How many bytes the replicas that commits wait for may be behind before batches are held back; 0
+    /// for never.
+    LagTarget(u64),
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -68,6 +75,9 @@ impl ControlRequest {
             A::SlotIdleMax(ns) => (6, none, ns, zero),
             A::MinReplicas(n) => (7, none, u64::from(n), zero),
             A::MinReplicasAge(ns) => (8, none, ns, zero),
+            A::CatchUpMax(bytes) => (9, none, bytes, zero),
+            A::LinkWindow(bytes) => (10, none, u64::from(bytes), zero),
+            A::LagTarget(bytes) => (11, none, bytes, zero),
         };
         zerocopy::transmute!(ControlRequestBytes {
             name,
@@ -109,7 +119,10 @@ impl ControlRequest {
             (6, ns) => A::SlotIdleMax(ns),
             (7, n @ 0..=255) => A::MinReplicas(n as u8),
             (8, ns @ 1..) => A::MinReplicasAge(ns),
-            (1..=8, _) => return bad("value"),
+            (9, bytes) => A::CatchUpMax(bytes),
+            (10, bytes @ 1..=0xffff_ffff) => A::LinkWindow(bytes as u32),
+            (11, bytes) => A::LagTarget(bytes),
+            (1..=11, _) => return bad("value"),
             _ => return bad("action"),
         };
         Ok(Self { action, if_version: b.if_version.get() })

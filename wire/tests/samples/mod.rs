@@ -10,7 +10,7 @@ use towline_wire::message::{
     Heartbeat, PackedHead, SlotAction, SlotRequest, SnapshotBegin, SnapshotEnd, SnapshotId, SnapshotPoint,
     SnapshotRequest, TailRequest, TailStart, WirePolicy,
 };
-use towline_wire::superblock::{self, Base, SettingsEntry, SlotEntry, SlotKind, SlotLoss, Superblock};
+use towline_wire::superblock::{self, Base, LinksEntry, SettingsEntry, SlotEntry, SlotKind, SlotLoss, Superblock};
 use towline_wire::{BatchFields, Chain, Lsn, Seq, ShardId, SystemId, Term, batch, record};
 
 /// The records in every sample that carries records.
@@ -296,6 +296,7 @@ pub(crate) fn settings() -> SettingsEntry {
         retain_max: u64::MAX,
         slot_idle_max_ns: 0,
         min_replicas_age_ns: 10_000_000_000,
+        links: Some(LinksEntry { catch_up_max: 100 << 20, lag_target: 0, link_window: 32 << 20 }),
         min_replicas: 1,
     }
 }

@@ -39,8 +39,9 @@ pub(crate) struct Settings {
     pub(crate) shards: Option<u32>,
 
     /// Primary: names of the replicas that count, like r1,r2; others are refused. Of this and --commit,
-    /// --deadline, --retain-max, --slot-idle-max, --min-replicas and --min-replicas-age a new folder
-    /// makes its settings; later starts find them there, and `towline ctl` changes them [default: none]
+    /// --deadline, --retain-max, --slot-idle-max, --min-replicas, --min-replicas-age, --catch-up-max,
+    /// --link-window and --lag-target a new folder makes its settings; later starts find them there, and
+    /// `towline ctl` changes them [default: none]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub(crate) replicas: Option<Vec<String>>,
 

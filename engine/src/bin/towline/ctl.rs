@@ -9,7 +9,7 @@ use thiserror::Error;
 use towline::wire::handshake::NodeName;
 use towline::{CommitPolicy, SettingChange, client};
 
-use crate::config_file::{Most, Parsed, Time};
+use crate::config_file::{Most, Parsed, Size, Time};
 use crate::exit;
 use crate::status;
 
@@ -27,6 +27,9 @@ Keys of `set`, with what `towline serve` calls them:
   slot-idle-max none|TIME       how long a replica may be away before it loses its slot
   min-replicas N                refuse appends while fewer replicas have acknowledged lately; 0: never
   min-replicas-age TIME         what is lately, 2s to 1h
+  catch-up-max none|SIZE        bytes a second for a replica that catches up
+  link-window SIZE              bytes sent to a replica and not yet received there, 4KiB to 1GiB
+  lag-target none|SIZE          hold batches back gently while replicas that commits wait for are further behind
 
 To add a replica to a loaded primary, let it catch up before it counts; one command on the new node does both:
   towline serve --role replica --name r3 --primary PRIMARY --join quorum ...
@@ -85,7 +88,8 @@ enum Action {
     },
     /// Change another setting; the keys are below
     Set {
-        /// deadline, retain-max, slot-idle-max, min-replicas or min-replicas-age
+        /// deadline, retain-max, slot-idle-max, min-replicas, min-replicas-age, catch-up-max, link-window
+        /// or lag-target
         key: String,
         /// The new value
         value: String,
@@ -121,7 +125,8 @@ pub(crate) enum Failure {
     Name(String),
     /// There is no such key.
     #[error(
-        "there is no setting {0:?}: there are deadline, retain-max, slot-idle-max, min-replicas and min-replicas-age"
+        "there is no setting {0:?}: there are deadline, retain-max, slot-idle-max, min-replicas, min-replicas-age, \
+         catch-up-max, link-window and lag-target"
     )]
     Key(String),
     /// It is no value for the key.
@@ -162,6 +167,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
 fn setting(key: &str, value: &str) -> Result<SettingChange, Failure> {
     let bad = |why: String| Failure::Value { key: key.into(), why };
     let time = || value.parse::<Time>().map(|t| t.0).map_err(|e| bad(e.to_string()));
+    let size = || value.parse::<Size>().map(|s| s.0).map_err(|e| bad(e.to_string()));
+    let most = || if value == "none" { Ok(None) } else { size().map(Some) };
     Ok(match key {
         "deadline" => SettingChange::Deadline(time()?),
         "retain-max" => SettingChange::RetainMax(value.parse::<Most>().map_err(bad)?.0),
@@ -172,6 +179,12 @@ fn setting(key: &str, value: &str) -> Result<SettingChange, Failure> {
             SettingChange::MinReplicas(number)
         }
         "min-replicas-age" => SettingChange::MinReplicasAge(time()?),
+        "catch-up-max" => SettingChange::CatchUpMax(most()?),
+        "link-window" => {
+            let bytes = u32::try_from(size()?).map_err(|_| bad(format!("{value} is more than 1GiB")))?;
+            SettingChange::LinkWindow(bytes)
+        }
+        "lag-target" => SettingChange::LagTarget(most()?),
         _ => return Err(Failure::Key(key.into())),
     })
 }
@@ -210,11 +223,18 @@ mod tests {
         assert_eq!(change("retain-max", "1MiB"), Ok(SettingChange::RetainMax(RetainMax::Bytes(1 << 20))));
         assert_eq!(change("slot-idle-max", "none"), Ok(SettingChange::SlotIdleMax(None)));
         assert_eq!(change("min-replicas", "2"), Ok(SettingChange::MinReplicas(2)));
+        assert_eq!(change("catch-up-max", "none"), Ok(SettingChange::CatchUpMax(None)));
+        assert_eq!(change("catch-up-max", "10MiB"), Ok(SettingChange::CatchUpMax(Some(10 << 20))));
+        assert_eq!(change("link-window", "1MiB"), Ok(SettingChange::LinkWindow(1 << 20)));
+        assert_eq!(change("lag-target", "8MiB"), Ok(SettingChange::LagTarget(Some(8 << 20))));
         for (key, value, says) in [
             ("min-replicas", "256", "min-replicas: \"256\" is no number"),
             ("min-replicas", "-1", "no number"),
             ("deadline", "5", "deadline: "),
             ("retain-max", "lots", "or `auto`, or `none`"),
+            ("link-window", "none", "link-window: "),
+            ("link-window", "4GiB", "is more than 1GiB"),
+            ("lag-target", "1h", "lag-target: "),
             ("retain", "all", "there is no setting \"retain\""),
         ] {
             let got = change(key, value).unwrap_err();

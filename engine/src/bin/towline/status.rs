@@ -182,6 +182,7 @@ pub(crate) fn settings(node: &Value) -> String {
     let s = &node["settings"];
     let cap = s["retain_max"].as_u64().map_or_else(|| text(s, "retain_max"), show_size);
     let time = |key: &str| s[key].as_f64().map_or_else(|| "none".to_owned(), |ms| duration(ms / 1000.0));
+    let bytes = |key: &str| s[key].as_u64().map_or_else(|| "none".to_owned(), show_size);
     let deadline =
         or_dash(s["deadline_ms"].as_f64(), |ms| if ms < 1000.0 { format!("{ms} ms") } else { duration(ms / 1000.0) });
     let mut out = String::new();
@@ -194,6 +195,9 @@ pub(crate) fn settings(node: &Value) -> String {
         ("slot-idle-max", time("slot_idle_max_ms")),
         ("min-replicas", text(s, "min_replicas")),
         ("min-replicas-age", time("min_replicas_age_ms")),
+        ("catch-up-max", bytes("catch_up_max")),
+        ("link-window", bytes("link_window_bytes")),
+        ("lag-target", bytes("lag_target_bytes")),
     ] {
         out.push_str(&format!("{label:<17} {shown}\n"));
     }

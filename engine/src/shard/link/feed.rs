@@ -141,7 +141,7 @@ impl Link {
     async fn send_all(&self, mut cursor: Cursor, squeeze: Squeeze) -> Result<(), LinkError> {
         let mut commit_said = Lsn::ZERO;
         let mut batches: Vec<Rc<Batch>> = Vec::with_capacity(limits::SEND_BATCHES_MAX);
-        let mut pace = Pace::new(self.shard.config.flow.catch_up_max);
+        let mut pace = Pace::default();
         let mut packer = Packer { squeeze, packed: Vec::new() };
         // While it catches up, not before this.
         let mut not_before = 0;
@@ -161,6 +161,9 @@ impl Link {
                 return Err(LinkError::Idle);
             }
             let now = rt::now_ns();
+            if pace.cap(self.shard.live.flow.get().catch_up_max) {
+                not_before = 0;
+            }
             if now >= not_before {
                 let tail = self.shard.inner.borrow().sendable();
                 let others_live = pace.look(tail, now);
@@ -208,7 +211,7 @@ impl Link {
         let (tail, limits) = {
             let inner = &mut *self.shard.inner.borrow_mut();
             let tail = inner.sendable();
-            (tail, inner.feeding().may_send(self.slot, tail, self.shard.config.flow.link_window))
+            (tail, inner.feeding().may_send(self.slot, tail, self.shard.live.flow.get().link_window))
         };
         let limit = |batches: &[Rc<Batch>]| if batches.is_empty() { limits.first } else { limits.more };
         let mut bytes = 0;

@@ -195,12 +195,15 @@ impl Link {
         }
         let begin = self.with(|p| p.sending.as_ref().map(Sending::begin)).expect("it was made");
         frames::send(&self.conn, FrameKind::SnapshotBegin, 0, 0, &begin.to_bytes()).await?;
-        let mut pace = Pace::new(self.shard.config.flow.catch_up_max);
+        let mut pace = Pace::default();
         let mut not_before = 0;
         loop {
             let seen = self.shard.moved.seen();
             self.tend().await?;
             let now = rt::now_ns();
+            if pace.cap(self.shard.live.flow.get().catch_up_max) {
+                not_before = 0;
+            }
             if now >= not_before {
                 let others_live = pace.look(self.shard.inner.borrow().pipeline.appended(), now);
                 let next = self.with(|p| p.sending.as_mut().and_then(Sending::take_next));
