@@ -274,3 +274,45 @@ fn log_that_nobody_commits_fills_the_cap_and_no_more() {
     );
     until_same(&primary, &r1);
 }
+
+/// Two copies of one folder are started as primaries, so both reign in the same term: what operators are told never
+/// to do. A replica that goes from one to the other is not mended in silence, and holds nothing meanwhile.
+#[test]
+fn a_replica_with_other_bytes_at_the_same_term_and_lsn_loses_its_slot_and_keeps_its_log() {
+    let place = Place::new();
+    let config = |folder: &str| {
+        let mut config = place.primary(folder, &["r1"]);
+        config.commit = "ack_n=1".parse().unwrap();
+        config
+    };
+    let primary = Primary::open(config("p")).unwrap();
+    let r1 = Replica::open(place.replica("r1")).unwrap();
+    commit_all(&primary.handle(), &records(30, 0));
+    until_same(&primary, &r1);
+    primary.stop();
+    copy(&place.path("p"), &place.path("twin"));
+    let primary = Primary::open(config("p")).unwrap();
+    commit_all(&primary.handle(), &records(30, 100));
+    until_same(&primary, &r1);
+    primary.stop();
+    let before = on_disk(&place.path("r1"));
+    // As many bytes in the same term, but others.
+    let twin = Primary::open(config("twin")).unwrap();
+    let quick = AppendOptions { deadline: Some(Duration::from_millis(1)), policy: Some("local".parse().unwrap()) };
+    for record in records(60, 200) {
+        let _ = twin.handle().append_with(ONE, &record, quick).unwrap().wait().unwrap();
+    }
+    let link = until_told(&r1, &["diverged"]);
+    assert!(link.contains("same term and LSN"), "{link}");
+    let s = of(&twin);
+    assert_eq!((s.slots[0].state, s.slots[0].lost), (SlotState::Lost, Some(SlotLoss::Diverged)));
+    assert_eq!((s.telemetry.counters.slots_lost_diverged, s.commit_lsn < s.appended_lsn), (1, true));
+    r1.stop();
+    assert!(on_disk(&place.path("r1")) == before, "its log may be the only copy: nothing of it is cut");
+    // An operator has looked, and decides for this primary.
+    twin.create_slot("r1", false).unwrap();
+    fs::rename(place.path("r1"), place.path("saved")).unwrap();
+    let r1 = Replica::open(place.replica("r1")).unwrap();
+    until_same(&twin, &r1);
+    commit(&twin.handle(), b"goes on");
+}

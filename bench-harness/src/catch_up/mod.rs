@@ -1,5 +1,7 @@
 //! `towline-bench catch-up`: how fast a replica that was away catches up, beside what the disk and
-//! loopback can do in the same run, and what it does to the commits of others.
+//! loopback can do in the same run, and what it does to the commits of others, also under caps.
+
+mod caps;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -30,6 +32,9 @@ pub(crate) struct Args {
     /// Most bytes in each second that it is sent [default: no cap]
     #[arg(long, value_parser = parse_size)]
     catch_up_max: Option<u64>,
+    /// Also under each of these caps in turn, beside the lowest one: SIZE or none, with commas
+    #[arg(long, value_delimiter = ',', value_name = "CAPS")]
+    caps: Vec<caps::Cap>,
     /// Also the time to open a log of so many bytes
     #[arg(long, value_parser = parse_size)]
     open_bytes: Option<u64>,
@@ -64,6 +69,7 @@ struct Report {
     during_commits: u64,
     p50_ratio: f64,
     p99_ratio: f64,
+    caps: Vec<caps::Capped>,
     open_bytes: Option<u64>,
     open_ms: Option<f64>,
 }
@@ -77,6 +83,8 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
             eprintln!("{text}");
         }
     };
+    // What is written twice, or three times.
+    let log = (2 + u64::from(!args.caps.is_empty())) * args.bytes + (256 << 20);
     let mut config = PrimaryConfig::new(scratch.0.join("primary"));
     config.listen = Some(([127, 0, 0, 1], 0).into());
     config.replicas = vec!["r1".into(), "r2".into()];
@@ -84,7 +92,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     config.catch_up_max = args.catch_up_max;
     config.node.cpus = vec![0];
     config.node.retain = Retain::All;
-    config.node.prefill_bytes = 2 * args.bytes + (256 << 20);
+    config.node.prefill_bytes = log;
     say("writing segments ...");
     let primary = Primary::open(config).map_err(|e| e.to_string())?;
     let addr = primary.listening().ok_or("the primary does not listen")?;
@@ -97,9 +105,9 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
         spin: Duration::ZERO,
     };
     let start = |name: &str, prefill| RemoteReplica::start(scratch.0.join(name), name, addr, &settings(prefill));
-    let mut r1 = start("r1", 2 * args.bytes + (256 << 20))?;
-    let mut r2 = start("r2", 2 * args.bytes + (256 << 20))?;
-    let wanted = (2 * args.bytes + (256 << 20)) / (64 << 20);
+    let mut r1 = start("r1", log)?;
+    let mut r2 = start("r2", log)?;
+    let wanted = log / (64 << 20);
     until("the segments are written", || {
         Ok(r1.used()?.segments >= wanted
             && r2.used()?.segments >= wanted
@@ -146,7 +154,24 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     let during = load.take_report().latency_ns;
     load.stop();
     load.wait();
-    drop((r1, r2));
+    drop(r2);
+    let mut caps = Vec::new();
+    if !args.caps.is_empty() {
+        say("writing a log for the caps ...");
+        fill(&primary, args.record, args.bytes)?;
+        rate(&primary, 0)?;
+        say("catching up under one cap after the other ...");
+        let load = Load::open(256, args.rate, 1024, AppendOptions::default());
+        let running = load.clone();
+        primary.spawn_on(ONE, move |local| running.run(local));
+        let r2 = start("r2", 0)?;
+        connected(&primary, 1)?;
+        caps = caps::take_turns(&primary, 1, &load, &args.caps)?;
+        load.stop();
+        load.wait();
+        drop(r2);
+    }
+    drop(r1);
     primary.stop();
     let open_ms = args.open_bytes.map(|bytes| open(&scratch.0, args.record, bytes)).transpose()?;
     let us = |h: &Histogram<u64>, q| h.value_at_quantile(q) as f64 / 1000.0;
@@ -167,6 +192,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
         during_commits: during.len(),
         p50_ratio: ratio(0.5),
         p99_ratio: ratio(0.99),
+        caps,
         open_bytes: args.open_bytes,
         open_ms,
     };
@@ -193,6 +219,9 @@ fn print(r: &Report) {
         r.during_p50_us, r.during_p99_us, r.during_commits
     );
     println!("  during / before   {:>8.2}       {:>8.2}", r.p50_ratio, r.p99_ratio);
+    if !r.caps.is_empty() {
+        caps::print(&r.caps);
+    }
     if let (Some(bytes), Some(ms)) = (r.open_bytes, r.open_ms) {
         println!("time to open a log of {:.0} MB            {ms:>8.0} ms", bytes as f64 / 1e6);
     }
