@@ -141,6 +141,10 @@ counters! {
     snapshots_resumed,
     /// and bytes of them, sent or staged.
     snapshot_bytes,
+    /// Tails that a replica has cut, as the primary's history has others,
+    cuts,
+    /// and those of them that were all of a log which had let go of its beginning.
+    whole_cuts,
 }
 
 /// One shard's measurements.

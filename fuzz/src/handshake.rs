@@ -63,7 +63,7 @@ impl Talk {
         let term = if shape >> 6 == 0 { promised } else { Term(promised.0.min(end_of(&theirs).last_term.0)) };
         Ok(Self {
             primary: PrimaryNode::new(ours, Term(reign.0 + u64::from(shape >> 7)), commit),
-            replica: ReplicaNode::new(theirs, term, commit),
+            replica: ReplicaNode::new(theirs, (Lsn(0), false), term, commit),
             honest: true,
             commit,
         })
@@ -94,6 +94,8 @@ impl Talk {
     fn hello(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
         self.lost();
         self.replica.waiting = true;
+        let asks_from = self.replica.asks_from.take();
+        self.replica.replica.ask_from(asks_from);
         let payload = self.replica.replica.hello(name(0), 7).to_bytes();
         self.to_primary(u, FrameKind::Hello, 0, 0, &payload)
     }
@@ -198,11 +200,12 @@ impl Talk {
         let kept = if u.arbitrary()? { self.replica.replica.committed() } else { Lsn(0) };
         let (log, term) = (std::mem::take(&mut self.replica.log), self.replica.replica.term);
         // A log never ends below what is known to be committed; recovery would call that damage.
-        self.replica = ReplicaNode::new(log, term, kept);
+        self.replica = ReplicaNode::new(log, (self.replica.oldest, self.replica.has_base), term, kept);
         Ok(())
     }
 
-    /// The primary lets go of a log's beginning that the replica may still need.
+    /// The primary lets go of a log's beginning that the replica may still need; or the replica of its own,
+    /// down to a batch that may be all that is left, as a former primary's may.
     fn trim(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
         let n = usize::from(u.arbitrary::<u8>()?);
         let durable = self.primary.primary.gate.durable();
@@ -210,6 +213,11 @@ impl Talk {
         if n % 4 == 0 && !boundaries.is_empty() {
             self.primary.oldest = self.primary.oldest.max(boundaries[n / 4 % boundaries.len()]);
             self.primary.primary.history.trim(self.primary.oldest);
+        }
+        let committed = self.replica.replica.committed();
+        let boundaries: Vec<Lsn> = self.replica.log.iter().map(|b| b.lsn).filter(|l| *l <= committed).collect();
+        if n % 4 == 1 && !boundaries.is_empty() {
+            self.replica.trim(boundaries[n / 4 % boundaries.len()]);
         }
         Ok(())
     }

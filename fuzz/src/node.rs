@@ -43,6 +43,13 @@ pub fn end_of(log: &[Stored]) -> LogEnd {
     log.last().map_or(LogEnd::default(), |b| b.end)
 }
 
+/// The same, of a log that is kept from `oldest` on: without a batch there it is empty.
+#[must_use]
+pub fn end_from(log: &[Stored], oldest: Lsn) -> LogEnd {
+    let end = end_of(log);
+    if end.lsn <= oldest { LogEnd { last_term: Term::ZERO, ..end } } else { end }
+}
+
 /// A log's history.
 #[must_use]
 pub fn history_of(log: &[Stored]) -> History {
@@ -222,6 +229,12 @@ pub struct ReplicaNode {
     pub replica: Replica,
     /// The log, flushed or not.
     pub log: Vec<Stored>,
+    /// Where the log that is kept begins.
+    pub oldest: Lsn,
+    /// It is remembered what came before that.
+    pub has_base: bool,
+    /// What the next hello asks for.
+    pub asks_from: Option<LogEnd>,
     /// Bytes of the connection.
     pub frames: FrameBuffer,
     /// Said hello, and no welcome has come.
@@ -233,13 +246,41 @@ pub struct ReplicaNode {
 }
 
 impl ReplicaNode {
-    /// A replica over a log of which `commit` is known to be committed.
+    /// A replica over a log that is kept from `oldest` on, of which `commit` is known to be committed.
     #[must_use]
-    pub fn new(log: Vec<Stored>, term: Term, commit: Lsn) -> Self {
+    pub fn new(log: Vec<Stored>, (oldest, has_base): (Lsn, bool), term: Term, commit: Lsn) -> Self {
         let identity = (SYSTEM, SHARD, SHARDS, SEGMENT_BYTES);
-        let replica = Replica::new(identity, term, history_of(&log), end_of(&log), commit);
+        let mut history = history_of(&log);
+        history.trim(oldest);
+        let end = end_from(&log, oldest);
+        let replica = Replica::new(identity, term, history, end, commit.max(oldest));
         let frames = FrameBuffer::new(usize::MAX);
-        Self { replica, log, frames, waiting: false, following: false, cuts: 0 }
+        Self { replica, log, oldest, has_base, asks_from: None, frames, waiting: false, following: false, cuts: 0 }
+    }
+
+    /// Lets go of what lies in front of a batch.
+    pub fn trim(&mut self, oldest: Lsn) {
+        if oldest > self.oldest {
+            (self.oldest, self.has_base) = (oldest, false);
+            self.replica.history.trim(oldest);
+        }
+    }
+
+    /// Whole batches go, so the end may lie below: as `shard/wal/open.rs` cuts.
+    fn cut(&mut self, to: Lsn, all: bool) -> Result<(), Ends> {
+        let kept = self.log.iter().take_while(|b| b.end.lsn <= to).count();
+        let end = end_from(&self.log[..kept], self.oldest);
+        self.replica.may_cut(end.lsn).map_err(|_| Ends::Violation)?;
+        let leaves_nothing = self.oldest > Lsn(0) && end.lsn == self.oldest;
+        if leaves_nothing && !self.has_base && !all {
+            self.asks_from = Some(end);
+            return Ok(());
+        }
+        self.has_base |= leaves_nothing;
+        self.log.truncate(kept);
+        self.replica.on_cut(end);
+        self.cuts += 1;
+        Ok(())
     }
 
     /// The primary's frame.
@@ -280,12 +321,11 @@ impl ReplicaNode {
                 Ok(())
             }
             Plan::Cut { to } => {
-                // Whole batches go, so the end may lie below: as `shard/wal/open.rs` cuts.
-                let kept = self.log.iter().take_while(|b| b.end.lsn <= to).count();
-                self.replica.may_cut(end_of(&self.log[..kept]).lsn).map_err(|_| Ends::Violation)?;
-                self.log.truncate(kept);
-                self.replica.on_cut(end_of(&self.log));
-                self.cuts += 1;
+                self.cut(to, false)?;
+                Err(Ends::Decided)
+            }
+            Plan::CutAll { to } => {
+                self.cut(to, true)?;
                 Err(Ends::Decided)
             }
             Plan::Begin(_) | Plan::Snapshot { .. } => unreachable!("it has not asked"),

@@ -148,9 +148,7 @@ pub fn mend(c: &mut Cluster) {
         c.note(|| format!("shard {shard} of node {n} has stopped: {why}"));
         let replica = matches!(c.nodes[n].role, Role::Replica { .. });
         c.nodes[n].stops += u32::from(c.quiet);
-        // All that it keeps is of a reign that came to nothing: the message says what to do.
-        let anew = why.contains("start this replica anew");
-        if (c.nodes[n].tainted || anew) && replica {
+        if c.nodes[n].tainted && replica {
             c.replace(n, 1_000_000);
         } else if c.nodes[n].stops > 20 {
             c.fail(format!("shard {shard} of node {n} stops again and again: {why}"));

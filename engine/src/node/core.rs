@@ -171,7 +171,8 @@ async fn start(
             rt::spawn(applying::run(shard.clone(), handler(id)));
             let (shard, superblock, filler) = (shard.clone(), superblock.clone(), filler.clone());
             let incoming = Incoming::new(shard.config.snapshot_bytes_max);
-            rt::spawn(Follower { shard, superblock, filler, name, process, primary, incoming }.run());
+            let asks_from = Default::default();
+            rt::spawn(Follower { shard, superblock, filler, name, process, primary, incoming, asks_from }.run());
         }
     }
     Ok(Local { shard, superblock })

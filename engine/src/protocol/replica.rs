@@ -28,6 +28,13 @@ pub enum Plan {
         /// The new end: a batch boundary at or below it.
         to: Lsn,
     },
+    /// This log was to be cut back to its beginning, and has asked what comes then: it goes on from there, or
+    /// may begin anew further on. Cut it there as for [`Plan::Cut`], remember what came before, durably, and
+    /// say hello again.
+    CutAll {
+        /// Where the log that is kept begins.
+        to: Lsn,
+    },
     /// The log begins anew, further on than it ends now: set it up, durably, and say hello again.
     Begin(Beginning),
     /// Take a snapshot on this connection; then the log begins anew where that stands.
@@ -180,6 +187,8 @@ pub struct Replica {
     has_caught_up: bool,
     /// Where it began anew, in this process.
     begun: Lsn,
+    /// Where the next hello says that this log ends, as if all that is kept were cut.
+    asks_from: Option<LogEnd>,
 }
 
 /// How far a replica is that is behind.
@@ -197,6 +206,7 @@ pub struct CatchUp {
 
 /// The end of a recovered log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(test, derive(Hash))]
 pub struct LogEnd {
     /// Where it ends.
     pub lsn: Lsn,
@@ -243,6 +253,7 @@ impl Replica {
             bootstraps: false,
             has_caught_up: false,
             begun: Lsn::ZERO,
+            asks_from: None,
         }
     }
 

@@ -390,3 +390,61 @@ fn a_snapshot_is_taken_only_by_who_has_asked_and_where_the_log_ends_before() {
     assert_eq!(r.on_welcome(&snapshot(end + BLOCK)), Ok(Plan::Snapshot { term: Term(4), known: true }));
     assert!(matches!(r.on_welcome(&snapshot(end)), Err(Violation::WrongStart { .. })), "it needs none");
 }
+
+/// Where a log of four blocks begins that has let go of two, all of which were committed.
+const BEGINNING: LogEnd = LogEnd { lsn: Lsn(2 * BLOCK), chain: Chain(66), next_seq: Seq(2), last_term: Term::ZERO };
+
+#[test]
+fn a_log_is_cut_to_its_beginning_only_when_the_primary_was_asked_what_comes_then() {
+    let name = NodeName::new("r1").unwrap();
+    let mut r = replica(4, 2 * BLOCK);
+    r.ask_from(Some(BEGINNING));
+    let asks = r.hello(name, 1);
+    assert_eq!((asks.end_lsn, asks.chain, asks.last_term), (BEGINNING.lsn, Chain(66), Term::ZERO));
+    assert_eq!((asks.commit_lsn, r.flushed(), r.is_empty()), (BEGINNING.lsn, Lsn(4 * BLOCK), false));
+    let all = Ok(Plan::CutAll { to: BEGINNING.lsn });
+    assert_eq!(r.on_welcome(&stream(5, 2 * BLOCK)), all, "it goes on from there");
+    assert!(matches!(r.on_welcome(&stream(5, 4 * BLOCK)), Err(Violation::WrongStart { .. })));
+    assert!(matches!(r.on_welcome(&stream(2, 2 * BLOCK)), Err(Violation::StalePrimary { .. })));
+    let cut = welcome(5, Verdict::Cut { to: BEGINNING.lsn });
+    assert!(matches!(r.on_welcome(&cut), Err(Violation::CutBelowCommit { .. })), "that was committed");
+    // Where the primary keeps that no more, it is a log that is too old.
+    let oldest = Lsn(3 * BLOCK);
+    let none = welcome(5, Verdict::NeedSnapshot { oldest });
+    assert_eq!(r.on_welcome(&none), Ok(Plan::NeedSnapshot { oldest }));
+    let snapshot = welcome(5, Verdict::Snapshot { oldest, known: false });
+    r.allow_begin(true, false);
+    r.allow_snapshot(true, false);
+    assert_eq!(r.hello(name, 1).features & (FEATURE_BEGIN | FEATURE_SNAPSHOT), 0);
+    assert!(r.on_welcome(&begin(3 * BLOCK, 5 * BLOCK)).is_err() && r.on_welcome(&snapshot).is_err());
+    r.allow_begin(true, true);
+    r.allow_snapshot(true, true);
+    // Also in front of its own end: the tail is not in that log.
+    assert_eq!(r.on_welcome(&begin(3 * BLOCK, 5 * BLOCK)), all);
+    assert_eq!(r.on_welcome(&snapshot), all);
+    assert!(matches!(r.on_welcome(&begin(2 * BLOCK, 5 * BLOCK)), Err(Violation::WrongStart { .. })));
+    assert!(matches!(r.on_welcome(&begin(3 * BLOCK, 2 * BLOCK)), Err(Violation::KnowsLess { .. })));
+    // It is asked once: then it says what it has.
+    r.ask_from(None);
+    assert_eq!(r.hello(name, 1).end_lsn, Lsn(4 * BLOCK));
+    // And cut there it is an empty log, which begins where it began.
+    r.on_cut(BEGINNING);
+    assert!(r.is_empty() && r.committed() == BEGINNING.lsn);
+    let hello = r.hello(name, 1);
+    assert_eq!((hello.end_lsn, hello.chain, hello.last_term), (asks.end_lsn, asks.chain, asks.last_term));
+    let w = stream(5, 2 * BLOCK);
+    assert_eq!(r.on_welcome(&w), Ok(Plan::Follow { term: Term(5) }));
+    r.follow(&w);
+    receive(&mut r, 5, 0);
+}
+
+#[test]
+fn a_log_that_holds_what_is_committed_is_never_offered_to_be_cut_whole() {
+    let mut r = replica(4, 2 * BLOCK);
+    r.ask_from(Some(BEGINNING));
+    // The handler says so, between two hellos.
+    r.on_resumed(Lsn(3 * BLOCK));
+    r.ask_from(Some(BEGINNING));
+    assert_eq!(r.hello(NodeName::NONE, 1).end_lsn, Lsn(4 * BLOCK));
+    assert!(r.on_welcome(&stream(5, 2 * BLOCK)).is_err());
+}

@@ -3,7 +3,7 @@
 use towline_wire::handshake::{FEATURE_BEGIN, FEATURE_SNAPSHOT, Hello, NodeName, Role, Verdict, Welcome};
 use towline_wire::{Lsn, PROTOCOL_VERSION};
 
-use super::{Beginning, Plan, Replica, Violation};
+use super::{Beginning, LogEnd, Plan, Replica, Violation};
 use crate::protocol::squeeze;
 
 impl Replica {
@@ -18,9 +18,20 @@ impl Replica {
         self.may_take = takes && (rebuild || self.is_empty());
     }
 
+    /// Says, before a hello, whether a cut that the primary has asked for would take all of a log that does
+    /// not begin at LSN 0, and if so where that begins and what came before it. Then the hello asks for what
+    /// comes there, as if the log were cut already, and nothing goes before there is an answer: where
+    /// the primary keeps that no more, this is a log that is too old, and not given up unless that is wanted.
+    pub fn ask_from(&mut self, beginning: Option<LogEnd>) {
+        // What is known to be committed meanwhile is not asked about.
+        self.asks_from = beginning.filter(|b| self.may_cut(b.lsn).is_ok());
+    }
+
     /// The hello for the next connection.
     #[must_use]
     pub fn hello(&self, name: NodeName, process: u64) -> Hello {
+        let own = LogEnd { lsn: self.flushed, chain: self.chain, next_seq: self.next_seq, last_term: self.last_term };
+        let end = self.asks_from.unwrap_or(own);
         Hello {
             protocol: PROTOCOL_VERSION,
             role: Role::Replica,
@@ -30,9 +41,9 @@ impl Replica {
                 | if self.may_take { FEATURE_SNAPSHOT } else { 0 },
             system: self.system,
             term: self.term,
-            last_term: self.last_term,
-            end_lsn: self.flushed,
-            chain: self.chain,
+            last_term: end.last_term,
+            end_lsn: end.lsn,
+            chain: end.chain,
             commit_lsn: self.committed(),
             process,
             name,
@@ -64,9 +75,13 @@ impl Replica {
         if w.term < self.term && !canary!(TermNotChecked) {
             return Err(Violation::StalePrimary { theirs: w.term, ours: self.term });
         }
+        let (asks, end) = (self.asks_from.is_some(), self.asks_from.map_or(self.flushed, |b| b.lsn));
         match w.verdict {
-            Verdict::Stream { from } if from == self.flushed => Ok(Plan::Follow { term: w.term }),
-            Verdict::Stream { from } => Err(Violation::WrongStart { from, end: self.flushed }),
+            Verdict::Stream { from } if from == end && asks => Ok(Plan::CutAll { to: end }),
+            Verdict::Stream { from } if from == end => Ok(Plan::Follow { term: w.term }),
+            Verdict::Stream { from } => Err(Violation::WrongStart { from, end }),
+            // Nobody has let go of what is not committed.
+            Verdict::Cut { to } if asks => Err(Violation::CutBelowCommit { to, commit: end }),
             Verdict::Cut { to } => {
                 // A cut to this log's own end says that its last term never was (see
                 // `Primary::answer_with_chain`).
@@ -80,17 +95,17 @@ impl Replica {
                 }
             }
             Verdict::NeedSnapshot { oldest } => Ok(Plan::NeedSnapshot { oldest }),
-            Verdict::Begin { at, .. } if !self.may_begin || at <= self.flushed => {
-                Err(Violation::WrongStart { from: at, end: self.flushed })
-            }
+            Verdict::Begin { at, .. } if !self.may_begin || at <= end => Err(Violation::WrongStart { from: at, end }),
             // No primary lets go of what is not committed; one that has lost what it knew is not followed.
             Verdict::Begin { at, .. } if w.commit_lsn < at => {
                 Err(Violation::KnowsLess { theirs: w.commit_lsn, ours: self.committed() })
             }
+            Verdict::Begin { .. } if asks => Ok(Plan::CutAll { to: end }),
             Verdict::Begin { at, base, known } => Ok(Plan::Begin(Beginning { at, base, term: w.term, known })),
-            Verdict::Snapshot { oldest, .. } if !self.may_take || oldest <= self.flushed => {
-                Err(Violation::WrongStart { from: oldest, end: self.flushed })
+            Verdict::Snapshot { oldest, .. } if !self.may_take || oldest <= end => {
+                Err(Violation::WrongStart { from: oldest, end })
             }
+            Verdict::Snapshot { .. } if asks => Ok(Plan::CutAll { to: end }),
             Verdict::Snapshot { known, .. } => Ok(Plan::Snapshot { term: w.term, known }),
             Verdict::Client | Verdict::Refused(_) => Err(Violation::NotForReplica),
         }

@@ -266,7 +266,7 @@ impl Follower {
                 }
                 Came::Ends { cut }
             }
-            Ok(Plan::Begin(_) | Plan::Snapshot { .. } | Plan::NeedSnapshot { .. }) => {
+            Ok(Plan::CutAll { .. } | Plan::Begin(_) | Plan::Snapshot { .. } | Plan::NeedSnapshot { .. }) => {
                 unreachable!("no log is let go of")
             }
             Ok(Plan::Refused(_)) | Err(_) => Came::Ends { cut: false },

@@ -1,6 +1,7 @@
 //! The replica's end of a link: connects, says hello, takes batches straight into buffers for the
 //! device, acknowledges.
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -17,7 +18,7 @@ use super::frames::{self, LinkError};
 use super::snapshot_in::{Incoming, Taken};
 use super::to_replica::refusal_text;
 use crate::limits;
-use crate::protocol::replica::{Beginning, Plan};
+use crate::protocol::replica::{Beginning, LogEnd, Plan};
 use crate::protocol::squeeze;
 use crate::rt;
 use crate::rt::worker::Worker;
@@ -36,11 +37,13 @@ pub(crate) struct Follower {
     pub(crate) primary: SocketAddr,
     /// What it has of a snapshot.
     pub(crate) incoming: Incoming,
+    /// Where the log that is kept begins, if a cut would take all of it: the next hello asks what comes then.
+    pub(crate) asks_from: Cell<Option<LogEnd>>,
 }
 
 /// What a session came to.
 pub(super) enum Ended {
-    /// The tail was cut: say hello again at once.
+    /// The tail was cut, or all of the log would have been: say hello again at once.
     Cut,
     /// The link ended after it had begun to stream.
     Streamed(LinkError),
@@ -91,6 +94,7 @@ impl Follower {
     async fn session(&self) -> Result<Ended, LinkError> {
         // The hello says what the handler has, and whether it could begin further on.
         self.wait_until(|shard| shard.takes_gaps.get().is_some()).await?;
+        let asks_from = self.asks_from.take();
         let conn = Rc::new(Conn::connect(&self.primary).await?);
         let (gaps, rebuild) = (self.shard.takes_gaps.get() == Some(true), self.shard.config.rebuild);
         let (hello, is_empty) = {
@@ -98,6 +102,7 @@ impl Follower {
             let replica = inner.replica();
             replica.allow_begin(gaps, rebuild);
             replica.allow_snapshot(self.shard.takes_snapshots.get(), rebuild);
+            replica.ask_from(asks_from);
             (replica.hello(self.name, self.process).to_bytes(), replica.is_empty())
         };
         conn.send(&[&PREAMBLE, &frame::header(FrameKind::Hello, 0, 0, &hello), &hello]).await?;
@@ -130,7 +135,12 @@ impl Follower {
             }
             Plan::Cut { to } => {
                 drop(conn);
-                self.cut(to).await?;
+                self.cut(to, false).await?;
+                Ok(Ended::Cut)
+            }
+            Plan::CutAll { to } => {
+                drop(conn);
+                self.cut(to, true).await?;
                 Ok(Ended::Cut)
             }
             Plan::Begin(beginning) => {
@@ -218,16 +228,17 @@ impl Follower {
         })
     }
 
-    /// Cuts a tail that only this node has, after it is saved to a side file.
-    async fn cut(&self, to: Lsn) -> Result<(), LinkError> {
+    /// Cuts a tail that only this node has, after it is saved to a side file. If that is `all` of a log that
+    /// has let go of its beginning, it is done only if the primary was asked what comes then.
+    async fn cut(&self, to: Lsn, all: bool) -> Result<(), LinkError> {
         self.shard.cutting.set(true);
-        let cut = self.cut_at_rest(to).await;
+        let cut = self.cut_at_rest(to, all).await;
         self.shard.cutting.set(false);
         self.shard.moved.notify();
         cut
     }
 
-    async fn cut_at_rest(&self, to: Lsn) -> Result<(), LinkError> {
+    async fn cut_at_rest(&self, to: Lsn, all: bool) -> Result<(), LinkError> {
         // What is in flight first comes to rest.
         while self.shard.inner.borrow().pipeline.in_flight() > 0 {
             let seen = self.shard.moved.seen();
@@ -246,10 +257,15 @@ impl Follower {
         let place = self.must(place)?;
         let may = self.shard.inner.borrow_mut().replica().may_cut(place.end.lsn);
         may.map_err(|v| LinkError::Refused(v.to_string()))?;
+        if place.base.is_some() && !all {
+            self.asks_from.set(Some(place.end));
+            return Ok(());
+        }
         self.take_back(place.end.lsn, place.end.next_seq).await?;
         // The floor goes down first: a crash in between must find a log that may end early.
         let lowered = self.superblock.persist(|s| {
             s.floor_lsn = s.oldest_lsn;
+            s.base = s.base.or(place.base);
             s.history.retain(|(_, first)| *first < to);
         });
         self.must(lowered.await)?;
@@ -266,6 +282,10 @@ impl Follower {
             (inner.chain, inner.next_seq) = (new_end.chain, new_end.next_seq);
             self.shard.cuts.set(self.shard.cuts.get() + 1);
         }
+        self.shard.count(|c| {
+            c.cuts += 1;
+            c.whole_cuts += u64::from(all);
+        });
         self.shard.keep.notify();
         let (_, _, history) = self.shard.floor();
         let remembered = self.superblock.persist(|s| (s.history, s.slots) = (history, self.shard.slot_entries())).await;

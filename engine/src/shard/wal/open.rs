@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use towline_wire::handshake::NodeName;
+use towline_wire::superblock::Base;
 use towline_wire::{BLOCK, Lsn, ShardId, SystemId, Term};
 
 use super::direct;
@@ -182,6 +183,9 @@ pub(crate) struct CutPlace {
     pub(crate) end: LogEnd,
     /// The last batch that is left.
     pub(crate) last_batch: Lsn,
+    /// What came before, if nothing is left of a log that began at LSN 0 and has let go of its beginning:
+    /// without a batch only the superblock can say that.
+    pub(crate) base: Option<Base>,
     /// The batches that go.
     gone: Vec<Lsn>,
 }
@@ -204,7 +208,7 @@ pub(crate) fn cut_place(
     let mut source = SegmentSource::open(segments_folder, superblock.segment_bytes, facts.oldest, end, false)?;
     // Where nothing is left of a log that was begun in the middle, its beginning is.
     let base = facts.base.map(|b| LogEnd { lsn: facts.oldest, chain: b.chain, next_seq: b.seq, last_term: Term::ZERO });
-    let mut place = CutPlace { end: base.unwrap_or_default(), last_batch: facts.oldest, gone: Vec::new() };
+    let mut place = CutPlace { end: base.unwrap_or_default(), last_batch: facts.oldest, base: None, gone: Vec::new() };
     let kept = recover(&mut source, &facts, |view| {
         let h = view.header();
         if h.lsn() == facts.oldest {
@@ -228,9 +232,7 @@ pub(crate) fn cut_place(
         return Err(OpenError::Damage { path, offset, lsn, reason, evidence });
     }
     if facts.oldest > Lsn::ZERO && facts.base.is_none() && place.end.lsn == facts.oldest {
-        // Without a single batch nothing would say what came before.
-        let e = std::io::Error::other("the whole log that is kept would go: start this replica anew from a copy");
-        return Err(OpenError::io("cutting the log in", segments_folder)(e));
+        place.base = Some(Base { chain: place.end.chain, seq: place.end.next_seq });
     }
     Ok(place)
 }
