@@ -87,9 +87,14 @@ pub(super) fn files_of(shard: u32, oldest: u64, end: u64, segment: u64) -> impl 
     let superblock = (format!("shard-{shard:04}/superblock"), SUPERBLOCK_BYTES);
     let segments = (0..count_of(oldest, end, segment)).map(move |n| {
         let start = first + n * segment;
-        (format!("shard-{shard:04}/wal/{start:016x}.wal"), segment)
+        (segment_path(shard, start), segment)
     });
     std::iter::once(superblock).chain(segments)
+}
+
+/// The file of the segment that starts there.
+pub(super) fn segment_path(shard: u32, start: u64) -> String {
+    format!("shard-{shard:04}/wal/{start:016x}.wal")
 }
 
 /// Segments that hold a log.

@@ -8,7 +8,7 @@ use towline::offline;
 use towline::wire::handshake::NodeName;
 
 use super::files::{self, Progress};
-use super::manifest::{DATA, FILE, Manifest};
+use super::manifest::{self, DATA, FILE, Manifest};
 use super::{Failure, io_at, tell};
 
 /// Make a node's folder of a backup, after every file of it was checked.
@@ -79,11 +79,16 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
 /// Puts the folder together, and checks all of it.
 fn fill(backup: &Path, staging: &Path, manifest: &Manifest, name: NodeName) -> Result<(), Failure> {
     let mut progress = Progress::new("restored", manifest.bytes());
+    for shard in &manifest.shards {
+        // A shard that holds nothing has no file in it.
+        let first = staging.join(manifest::segment_path(shard.shard, 0));
+        files::make_folder_of(&first, staging).map_err(io_at(&first))?;
+    }
     for file in manifest.files() {
         let (source, target) = (backup.join(DATA).join(&file.path), staging.join(&file.path));
         files::make_folder_of(&target, staging).map_err(io_at(&target))?;
         let crc = files::copy(&source, &target, file.bytes, &mut progress).map_err(io_at(&source))?;
-        if super::manifest::hex(crc) != file.crc32c {
+        if manifest::hex(crc) != file.crc32c {
             return Err(Failure::Log(format!("{}: its CRC is not the manifest's", source.display())));
         }
     }
@@ -94,7 +99,7 @@ fn fill(backup: &Path, staging: &Path, manifest: &Manifest, name: NodeName) -> R
         return Err(Failure::Log(what));
     }
     let is = Manifest::of(&report);
-    let same = |(a, b): (&super::manifest::Shard, &super::manifest::Shard)| {
+    let same = |(a, b): (&manifest::Shard, &manifest::Shard)| {
         (a.oldest_lsn, a.end_lsn, a.term, a.records) == (b.oldest_lsn, b.end_lsn, b.term, b.records)
     };
     let shards = is.shards.len() == manifest.shards.len() && is.shards.iter().zip(&manifest.shards).all(same);
