@@ -159,11 +159,11 @@ impl Embedders {
     fn heal(&mut self, load: &Load) {
         (0..3).for_each(|n| self.start_node(n));
         self.wait("both replicas follow", load, |e, slots| {
+            e.nodes.iter_mut().flatten().for_each(Node::assert_alive);
             // What the primary says may still be of a link before.
             let follows = |n| e.status(n).is_some_and(|s| s["link"].as_str().unwrap().starts_with("following"));
             slots.iter().all(|s| s["lost"] == "") && follows(1) && follows(2)
         });
-        self.nodes.iter_mut().flatten().for_each(Node::assert_alive);
         (1..3).for_each(|n| self.tally(n));
     }
 
