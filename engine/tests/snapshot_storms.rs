@@ -136,6 +136,19 @@ impl Embedders {
         slots
     }
 
+    /// Removes a log that stays beside the new one, where another one is to be set aside: the operator's part.
+    fn remove_set_aside(&self, n: usize) {
+        let link = self.status(n).map(|s| s["link"].as_str().unwrap().to_owned()).unwrap_or_default();
+        if link.contains("another one is set aside already") {
+            let shard = self.data(n).join("shard-0000");
+            let segments = fs::read_dir(shard.join("wal")).unwrap().map(|e| e.unwrap().path());
+            segments
+                .filter(|p| p.extension().is_some_and(|e| e == "replaced"))
+                .for_each(|p| fs::remove_file(p).unwrap());
+            fs::remove_file(shard.join("superblock.replaced")).expect("it is there, as the replica says");
+        }
+    }
+
     /// Takes a node's counters down.
     fn tally(&mut self, n: usize) {
         if let Some(status) = self.status(n) {
@@ -162,6 +175,7 @@ impl Embedders {
             e.nodes.iter_mut().flatten().for_each(Node::assert_alive);
             // What the primary says may still be of a link before.
             let follows = |n| e.status(n).is_some_and(|s| s["link"].as_str().unwrap().starts_with("following"));
+            (1..3).for_each(|n| e.remove_set_aside(n));
             slots.iter().all(|s| s["lost"] == "") && follows(1) && follows(2)
         });
         (1..3).for_each(|n| self.tally(n));
