@@ -276,6 +276,8 @@ pub fn run_if_told() {
             (4 << 20, vec![thread::available_parallelism().map_or(0, |n| n.get() - 1)]);
         (config.node.batch_bytes, config.node.record_bytes_max) = (16 << 10, 64 << 10);
         let store = store.clone();
+        // A new one waits for its primary, which may be dead.
+        say_ready(text("listen"));
         Running::Replica(Replica::open_with(config, move |_| Handler(store.clone())).unwrap())
     } else {
         let mut config = PrimaryConfig::new(text("data"));
@@ -291,9 +293,16 @@ pub fn run_if_told() {
         thread::spawn(move || follow_own(&addr, &store));
         Running::Primary(primary)
     };
-    print!("\ntowline: embedder listening on {} shards=1\n", text("listen"));
-    io::stdout().flush().unwrap();
+    if told["name"].is_null() {
+        say_ready(text("listen"));
+    }
     look_after(node, &store);
+}
+
+/// The line that is waited for.
+fn say_ready(listen: &str) {
+    print!("\ntowline: embedder listening on {listen} shards=1\n");
+    io::stdout().flush().unwrap();
 }
 
 /// A primary's clients append over the network: its store follows its own log, as far as that is committed.
