@@ -38,6 +38,8 @@ macro_rules! canary {
 }
 
 pub mod apply;
+#[cfg(feature = "backup")]
+pub mod backup;
 #[cfg(any(feature = "sim", test))]
 #[doc(hidden)]
 pub mod canary;

@@ -58,8 +58,9 @@ pub struct SnapshotInfo {
 /// An embedder with state that it can give and take.
 pub trait Snapshot: Send + Sync {
     /// On a primary: begins a snapshot of a shard's state as it is now. It must not change while the
-    /// chunks are taken, whatever is appended meanwhile. There is one at a time for each shard; one whose
-    /// replica is cut off waits for it for [`limits::SNAPSHOT_PAUSE_MAX`](crate::limits::SNAPSHOT_PAUSE_MAX).
+    /// chunks are taken, whatever is appended meanwhile. There is one at a time for each shard, beside those
+    /// that the embedder exports itself; one whose replica is cut off waits for it for
+    /// [`limits::SNAPSHOT_PAUSE_MAX`](crate::limits::SNAPSHOT_PAUSE_MAX).
     ///
     /// # Errors
     /// Why not now; the replica asks again.

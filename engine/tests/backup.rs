@@ -249,3 +249,19 @@ fn a_backup_is_made_of_a_whole_log_that_stands_still_and_in_an_empty_place() {
     run(&["backup", "--from", "127.0.0.1:1", text(&dir.path().join("c"))], b"").expect(5, "");
     assert!(!dir.path().join("c").exists());
 }
+
+#[test]
+fn a_shard_that_holds_nothing_comes_back_too() {
+    let dir = folder();
+    let node = Node::primary(&dir.path().join("p"), "127.0.0.1:0", &["--shards", "2", "--segment-size", SEGMENT]);
+    append(&node, "0", b"one line\n");
+    node.stop();
+    let (p, b, out) = (dir.path().join("p"), dir.path().join("b"), dir.path().join("out"));
+    run(&["backup", "--data", text(&p), text(&b)], b"").expect(0, "");
+    run(&["restore", text(&b), text(&out)], b"").expect(0, "");
+    run(&["verify", text(&out)], b"").expect(0, "");
+    let node = Node::primary(&out, "127.0.0.1:0", &["--promote", "--shards", "2"]);
+    append(&node, "1", b"another line\n");
+    assert_eq!(tail(&node, "1", "--lines"), b"another line\n");
+    node.stop();
+}

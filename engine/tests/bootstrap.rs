@@ -152,6 +152,29 @@ fn a_log_that_the_primary_cannot_vouch_for_stays_beside_the_new_one_and_can_be_t
 }
 
 #[test]
+fn a_log_that_may_go_does_not_keep_one_that_may_not_from_being_set_aside() {
+    let place = Place::new();
+    let (primary, _) = left_behind(&place);
+    // As if the replica had been stopped before it had removed one that the primary had all of.
+    fs::copy(shard(&place, "r1", "superblock"), shard(&place, "r1", "superblock.replaced-known")).unwrap();
+    fs::write(shard(&place, "r1", "wal/00000000000f0000.replaced"), b"old").unwrap();
+    primary.stop();
+    let primary = Primary::open(trimming(&place, &["r1"])).unwrap();
+    let began = of(&primary).appended_lsn;
+    trim_above(&primary, Lsn(began.0 + SEGMENT));
+    if of(&primary).slots[0].lost.is_some() {
+        primary.create_slot("r1", false).unwrap();
+    }
+    let r1 = Replica::open(rebuilding(&place, "r1")).unwrap();
+    until_same(&primary, &r1);
+    until("it has caught up", || of_replica(&r1).catch_up.is_none());
+    r1.stop();
+    assert!(set_aside(&place, "r1") > 0 && !shard(&place, "r1", "wal/00000000000f0000.replaced").exists());
+    assert!(shard(&place, "r1", "superblock.replaced").exists());
+    assert!(!shard(&place, "r1", "superblock.replaced-known").exists());
+}
+
+#[test]
 fn a_handler_with_state_is_refused_rather_than_left_without_records() {
     let place = Place::new();
     let (primary, end) = left_behind(&place);

@@ -3,14 +3,22 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
+#[cfg(feature = "backup")]
+use std::time::Duration;
 
 use towline_wire::handshake::NodeName;
+#[cfg(feature = "backup")]
+use towline_wire::superblock::Base;
 use towline_wire::{Lsn, ShardId, SystemId};
 
 use super::core::ShardSetup;
 use super::status::{ShardStatus, SlotStatus};
 use super::{Command, Machine, Running, prepare};
+#[cfg(feature = "backup")]
+use crate::backup::BackupError;
 use crate::config::{ConfigError, PrimaryConfig};
+#[cfg(feature = "backup")]
+use crate::oneshot;
 use crate::protocol::gate::CommitGate;
 use crate::protocol::policy::CommitPolicy;
 use crate::protocol::primary::Primary as PrimaryState;
@@ -132,6 +140,26 @@ impl Primary {
         };
         assert!(shard.0 < self.running.shared.shard_count, "there is no shard {shard}");
         self.running.shared.core_of(shard).send(Command::Run(shard, Box::new(start)));
+    }
+
+    /// What came before `at` in a shard's log, once that is committed.
+    #[cfg(feature = "backup")]
+    pub(crate) fn base_at(&self, shard: ShardId, at: Lsn, patience: Duration) -> Result<Base, BackupError> {
+        let (reply, answer) = oneshot::channel();
+        self.spawn_on(shard, move |local| async move {
+            reply.send(local.base_at(at, patience).await);
+        });
+        match block_on(answer).map_err(|gone| BackupError::gone(shard, gone))? {
+            Ok(Some(base)) => Ok(base),
+            Ok(None) => Err(BackupError::NotCommitted { shard, at, committed: self.committed(shard) }),
+            Err(e) => Err(BackupError::of_base(shard, e)),
+        }
+    }
+
+    /// Shards, and bytes of each segment.
+    #[cfg(feature = "backup")]
+    pub(crate) fn shape(&self) -> (u32, u64) {
+        (self.running.shared.shard_count, self.running.shared.segment_bytes)
     }
 
     /// Lets go of a shard's log below `to`; see [`LocalShard::trim`].

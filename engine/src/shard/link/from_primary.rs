@@ -182,8 +182,8 @@ impl Follower {
     /// Whether the old log may be given up: no other one is set aside that somebody may need.
     async fn may_set_aside(&self, known: bool, is_empty: bool) -> Result<(), LinkError> {
         let folder = folder::shard_of(self.shard.segments.folder());
-        let is_there = self.filler.call(move || replaced::is_there(&folder)).await;
-        if self.must(is_there)? && !is_empty && !known {
+        let stays = self.filler.call(move || replaced::stays(&folder)).await;
+        if self.must(stays)? && !is_empty && !known {
             return Err(LinkError::Refused(
                 "this log is too old, and may hold what the primary has not; another one is set aside already: \
                  look at `superblock.replaced` and `wal/*.replaced` in the shard's folder, and remove them"

@@ -21,7 +21,7 @@ use crate::protocol::snapshot::{Next, Sending};
 use crate::rt;
 use crate::rt::worker::Worker;
 use crate::shard::Shard;
-use crate::shard::wal::cursor::position_at;
+use crate::shard::wal::cursor::base_at;
 use crate::snapshot::{Chunks, Snapshots};
 
 /// A snapshot of a shard that is being made: one at a time.
@@ -333,30 +333,10 @@ impl Link {
         loop {
             let seen = self.shard.moved.seen();
             self.tend().await?;
-            let (oldest, tail, at_end) = {
-                let inner = self.shard.inner.borrow();
-                let tail = inner.pipeline.appended();
-                // With an open batch the number of the next record is not that of the end.
-                (inner.oldest, tail, inner.open.is_none().then_some((inner.chain, inner.next_seq)))
-            };
-            if at < oldest || at > tail || !at.is_block_aligned() {
-                let why = format!("the state stands at {at}, the log that is kept goes from {oldest} to {tail}");
-                return Err(LinkError::Rejected(why));
-            }
-            if self.shard.committed() >= at {
-                let position = match (at == tail, at_end) {
-                    (true, position) => position,
-                    (false, _) => {
-                        let position = position_at(&self.shard, at).await;
-                        let position = position.map_err(|e| LinkError::Rejected(e.to_string()))?;
-                        Some(position.ok_or_else(|| {
-                            LinkError::Rejected(format!("the state stands at {at}, where no batch starts"))
-                        })?)
-                    }
-                };
-                if let Some((chain, seq)) = position {
-                    return Ok(Base { chain, seq });
-                }
+            match base_at(&self.shard, at).await {
+                Ok(Some(base)) => return Ok(base),
+                Ok(None) => {}
+                Err(e) => return Err(LinkError::Rejected(e.to_string())),
             }
             let _ = rt::timeout(limits::HEARTBEAT, self.shard.moved.since(seen)).await;
         }

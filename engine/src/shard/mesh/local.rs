@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::rc::Rc;
 
+#[cfg(feature = "backup")]
+use towline_wire::superblock::Base;
 use towline_wire::{Lsn, ShardId, Term};
 
 use super::handle::AppendOptions;
@@ -14,6 +16,8 @@ use crate::rt;
 use crate::shard::Shard;
 use crate::shard::append::Payload;
 use crate::shard::lanes::Lane;
+#[cfg(feature = "backup")]
+use crate::shard::wal::cursor::{BaseError, base_at};
 
 /// A shard as seen by a task on its own core. Cheap to clone; stays on the core.
 #[derive(Clone, Debug)]
@@ -74,6 +78,22 @@ impl LocalShard {
             inner.trim_to = inner.trim_to.max(to);
         }
         self.shard.keep.notify();
+    }
+
+    /// What came before `at`, where a state stands, once that is committed; `None` if it is not within
+    /// `patience`.
+    #[cfg(feature = "backup")]
+    pub(crate) async fn base_at(&self, at: Lsn, patience: std::time::Duration) -> Result<Option<Base>, BaseError> {
+        let until = rt::now_ns() + patience.as_nanos() as u64;
+        loop {
+            let seen = self.shard.moved.seen();
+            let base = base_at(&self.shard, at).await?;
+            let left = until.saturating_sub(rt::now_ns());
+            if base.is_some() || left == 0 || self.shard.is_stopped() {
+                return Ok(base);
+            }
+            let _ = rt::timeout(std::time::Duration::from_nanos(left), self.shard.moved.since(seen)).await;
+        }
     }
 
     /// A new lane: a stream of appends with outcomes in order.

@@ -18,10 +18,10 @@ impl Keeper {
             let inner = &mut *shard.inner.borrow_mut();
             (inner.replica().is_empty(), inner.oldest, inner.pipeline.durable())
         };
-        let aside = !was_empty && !replaced::is_there(&shard_folder);
+        let (folder, known) = (shard_folder.clone(), b.known);
+        let aside = !was_empty && self.filler.call(move || replaced::make_room(&folder, known)).await??;
         if aside {
             let folder = shard_folder.clone();
-            let known = b.known;
             self.filler.call(move || replaced::set_aside(&folder, oldest, end, bytes, known)).await??;
             self.spare.clear();
         }

@@ -6,6 +6,7 @@ use std::io;
 use std::rc::Rc;
 
 use thiserror::Error;
+use towline_wire::superblock::Base;
 use towline_wire::{BLOCK, BatchHeader, BatchView, Chain, Lsn, Seq};
 
 use super::ahead::{ReadAhead, chunk};
@@ -268,4 +269,37 @@ pub(crate) async fn position_at(shard: &Rc<Shard>, lsn: Lsn) -> Result<Option<(C
     let system = shard.inner.borrow().system;
     let header = BatchHeader::check(&block).ok();
     Ok(header.filter(|h| h.lsn() == lsn && h.shard() == shard.id && h.system() == system).map(before))
+}
+
+/// Why a state cannot stand where it says.
+#[derive(Debug, Error)]
+pub(crate) enum BaseError {
+    #[error("the state stands at {at}, the log that is kept goes from {oldest} to {tail}")]
+    Outside { at: Lsn, oldest: Lsn, tail: Lsn },
+    #[error("the state stands at {at}, where no batch starts")]
+    NoBatch { at: Lsn },
+    #[error(transparent)]
+    Log(#[from] CursorError),
+}
+
+/// What came before `at`, where a state stands, once that is committed: no replica may have state that could
+/// be taken back. `None`: not yet.
+pub(crate) async fn base_at(shard: &Rc<Shard>, at: Lsn) -> Result<Option<Base>, BaseError> {
+    let (oldest, tail, at_end) = {
+        let inner = shard.inner.borrow();
+        let tail = inner.pipeline.appended();
+        // With an open batch the number of the next record is not that of the end.
+        (inner.oldest, tail, inner.open.is_none().then_some((inner.chain, inner.next_seq)))
+    };
+    if at < oldest || at > tail || !at.is_block_aligned() {
+        return Err(BaseError::Outside { at, oldest, tail });
+    }
+    if shard.committed() < at {
+        return Ok(None);
+    }
+    let position = match at == tail {
+        true => at_end,
+        false => Some(position_at(shard, at).await?.ok_or(BaseError::NoBatch { at })?),
+    };
+    Ok(position.map(|(chain, seq)| Base { chain, seq }))
 }

@@ -21,8 +21,26 @@ const UNDO: [&str; 2] = ["superblock.undo", "superblock.undo-known"];
 const DONE: [&str; 2] = ["superblock.replaced", "superblock.replaced-known"];
 
 /// Whether a log is set aside.
-pub(crate) fn is_there(shard_folder: &Path) -> bool {
+fn is_there(shard_folder: &Path) -> bool {
     DONE.iter().any(|name| disk::exists(&shard_folder.join(name)))
+}
+
+/// Whether a log is set aside that stays until somebody removes it: no other one like it is given up meanwhile.
+pub(crate) fn stays(shard_folder: &Path) -> bool {
+    disk::exists(&shard_folder.join(DONE[0]))
+}
+
+/// Makes room for the log that is about to be given up, and says whether it is to be set aside: there is one at
+/// a time. One that the primary's log has all of makes room for one that it may not have.
+pub(crate) fn make_room(shard_folder: &Path, known: bool) -> Result<bool, OpenError> {
+    if !is_there(shard_folder) {
+        return Ok(true);
+    }
+    if known || stays(shard_folder) {
+        return Ok(false);
+    }
+    remove(shard_folder)?;
+    Ok(true)
 }
 
 /// Whether the one that is may go.
@@ -189,10 +207,29 @@ mod tests {
             }
             assert!(is_there(&shard) && may_go(&shard) == known);
             assert_eq!(names(&shard).iter().filter(|n| n.ends_with(".replaced")).count(), 3 + usize::from(!known));
+            assert_eq!(stays(&shard), !known);
             if known {
                 remove(&shard).unwrap();
                 assert_eq!(names(&shard).into_iter().collect::<Vec<_>>(), ["superblock"]);
             }
+        }
+    }
+
+    #[test]
+    fn a_log_that_may_go_makes_room_for_one_that_may_not_and_for_no_other() {
+        for (was, comes, room) in
+            [(true, false, true), (true, true, false), (false, true, false), (false, false, false)]
+        {
+            let (_dir, shard) = shard();
+            assert!(make_room(&shard, comes).unwrap());
+            set_aside(&shard, Lsn(0), Lsn(3 * BYTES), BYTES, was).unwrap();
+            begin(&shard);
+            settle(&shard).unwrap();
+            assert_eq!(make_room(&shard, comes).unwrap(), room, "{was} {comes}");
+            assert_eq!(
+                (is_there(&shard), list(&folder::segments_folder(&shard)).unwrap().len()),
+                (!room, 3 - 3 * usize::from(room))
+            );
         }
     }
 }

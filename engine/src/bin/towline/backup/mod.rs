@@ -1,7 +1,6 @@
 //! `towline backup`: a node's log in a folder with a manifest; and [`restore`].
 
-mod files;
-mod manifest;
+mod progress;
 pub(crate) mod restore;
 
 use std::collections::BTreeSet;
@@ -16,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use thiserror::Error;
+use towline::backup::manifest::{self, DATA, Manifest};
+use towline::backup::{BackupError, files};
 use towline::client::{self, SlotAction};
 use towline::limits::BACKUP_PATIENCE;
 use towline::offline;
@@ -24,8 +25,7 @@ use towline::wire::handshake::NodeName;
 use towline::{OpenError, Replica, ReplicaConfig, ShardStatus};
 
 use crate::exit;
-use files::Progress;
-use manifest::{DATA, Manifest};
+use progress::Progress;
 
 /// How often the progress of a backup is looked at.
 const LOOK: Duration = Duration::from_millis(50);
@@ -85,9 +85,9 @@ pub(crate) enum Failure {
     /// A node's folder.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The manifest.
-    #[error("{}: {source}", path.display())]
-    Manifest { path: PathBuf, source: manifest::ManifestError },
+    /// The backup, or what is to be restored from it.
+    #[error(transparent)]
+    Backup(#[from] BackupError),
     /// The log did not come, or is not what was expected.
     #[error("{0}")]
     Log(String),
@@ -153,7 +153,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
         for file in manifest.shards.iter_mut().flat_map(|s| &mut s.files) {
             let (source, target) = (from.join(&file.path), data.join(&file.path));
             files::make_folder_of(&target, &data).map_err(io_at(&target))?;
-            let crc = files::copy(&source, &target, file.bytes, &mut progress).map_err(io_at(&source))?;
+            let crc = files::copy(&source, &target, file.bytes, |part| progress.add(part)).map_err(io_at(&source))?;
             file.crc32c = manifest::hex(crc);
         }
     } else {

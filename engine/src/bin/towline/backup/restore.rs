@@ -1,15 +1,12 @@
 //! `towline restore`: a node's folder of a backup.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use towline::offline;
-use towline::wire::handshake::NodeName;
+use towline::backup;
 
-use super::files::{self, Progress};
-use super::manifest::{DATA, FILE, Manifest};
-use super::{Failure, io_at, tell};
+use super::progress::Progress;
+use super::{Failure, tell};
 
 /// Make a node's folder of a backup, after every file of it was checked.
 ///
@@ -43,77 +40,9 @@ pub(crate) struct Args {
 
 /// Restores a backup.
 pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
-    let Some(name) = NodeName::new(&args.name) else {
-        return Err(Failure::Log(format!("{:?} is no replica name: use 1 to 63 of a-z, 0-9, _ and -", args.name)));
-    };
-    let manifest =
-        Manifest::read(&args.backup).map_err(|source| Failure::Manifest { path: args.backup.clone(), source })?;
-    // What the manifest does not name is not of this backup, or the manifest is of another one.
-    let expected = manifest.files().map(|f| format!("{DATA}/{}", f.path)).chain([FILE.to_owned()]).collect();
-    let found = files::list(&args.backup).map_err(io_at(&args.backup))?;
-    if let Some(missing) = found.symmetric_difference(&expected).next() {
-        let what = if found.contains(missing) { "is not in the manifest" } else { "is missing" };
-        return Err(Failure::Log(format!("{}: {missing} {what}", args.backup.display())));
-    }
-    let staging = staging_of(&args.data)?;
-    if fs::read_dir(&args.data).is_ok_and(|mut d| d.next().is_some()) {
-        return Err(Failure::Log(format!("{} is not empty", args.data.display())));
-    }
-    if fs::symlink_metadata(&staging).is_ok() {
-        let at = staging.display();
-        return Err(Failure::Log(format!("{at} is there: a restore was not finished, or runs. Remove it first")));
-    }
-    fs::create_dir(&staging).map_err(io_at(&staging))?;
-    if let Err(e) = fill(&args.backup, &staging, &manifest, name) {
-        // It was made here, and is of no use.
-        let _ = fs::remove_dir_all(&staging);
-        return Err(e);
-    }
-    // Over an empty folder, or nothing.
-    fs::rename(&staging, &args.data).map_err(io_at(&args.data))?;
-    let parent = parent_of(&args.data);
-    fs::File::open(&parent).and_then(|f| f.sync_all()).map_err(io_at(&parent))?;
+    let manifest = backup::restore_log(&args.backup, &args.data, &args.name, |manifest| {
+        let mut progress = Progress::new("restored", manifest.bytes());
+        Box::new(move |bytes| progress.add(bytes))
+    })?;
     tell("restored", &args.data, &manifest, args.json)
-}
-
-/// Puts the folder together, and checks all of it.
-fn fill(backup: &Path, staging: &Path, manifest: &Manifest, name: NodeName) -> Result<(), Failure> {
-    let mut progress = Progress::new("restored", manifest.bytes());
-    for file in manifest.files() {
-        let (source, target) = (backup.join(DATA).join(&file.path), staging.join(&file.path));
-        files::make_folder_of(&target, staging).map_err(io_at(&target))?;
-        let crc = files::copy(&source, &target, file.bytes, &mut progress).map_err(io_at(&source))?;
-        if super::manifest::hex(crc) != file.crc32c {
-            return Err(Failure::Log(format!("{}: its CRC is not the manifest's", source.display())));
-        }
-    }
-    offline::adopt(staging, name)?;
-    let report = offline::verify(staging)?;
-    if let Some(damage) = report.shards.iter().find_map(|s| s.damage.as_ref()) {
-        let what = format!("{}: {} at {}", damage.path.display(), damage.reason, damage.offset);
-        return Err(Failure::Log(what));
-    }
-    let is = Manifest::of(&report);
-    let same = |(a, b): (&super::manifest::Shard, &super::manifest::Shard)| {
-        (a.oldest_lsn, a.end_lsn, a.term, a.records) == (b.oldest_lsn, b.end_lsn, b.term, b.records)
-    };
-    let shards = is.shards.len() == manifest.shards.len() && is.shards.iter().zip(&manifest.shards).all(same);
-    if is.system != manifest.system || is.segment_bytes != manifest.segment_bytes || !shards {
-        return Err(Failure::Log(format!("{}: the log is not the one that the manifest tells of", staging.display())));
-    }
-    files::sync_folders(staging, manifest.files().map(|f| f.path.as_str())).map_err(io_at(staging))
-}
-
-fn parent_of(data: &Path) -> PathBuf {
-    data.parent().filter(|p| !p.as_os_str().is_empty()).map_or_else(|| PathBuf::from("."), Path::to_path_buf)
-}
-
-/// Where the folder is put together: on the same file system, beside its place.
-fn staging_of(data: &Path) -> Result<PathBuf, Failure> {
-    let Some(name) = data.file_name() else {
-        return Err(Failure::Log(format!("{} is no folder's name", data.display())));
-    };
-    let mut name = name.to_os_string();
-    name.push(".restoring");
-    Ok(parent_of(data).join(name))
 }

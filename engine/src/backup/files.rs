@@ -4,10 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use towline::units::show_size;
-use towline::wire::handshake::NodeName;
+use towline_wire::handshake::NodeName;
 
 use super::manifest;
 
@@ -16,45 +14,8 @@ const UNFINISHED: &str = "unfinished";
 /// Bytes read at once.
 const PIECE: usize = 1 << 20;
 
-/// Says on stderr how far a long task is, about once a second.
-pub(super) struct Progress {
-    what: &'static str,
-    total: u64,
-    done: u64,
-    began: Instant,
-    said: Instant,
-}
-
-impl Progress {
-    pub(super) fn new(what: &'static str, total: u64) -> Self {
-        let now = Instant::now();
-        Self { what, total, done: 0, began: now, said: now }
-    }
-
-    pub(super) fn at(&mut self, done: u64, total: u64) {
-        (self.done, self.total) = (done, total);
-        if self.said.elapsed() < Duration::from_secs(1) {
-            return;
-        }
-        self.said = Instant::now();
-        let speed = self.done as f64 / self.began.elapsed().as_secs_f64();
-        let left = if speed > 0.0 {
-            format!(", {:.0} s left", self.total.saturating_sub(self.done) as f64 / speed)
-        } else {
-            String::new()
-        };
-        let (done, total) = (show_size(self.done), show_size(self.total));
-        // Nobody need read it.
-        let _ = writeln!(io::stderr(), "towline: {}: {done} of {total}, {:.1} MB/s{left}", self.what, speed / 1e6);
-    }
-
-    pub(super) fn add(&mut self, bytes: u64) {
-        self.at(self.done + bytes, self.total);
-    }
-}
-
-/// Reads exactly `bytes` of a regular file in pieces, and gives its CRC. Refuses one of another size.
-pub(super) fn read(path: &Path, bytes: u64, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<u32> {
+/// Opens a regular file of exactly `bytes`.
+pub(super) fn open(path: &Path, bytes: u64) -> io::Result<fs::File> {
     let found = fs::symlink_metadata(path)?;
     if !found.is_file() {
         return Err(io::Error::other("it is no regular file"));
@@ -62,7 +23,12 @@ pub(super) fn read(path: &Path, bytes: u64, mut each: impl FnMut(&[u8]) -> io::R
     if found.len() != bytes {
         return Err(io::Error::other(format!("it has {} bytes, {bytes} are expected", found.len())));
     }
-    let mut file = fs::File::open(path)?;
+    fs::File::open(path)
+}
+
+/// Reads exactly `bytes` of a regular file in pieces, and gives its CRC. Refuses one of another size.
+pub fn read(path: &Path, bytes: u64, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<u32> {
+    let mut file = open(path, bytes)?;
     let (mut crc, mut left) = (0, bytes);
     let mut piece = vec![0; PIECE.min(bytes as usize)];
     while left > 0 {
@@ -76,10 +42,10 @@ pub(super) fn read(path: &Path, bytes: u64, mut each: impl FnMut(&[u8]) -> io::R
 }
 
 /// Copies a file of exactly `bytes` to a new one, durably, and gives its CRC.
-pub(super) fn copy(from: &Path, to: &Path, bytes: u64, progress: &mut Progress) -> io::Result<u32> {
+pub fn copy(from: &Path, to: &Path, bytes: u64, mut each: impl FnMut(u64)) -> io::Result<u32> {
     let mut target = fs::File::create_new(to)?;
     let crc = read(from, bytes, |part| {
-        progress.add(part.len() as u64);
+        each(part.len() as u64);
         target.write_all(part)
     })?;
     target.sync_all()?;
@@ -87,7 +53,7 @@ pub(super) fn copy(from: &Path, to: &Path, bytes: u64, progress: &mut Progress) 
 }
 
 /// Makes the folders of a file, durably.
-pub(super) fn make_folder_of(path: &Path, root: &Path) -> io::Result<()> {
+pub fn make_folder_of(path: &Path, root: &Path) -> io::Result<()> {
     let folder = path.parent().unwrap_or(root);
     if folder.is_dir() {
         return Ok(());
@@ -100,7 +66,7 @@ pub(super) fn make_folder_of(path: &Path, root: &Path) -> io::Result<()> {
 }
 
 /// Flushes the folders of all these files.
-pub(super) fn sync_folders<'a>(root: &Path, files: impl Iterator<Item = &'a str>) -> io::Result<()> {
+pub fn sync_folders<'a>(root: &Path, files: impl Iterator<Item = &'a str>) -> io::Result<()> {
     let folders: BTreeSet<PathBuf> = files
         .flat_map(|f| Path::new(f).ancestors().skip(1).map(|a| root.join(a)).collect::<Vec<_>>())
         .chain([root.to_path_buf()])
@@ -109,7 +75,7 @@ pub(super) fn sync_folders<'a>(root: &Path, files: impl Iterator<Item = &'a str>
 }
 
 /// Every file below a folder, by its path from there. Nothing but folders and files may be there.
-pub(super) fn list(root: &Path) -> io::Result<BTreeSet<String>> {
+pub fn list(root: &Path) -> io::Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     let mut folders = vec![(root.to_path_buf(), String::new())];
     while let Some((folder, prefix)) = folders.pop() {
@@ -135,7 +101,7 @@ pub(super) fn list(root: &Path) -> io::Result<BTreeSet<String>> {
 }
 
 /// Makes a folder, or takes an empty one.
-pub(super) fn take_empty(path: &Path) -> io::Result<()> {
+pub fn take_empty(path: &Path) -> io::Result<()> {
     match fs::create_dir(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
         other => return other,
@@ -147,7 +113,7 @@ pub(super) fn take_empty(path: &Path) -> io::Result<()> {
 }
 
 /// The name of the slot of a backup in this folder that was not finished.
-pub(super) fn take_unfinished(path: &Path) -> io::Result<NodeName> {
+pub fn take_unfinished(path: &Path) -> io::Result<NodeName> {
     if path.join(manifest::FILE).exists() {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the backup in it is whole"));
     }
@@ -157,14 +123,14 @@ pub(super) fn take_unfinished(path: &Path) -> io::Result<NodeName> {
 }
 
 /// An empty folder is one of a backup that is not finished.
-pub(super) fn begin_unfinished(path: &Path, slot: NodeName) -> io::Result<()> {
+pub fn begin_unfinished(path: &Path, slot: NodeName) -> io::Result<()> {
     let mut file = fs::File::create_new(path.join(UNFINISHED))?;
     file.write_all(format!("{slot}\n").as_bytes())?;
     file.sync_all()
 }
 
 /// The manifest is there.
-pub(super) fn finished(path: &Path) -> io::Result<()> {
+pub fn finished(path: &Path) -> io::Result<()> {
     match fs::remove_file(path.join(UNFINISHED)) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => fs::File::open(path)?.sync_all(),
