@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use mounts::{Mounted, skip};
 use processes::{Node, Said, await_in_step, eventually, folder, run, signal, tail, towline};
-use towline::wire::superblock::{COPY, Superblock};
+use towline::wire::superblock::{COPY, Superblock, VERSION};
 
 /// A user that owns nothing.
 const NOBODY: u32 = 65534;
@@ -148,6 +148,9 @@ fn a_replica_of_another_system_or_of_no_name_is_not_served() {
     stranger.stop();
 }
 
+/// The version of a superblock that a later build writes.
+const NEWER: u16 = VERSION + 1;
+
 #[test]
 fn a_superblock_that_is_newer_or_not_whole() {
     let dir = folder();
@@ -158,12 +161,13 @@ fn a_superblock_that_is_newer_or_not_whole() {
     let newer = usize::from(generation(&whole, 1) > generation(&whole, 0));
 
     let mut bytes = whole.clone();
-    bytes[newer * COPY + 8] = 4;
+    bytes[newer * COPY + 8] = NEWER as u8;
     let crc = crc32c::crc32c(&bytes[newer * COPY..(newer + 1) * COPY - 4]);
     bytes[(newer + 1) * COPY - 4..(newer + 1) * COPY].copy_from_slice(&crc.to_le_bytes());
     fs::write(&path, &bytes).unwrap();
-    refused(&data, &[], "superblock has format version 4, this build reads 2 to 3: use the build that wrote it");
-    run(&["verify", data.to_str().unwrap()], b"").expect(1, "has format version 4");
+    let says = format!("has format version {NEWER}");
+    refused(&data, &[], &format!("superblock {says}, this build reads 2 to {VERSION}: use the build that wrote it"));
+    run(&["verify", data.to_str().unwrap()], b"").expect(1, &says);
 
     // Either copy alone is enough; that one is not whole is told by verify.
     for n in [newer, 1 - newer] {
