@@ -115,8 +115,8 @@ fn a_backup_that_was_cut_goes_on_from_where_it_is() {
     let dir = folder();
     let (p, b) = (dir.path().join("p"), dir.path().join("b"));
     let at = fixed_address();
-    // Some seven seconds' worth.
-    let options = ["--shards", "2", "--segment-size", SEGMENT, "--catch-up-max", "64KiB"];
+    // Some ten seconds' worth, in batches that are much smaller than what is waited for.
+    let options = ["--shards", "2", "--segment-size", SEGMENT, "--batch-size", "8KiB", "--catch-up-max", "64KiB"];
     let node = Node::primary(&p, &at, &options);
     append(&node, "0", &lines(400_000));
     append(&node, "1", b"one line\n");
@@ -135,12 +135,13 @@ fn a_backup_that_was_cut_goes_on_from_where_it_is() {
     let none = dir.path().join("none");
     fs::create_dir(&none).unwrap();
     run(&["backup", "--from", &at, "--resume", text(&none)], b"").expect(1, "no backup to go on with: unfinished: ");
-    // Then the primary, which comes again and sends as fast as it can.
+    // Then the primary, which comes again and is told to send as fast as it can.
     let had = taken(&b);
     let mut taking = begin(&["--resume"]);
     eventually("a part more", || (taken(&b) > had + 20_000).then_some(()));
     node.kill9();
-    let node = Node::primary(&p, &at, &options[..4]);
+    let node = Node::primary(&p, &at, &options);
+    run(&["ctl", "set", "catch-up-max", "none", "--at", &at], b"").expect(0, "");
     assert_eq!(end_of(&mut taking).code(), Some(0));
     run(&["backup", "--from", &at, "--resume", text(&b)], b"").expect(1, "the backup in it is whole");
     node.stop();
