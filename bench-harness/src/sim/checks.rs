@@ -214,7 +214,8 @@ fn within(v: &ShardView) -> Result<(), String> {
     Ok(())
 }
 
-/// What links have under way: no more than their window, or than they had when it became smaller.
+/// What links have under way: no more than their window, or than they had when it became smaller. (What is
+/// read from disk by then is still sent after that: a nemesis that changes windows has to allow for it.)
 fn windows(before: Option<&ShardView>, now: &ShardView) -> Result<(), String> {
     // One batch may always be under way.
     let most = before.map_or(0, |b| b.link_window).max(now.link_window).max(now.in_flight_bytes_max);

@@ -191,7 +191,7 @@ impl Nemesis {
     fn set_policy(&mut self, c: &Cluster) {
         let Some(settings) = c.settings() else { return };
         let configured = settings.replicas.len() as u64;
-        let change = match self.rng.below(10) {
+        let change = match self.rng.below(7) {
             0 => SettingChange::Deadline(Duration::from_millis([30, 300, 2000][self.rng.below(3) as usize])),
             1 => SettingChange::MinReplicas(self.rng.below(2) as u8),
             // One segment less than there must be: that is refused.
@@ -200,12 +200,6 @@ impl Nemesis {
                 1 => RetainMax::Unlimited,
                 n => RetainMax::Bytes(c.plan.retain_max_least + c.plan.segment_bytes * n - 3 * c.plan.segment_bytes),
             }),
-            // From the slowest rate that lets a run end in time.
-            7 => SettingChange::CatchUpMax(
-                self.rng.chance(0.7).then(|| u64::from(c.plan.shards) * ((1 << 20) << self.rng.below(4))),
-            ),
-            8 => SettingChange::LinkWindow([4 << 10, 64 << 10, 256 << 10, 32 << 20][self.rng.below(4) as usize]),
-            9 => SettingChange::LagTarget(self.rng.chance(0.7).then(|| (4 << 10) << self.rng.below(8))),
             2 => SettingChange::SlotIdleMax(self.rng.chance(0.5).then_some(Duration::from_secs(3))),
             kind => {
                 let text = match kind {
