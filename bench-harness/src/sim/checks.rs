@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use towline::world::ShardView;
 use towline::{AckLevel, Lsn, ShardId, Term, limits};
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Role};
 use super::failed;
 use super::handler::lock;
 use super::oracle::Became;
@@ -21,6 +21,10 @@ pub struct Seen {
     begun: Vec<(usize, u64, ShardId)>,
     /// The last cap that no more than may be was kept under.
     capped: BTreeMap<(usize, u64, ShardId), Option<u64>>,
+    /// By slot, what its link takes to send.
+    taken: BTreeMap<(usize, u64, ShardId), BTreeMap<String, Taken>>,
+    /// By node and shard, the furthest that a log was ever seen to begin.
+    oldest: BTreeMap<(usize, ShardId), Lsn>,
     /// When everybody was looked at last.
     looked_ns: u64,
     /// Who is configured, by node and version of its settings.
@@ -52,7 +56,7 @@ impl Seen {
                     continue;
                 }
                 if let Err(e) = within(&view)
-                    .and_then(|()| windows(before, &view))
+                    .and_then(|()| windows(self.taken.entry((n, process, view.shard)).or_default(), before, &view))
                     .and_then(|()| before.map_or(Ok(()), |b| between(b, &view)))
                 {
                     cluster.fail(format!("node {n} shard {}: {e}: {view:?}", view.shard));
@@ -72,6 +76,14 @@ impl Seen {
                     cluster.world.hit("log begun anew");
                     if cluster.plan.snapshots {
                         cluster.world.hit("snapshot installed");
+                    }
+                }
+                let oldest = self.oldest.entry((n, view.shard)).or_default();
+                *oldest = view.oldest.max(*oldest);
+                if let (Role::Replica { of }, false) = (cluster.nodes[n].role, cluster.plan.snapshots) {
+                    let oldest = self.oldest.get(&(of, view.shard)).copied().unwrap_or_default();
+                    if view.begun > oldest {
+                        cluster.fail(format!("node {n}'s log begins behind {oldest}, which node {of} has: {view:?}"));
                     }
                 }
                 if view.begun > Lsn::ZERO && before.is_none_or(|b| b.begun == Lsn::ZERO) {
@@ -214,16 +226,28 @@ fn within(v: &ShardView) -> Result<(), String> {
     Ok(())
 }
 
-/// What links have under way: no more than their window, or than they had when it became smaller. (What is
-/// read from disk by then is still sent after that: a nemesis that changes windows has to allow for it.)
-fn windows(before: Option<&ShardView>, now: &ShardView) -> Result<(), String> {
-    // One batch may always be under way.
-    let most = before.map_or(0, |b| b.link_window).max(now.link_window).max(now.in_flight_bytes_max);
-    for (n, s) in now.slots.iter().enumerate().filter(|(_, s)| s.connected) {
+/// A link's window while it takes what it sends next: up to there something was sent, and since then this was
+/// the largest.
+#[derive(Clone, Copy, Default)]
+struct Taken {
+    sent: Lsn,
+    window: u64,
+}
+
+/// What links have under way: no more than their window, or than they had when it became smaller. What a link
+/// has taken under a larger window it sends after that.
+fn windows(taken: &mut BTreeMap<String, Taken>, before: Option<&ShardView>, now: &ShardView) -> Result<(), String> {
+    let window = before.map_or(0, |b| b.link_window).max(now.link_window);
+    for (n, s) in now.slots.iter().enumerate() {
+        let last = taken.entry(s.name.clone()).or_default();
+        // One batch may always be under way.
+        let most = last.window.max(window).max(now.in_flight_bytes_max);
         let had = before.and_then(|b| b.slots.get(n)).map_or(0, |s| s.sent.since(s.received));
-        if s.sent.since(s.received) > most.max(had) {
+        if s.connected && s.sent.since(s.received) > most.max(had) {
             return Err("a link has more under way than its window".into());
         }
+        let since = if s.sent == last.sent { last.window } else { 0 };
+        *last = Taken { sent: s.sent, window: window.max(since) };
     }
     Ok(())
 }

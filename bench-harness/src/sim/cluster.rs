@@ -134,6 +134,8 @@ pub struct Node {
     pub refuses: u32,
     /// Its slot was lost on the primary since it was made anew.
     pub lost_slot: bool,
+    /// It was told to write alone.
+    pub alone: bool,
 }
 
 /// The cluster.
@@ -182,6 +184,7 @@ impl Cluster {
             stops: 0,
             refuses: 0,
             lost_slot: false,
+            alone: false,
         });
         let nodes = nodes.collect();
         // It hashes every record on every node, which is as much work as the run itself.
@@ -246,6 +249,7 @@ impl Cluster {
         let node = &mut self.nodes[n];
         node.start_at = None;
         node.incarnation += 1;
+        node.alone = false;
         let control = Arc::new(Control::default());
         control.set(Phase::Opening);
         node.control = control.clone();
@@ -303,6 +307,8 @@ impl Cluster {
                                 match ask {
                                     // It may be there, or the shard may have stopped: it is looked at again.
                                     Ask::Slot(slot) => drop(primary.create_slot_soon(&slot, false).await),
+                                    Ask::Alone => operator::alone(&primary, n, &oracle, &client.plan).await,
+                                    Ask::Drop(slot) => drop(primary.drop_slot_soon(&slot).await),
                                     Ask::Set(change) => operator::set(&primary, n, &oracle, &control, change).await,
                                 }
                                 lock(&control.asks).remove(0);
@@ -446,6 +452,7 @@ impl Cluster {
                     if n == self.primary {
                         self.nodes[n].role = Role::Primary { promote: false };
                     }
+                    self.leave_alone(n);
                     *lock(&self.nodes[n].control.phase) = Phase::Serving;
                 }
                 other => *lock(&self.nodes[n].control.phase) = other,

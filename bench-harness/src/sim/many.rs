@@ -35,7 +35,7 @@ pub struct Many {
 }
 
 /// What must come to pass in many runs, or they have become blind to it.
-const MUST_HAPPEN: [&str; 16] = [
+const MUST_HAPPEN: [&str; 17] = [
     "catch_ups",
     "copied_sends",
     "log_full",
@@ -50,6 +50,7 @@ const MUST_HAPPEN: [&str; 16] = [
     "snapshots_installed",
     "snapshots_resumed",
     "throttled",
+    "whole_cuts",
     "window_waits",
     "zero_copy_sends",
 ];

@@ -83,6 +83,7 @@ impl Nemesis {
             Fault::RemoveReplica,
             Fault::SetPolicy,
             Fault::Repoint,
+            Fault::SetFlow,
         ];
         let kinds = by_event.into_iter().filter(|f| plan.has(*f)).collect();
         let every_ns = plan.every.as_nanos() as u64;
@@ -159,6 +160,8 @@ impl Nemesis {
             Fault::Promote if c.plan.replicas > 0 => {
                 let zombie = self.rng.chance(if c.plan.has(Fault::WrongAddress) { 0.9 } else { 0.5 });
                 let back = if c.plan.has(Fault::WrongAddress) { 2_000_000_000 } else { back };
+                // Until then it writes alone.
+                let back = if c.plan.has(Fault::DropSlots) { back.max(1_000_000_000) } else { back };
                 let old = c.primary;
                 if c.nodes.iter().all(|n| !n.tainted) && c.promote(zombie) && zombie {
                     self.later.push((now + back, Later::Tell(old)));
@@ -182,6 +185,10 @@ impl Nemesis {
                 c.remove_replica(n);
             }
             Fault::SetPolicy => self.set_policy(c),
+            Fault::SetFlow if c.settings().is_some() => {
+                let change = self.flow(c);
+                Self::set(c, change);
+            }
             Fault::Repoint if c.is_reader(n) => c.repoint(n),
             _ => {}
         }
@@ -212,6 +219,22 @@ impl Nemesis {
                 SettingChange::Commit(text.parse().expect("a policy of the grammar"))
             }
         };
+        Self::set(c, change);
+    }
+
+    /// Another bound of what links may do.
+    fn flow(&mut self, c: &Cluster) -> SettingChange {
+        match self.rng.below(3) {
+            // From the slowest rate that lets a run end in time.
+            0 => SettingChange::CatchUpMax(
+                self.rng.chance(0.7).then(|| u64::from(c.plan.shards) * ((1 << 20) << self.rng.below(4))),
+            ),
+            1 => SettingChange::LinkWindow([4 << 10, 64 << 10, 256 << 10, 32 << 20][self.rng.below(4) as usize]),
+            _ => SettingChange::LagTarget(self.rng.chance(0.7).then(|| (4 << 10) << self.rng.below(8))),
+        }
+    }
+
+    fn set(c: &Cluster, change: SettingChange) {
         c.note(|| format!("the settings are to change: {change:?}"));
         c.world.hit("settings changed");
         c.nodes[c.primary].control.ask(Ask::Set(change));

@@ -1,19 +1,25 @@
 //! The operator who changes settings while all goes on, and what the oracle is told of it.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use towline::wire::handshake::NodeName;
-use towline::{Primary, SettingChange, Settings, SettingsError};
+use towline::{AckLevel, AppendOptions, CommitPolicy, Primary, SettingChange, Settings, SettingsError, ShardId};
 
 use super::cluster::{Cluster, Control};
 use super::handler::lock;
-use super::oracle::{Force, Oracle};
+use super::oracle::{Force, Oracle, payload};
+use super::plan::Plan;
 
 /// What an operator asks of a primary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// Make a slot, or a lost one anew.
     Slot(String),
+    /// Drop a slot.
+    Drop(String),
+    /// Append alone, until the log may have let go of what others have of it.
+    Alone,
     /// Change the settings.
     Set(SettingChange),
 }
@@ -88,5 +94,33 @@ pub(super) async fn set(primary: &Primary, n: usize, oracle: &Mutex<Oracle>, con
         // Some shards may have come to it.
         Err(SettingsError::NotServing(_)) => {}
         _ => in_force(primary, n, oracle, control),
+    }
+}
+
+/// Appends on a primary that has no replica any more, for all of them: it is not committed, and all the same
+/// too much to be kept beside what is.
+pub(super) async fn alone(primary: &Primary, n: usize, oracle: &Mutex<Oracle>, plan: &Plan) {
+    const MOST: u64 = 40;
+    let bytes = plan.record_max.min(plan.segment_bytes as usize);
+    let number = (3 * plan.segment_bytes / bytes as u64).min(MOST);
+    let handle = primary.handle();
+    let policy = Some(CommitPolicy::All { level: AckLevel::Flushed });
+    let options = AppendOptions { policy, deadline: Some(Duration::from_millis(100)) };
+    for shard in (0..plan.shards).map(ShardId) {
+        let lane = lock(oracle).lane();
+        let mut tickets = Vec::new();
+        for _ in 0..number {
+            let id = lock(oracle).ask(n, shard, lane, bytes);
+            match handle.try_append(shard, &payload(id, bytes), options) {
+                Ok(ticket) => tickets.push((id, ticket)),
+                Err(_) => lock(oracle).refused(id),
+            }
+        }
+        for (id, ticket) in tickets {
+            match ticket.await {
+                Ok(outcome) => lock(oracle).done(id, &outcome, policy, n),
+                Err(_) => lock(oracle).refused(id),
+            }
+        }
     }
 }

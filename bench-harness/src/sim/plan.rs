@@ -67,11 +67,15 @@ pub enum Fault {
     SetPolicy,
     /// A reader is told to follow another node.
     Repoint,
+    /// The cap on catch-up, the windows of links or the lag target are changed.
+    SetFlow,
+    /// A primary that lives on beside a new one, and does not know, keeps no log for its replicas any more.
+    DropSlots,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::Kill,
         Self::PowerLoss,
         Self::CrashInCall,
@@ -99,10 +103,15 @@ impl Fault {
         Self::RemoveReplica,
         Self::SetPolicy,
         Self::Repoint,
+        Self::SetFlow,
+        Self::DropSlots,
     ];
 
     /// Changes that an operator makes while all goes on.
     const SETTINGS: [Self; 3] = [Self::AddReplica, Self::RemoveReplica, Self::SetPolicy];
+
+    /// What is drawn from sources of their own, so that other runs are what they were before it.
+    const LATER: [Self; 3] = [Self::Repoint, Self::SetFlow, Self::DropSlots];
 
     /// Disks that lie about a write.
     const LIES: [Self; 2] = [Self::LostWrite, Self::MisdirectedWrite];
@@ -236,7 +245,7 @@ impl Plan {
         let quiet = r.chance(0.08);
         let each = 0.1 + 0.5 * r.unit();
         let mut faults: Vec<Fault> = Vec::new();
-        let of_its_own = |f: &Fault| Fault::SETTINGS.contains(f) || Fault::LIES.contains(f) || *f == Fault::Repoint;
+        let of_its_own = |f: &Fault| Fault::SETTINGS.contains(f) || Fault::LIES.contains(f) || Fault::LATER.contains(f);
         for fault in Fault::ALL.into_iter().filter(|f| !of_its_own(f)) {
             let drawn = r.chance(each);
             if drawn && !quiet && !less.without.contains(&fault) {
@@ -319,6 +328,15 @@ impl Plan {
             if drawn && !quiet && !less.without.contains(&fault) {
                 faults.push(fault);
             }
+        }
+        let s = &mut Rng::new(seed ^ 0x6C69_6E6B);
+        let may = |fault: Fault| !quiet && !less.without.contains(&fault);
+        if s.chance(0.2) && may(Fault::SetFlow) {
+            faults.push(Fault::SetFlow);
+        }
+        let drops = s.chance(0.7) && !matches!(retain, Retain::All) && faults.contains(&Fault::Promote);
+        if drops && may(Fault::DropSlots) {
+            faults.push(Fault::DropSlots);
         }
         let clients = 1 + r.below(4) as usize;
         let appends = 20 + r.below(240);

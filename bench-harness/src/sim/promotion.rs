@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use towline::{Lsn, Term, offline};
+use towline::{AckLevel, CommitPolicy, Lsn, SettingChange, Term, offline};
 
 use super::cluster::{Cluster, DATA, Role};
 use super::handler::lock;
+use super::operator::Ask;
+use super::plan::Fault;
 
 impl Cluster {
     /// Looks at a stopped node's log: for each shard its last term and its end.
@@ -74,6 +76,22 @@ impl Cluster {
         true
     }
 
+    /// A primary that does not know it is none any more loses its slots, and writes what nobody else has.
+    pub(super) fn leave_alone(&mut self, n: usize) {
+        let is_old = n != self.primary && matches!(self.nodes[n].role, Role::Primary { .. });
+        if !is_old || !self.plan.has(Fault::DropSlots) || std::mem::replace(&mut self.nodes[n].alone, true) {
+            return;
+        }
+        self.world.hit("slots dropped");
+        for other in (0..=self.plan.replicas).filter(|other| *other != n) {
+            self.nodes[n].control.ask(Ask::Drop(Self::name(other)));
+        }
+        let control = &self.nodes[n].control;
+        control.ask(Ask::Set(SettingChange::Commit(CommitPolicy::All { level: AckLevel::Flushed })));
+        control.ask(Ask::Set(SettingChange::MinReplicas(0)));
+        control.ask(Ask::Alone);
+    }
+
     /// Starts a replica that has promised to follow the newest primary with the address of an old one
     /// that does not know. Says whether there is such a pair.
     pub fn give_wrong_address(&mut self, n: usize) -> bool {
@@ -94,6 +112,7 @@ impl Cluster {
     /// Tells an old primary that it is a replica now.
     pub fn tell(&mut self, n: usize) {
         let pause = self.rng.below(500_000_000);
+        self.note(|| format!("node {n} is told of node {}", self.primary));
         if self.is_up(n) {
             self.crash(n, false, pause);
         }

@@ -188,8 +188,9 @@ fn all(cluster: &mut Cluster, steps: &mut u64, failing: Option<Failing>) {
         watch.look(c);
     };
     go(cluster, &mut seen, steps, until, each, |c| lock(&c.oracle).left == 0);
-    // What is under way may come to its end.
-    let until = cluster.world.now_ns() + 300_000_000;
+    // What is under way may come to its end, and a primary that writes alone goes on for longer.
+    let more = if cluster.plan.has(Fault::DropSlots) { 1_500_000_000 } else { 300_000_000 };
+    let until = cluster.world.now_ns() + more;
     go(cluster, &mut seen, steps, until, |c| act(c, &mut nemesis), |_| false);
     watch.end(cluster);
     nemesis.heal(cluster);
