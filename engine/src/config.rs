@@ -206,8 +206,8 @@ pub enum ZeroCopy {
 ///
 /// `replicas`, `commit`, `deadline`, `retain_max`, `slot_idle_max`, `min_replicas`, `min_replicas_age`,
 /// `catch_up_max`, `link_window_bytes` and `lag_target` are the first version of the [`Settings`] of a new
-/// folder, and of one that is promoted. Later starts find them in the folder, as they were changed last: what is said here is
-/// then checked, and a difference is logged, no more.
+/// folder, and of one that is promoted. Later starts find them in the folder, as they were changed last: what
+/// is said here is then checked, and a difference is logged, no more.
 #[derive(Clone, Debug)]
 pub struct PrimaryConfig {
     /// What every node has.

@@ -11,8 +11,8 @@ use towline::{Primary, SettingChange};
 
 use crate::cluster::of_one;
 
-/// The first of each round, to compare with: nearly no catch-up. It is the lowest cap that there is.
-const LEAST: u64 = 64 << 10;
+/// The first of each round, to compare with: nearly no catch-up.
+const LEAST: u64 = towline::limits::CATCH_UP_MAX_MIN;
 /// How long each cap holds at a time.
 const TURN: Duration = Duration::from_millis(250);
 /// After a change: what was read under the old cap is sent, and the change is written to the device.

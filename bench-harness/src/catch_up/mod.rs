@@ -138,22 +138,26 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     fill(&primary, args.record, args.bytes)?;
     rate(&primary, 0)?;
     say("committing ...");
-    let load = Load::open(256, args.rate, 1024, AppendOptions::default());
-    let running = load.clone();
-    primary.spawn_on(ONE, move |local| running.run(local));
+    let load = || {
+        let load = Load::open(256, args.rate, 1024, AppendOptions::default());
+        let running = load.clone();
+        primary.spawn_on(ONE, move |local| running.run(local));
+        load
+    };
+    let others = load();
     std::thread::sleep(Duration::from_millis(500));
-    let _ = load.take_report();
+    let _ = others.take_report();
     std::thread::sleep(Duration::from_secs(3));
-    let before = load.take_report().latency_ns;
+    let before = others.take_report().latency_ns;
     say("catching up beside the commits ...");
     let r2 = start("r2", 0)?;
     connected(&primary, 1)?;
-    let _ = load.take_report();
+    let _ = others.take_report();
     let beside_mb_s = rate(&primary, 1)?;
     std::thread::sleep(Duration::from_millis(25));
-    let during = load.take_report().latency_ns;
-    load.stop();
-    load.wait();
+    let during = others.take_report().latency_ns;
+    others.stop();
+    others.wait();
     drop(r2);
     let mut caps = Vec::new();
     if !args.caps.is_empty() {
@@ -161,14 +165,12 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
         fill(&primary, args.record, args.bytes)?;
         rate(&primary, 0)?;
         say("catching up under one cap after the other ...");
-        let load = Load::open(256, args.rate, 1024, AppendOptions::default());
-        let running = load.clone();
-        primary.spawn_on(ONE, move |local| running.run(local));
+        let others = load();
         let r2 = start("r2", 0)?;
         connected(&primary, 1)?;
-        caps = caps::take_turns(&primary, 1, &load, &args.caps)?;
-        load.stop();
-        load.wait();
+        caps = caps::take_turns(&primary, 1, &others, &args.caps)?;
+        others.stop();
+        others.wait();
         drop(r2);
     }
     drop(r1);

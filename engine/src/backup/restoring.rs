@@ -170,12 +170,9 @@ fn fill(
     if is.system != manifest.system || is.segment_bytes != manifest.segment_bytes || !shards {
         return Err(BackupError::OtherLog { path: staging.into() });
     }
-    for shard in &manifest.shards {
-        let folder = staging.join(manifest::segment_path(shard.shard, 0));
-        let folder = folder.parent().unwrap_or(staging);
-        sync(folder).map_err(io_at(folder))?;
-    }
-    let names = manifest.files().map(|f| f.path.as_str());
+    // The folder of a shard's log is there even if no file is in it.
+    let logs: Vec<_> = manifest.shards.iter().map(|s| manifest::segment_path(s.shard, 0)).collect();
+    let names = manifest.files().map(|f| f.path.as_str()).chain(logs.iter().map(String::as_str));
     files::sync_folders(staging, names).map_err(io_at(staging))?;
     Ok(report)
 }

@@ -52,19 +52,20 @@ pub struct Pace {
     tail: Lsn,
     /// When the log was seen to have grown last.
     grown_ns: Option<u64>,
+    /// What was sent under the cap is paid for then.
+    not_before_ns: u64,
 }
 
 impl Pace {
-    /// The cap in bytes for each second from now on; at first there is none. Says whether it is another
-    /// one: then what was sent under the old one is forgotten, and so is until when that was to be paid for.
-    pub fn cap(&mut self, bytes_per_s: Option<u64>) -> bool {
+    /// The cap in bytes for each second from now on; at first there is none. Under another one, what was
+    /// sent under the one before is forgotten: nothing of it is waited for.
+    pub fn cap(&mut self, bytes_per_s: Option<u64>) {
         let bucket = bytes_per_s.map(TokenBucket::new);
         let rate = |b: &TokenBucket| b.bytes_per_s;
-        let changed = self.bucket.as_ref().map(rate) != bucket.as_ref().map(rate);
-        if changed {
+        if self.bucket.as_ref().map(rate) != bucket.as_ref().map(rate) {
             self.bucket = bucket;
+            self.not_before_ns = 0;
         }
-        changed
     }
 
     /// The log ends at `tail` now. Says whether others are live.
@@ -92,15 +93,16 @@ impl Pace {
         }
     }
 
-    /// When to send on after `bytes` were sent, for the cap.
-    #[must_use]
-    pub fn due(&mut self, bytes: u64, now_ns: u64) -> u64 {
-        let pause = self.after(bytes, now_ns);
-        now_ns.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX))
+    /// `bytes` were sent from disk, and count for the cap.
+    pub fn sent(&mut self, bytes: u64, now_ns: u64) {
+        let pause = self.bucket.as_mut().map_or(Duration::ZERO, |b| b.take(bytes, now_ns));
+        self.not_before_ns = now_ns.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    fn after(&mut self, bytes: u64, now_ns: u64) -> Duration {
-        self.bucket.as_mut().map_or(Duration::ZERO, |b| b.take(bytes, now_ns))
+    /// How long to send nothing, for the cap.
+    #[must_use]
+    pub const fn pause(&self, now_ns: u64) -> Duration {
+        Duration::from_nanos(self.not_before_ns.saturating_sub(now_ns))
     }
 }
 
@@ -150,22 +152,33 @@ mod tests {
         assert!(!pace.look(Lsn(8192), over));
     }
 
+    fn after(pace: &mut Pace, bytes: u64) -> Duration {
+        pace.sent(bytes, S);
+        pace.pause(S)
+    }
+
     #[test]
     fn only_a_cap_makes_it_wait_and_slices_are_small_while_others_are_live() {
         let mut pace = Pace::default();
-        assert_eq!(pace.after(1 << 20, S), Duration::ZERO);
-        assert!(pace.cap(Some(1 << 20)));
-        assert!(pace.after(1 << 20, S) > Duration::from_millis(900));
+        assert_eq!(after(&mut pace, 1 << 20), Duration::ZERO);
+        pace.cap(Some(1 << 20));
+        assert!(after(&mut pace, 1 << 20) > Duration::from_millis(900));
+        assert_eq!(pace.pause(3 * S), Duration::ZERO);
         assert!(Pace::slice(true) < Pace::slice(false));
     }
 
     #[test]
     fn another_cap_owes_nothing_and_the_same_one_forgives_nothing() {
         let mut pace = Pace::default();
-        assert!(!pace.cap(None) && pace.cap(Some(1)));
-        let long = pace.after(1 << 20, S);
-        assert!(!pace.cap(Some(1)) && pace.after(1, S) > long);
-        assert!(pace.cap(Some(1 << 30)) && pace.after(1 << 20, S) < Duration::from_millis(1));
-        assert!(pace.cap(None) && pace.after(1 << 30, S) == Duration::ZERO);
+        pace.cap(Some(1));
+        let long = after(&mut pace, 1 << 20);
+        pace.cap(Some(1));
+        assert_eq!(pace.pause(S), long);
+        assert!(after(&mut pace, 1) > long);
+        pace.cap(Some(1 << 30));
+        assert_eq!(pace.pause(S), Duration::ZERO);
+        assert!(after(&mut pace, 1 << 20) < Duration::from_millis(1));
+        pace.cap(None);
+        assert_eq!(after(&mut pace, 1 << 30), Duration::ZERO);
     }
 }

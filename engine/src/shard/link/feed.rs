@@ -143,8 +143,6 @@ impl Link {
         let mut batches: Vec<Rc<Batch>> = Vec::with_capacity(limits::SEND_BATCHES_MAX);
         let mut pace = Pace::default();
         let mut packer = Packer { squeeze, packed: Vec::new() };
-        // While it catches up, not before this.
-        let mut not_before = 0;
         loop {
             let seen = self.shard.moved.seen();
             if let Some(why) = self.shard.stopped() {
@@ -161,10 +159,8 @@ impl Link {
                 return Err(LinkError::Idle);
             }
             let now = rt::now_ns();
-            if pace.cap(self.shard.live.flow.get().catch_up_max) {
-                not_before = 0;
-            }
-            if now >= not_before {
+            pace.cap(self.shard.live.flow.get().catch_up_max);
+            if pace.pause(now).is_zero() {
                 let tail = self.shard.inner.borrow().sendable();
                 let others_live = pace.look(tail, now);
                 cursor.read_as(Pace::reads(others_live));
@@ -178,7 +174,7 @@ impl Link {
                         self.send_batches(&mut batches, &mut packer, (time_us.is_some(), politely)).await?
                     };
                     if time_us.is_some() {
-                        not_before = pace.due(bytes, rt::now_ns());
+                        pace.sent(bytes, rt::now_ns());
                     }
                     rt::yield_if_needed().await;
                     continue;
@@ -196,11 +192,9 @@ impl Link {
                 // The next batch carries it for nothing.
                 self.shard.notify_soon();
             }
-            match not_before.checked_sub(rt::now_ns()) {
-                Some(pause @ 1..) => {
-                    let _ = rt::timeout(Duration::from_nanos(pause), self.shard.moved.since(seen)).await;
-                }
-                _ => self.shard.moved.since(seen).await,
+            match pace.pause(rt::now_ns()) {
+                Duration::ZERO => self.shard.moved.since(seen).await,
+                pause => drop(rt::timeout(pause, self.shard.moved.since(seen)).await),
             }
         }
     }

@@ -3,7 +3,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::time::Duration;
 
 use towline_wire::frame::{self, FLAG_REPLY_NOW, FrameKind};
 use towline_wire::handshake::{Hello, NodeName, Refusal, Verdict};
@@ -196,15 +195,12 @@ impl Link {
         let begin = self.with(|p| p.sending.as_ref().map(Sending::begin)).expect("it was made");
         frames::send(&self.conn, FrameKind::SnapshotBegin, 0, 0, &begin.to_bytes()).await?;
         let mut pace = Pace::default();
-        let mut not_before = 0;
         loop {
             let seen = self.shard.moved.seen();
             self.tend().await?;
             let now = rt::now_ns();
-            if pace.cap(self.shard.live.flow.get().catch_up_max) {
-                not_before = 0;
-            }
-            if now >= not_before {
+            pace.cap(self.shard.live.flow.get().catch_up_max);
+            if pace.pause(now).is_zero() {
                 let others_live = pace.look(self.shard.inner.borrow().pipeline.appended(), now);
                 let next = self.with(|p| p.sending.as_mut().and_then(Sending::take_next));
                 match next {
@@ -216,7 +212,7 @@ impl Link {
                             false => self.conn.send(&pieces).await?,
                         }
                         self.shard.count(|c| c.snapshot_bytes += bytes.len() as u64);
-                        not_before = pace.due(bytes.len() as u64, rt::now_ns());
+                        pace.sent(bytes.len() as u64, rt::now_ns());
                         rt::yield_if_needed().await;
                         continue;
                     }
@@ -232,8 +228,8 @@ impl Link {
                     continue;
                 }
             }
-            let pause = not_before.saturating_sub(rt::now_ns());
-            let pause = if pause > 0 { Duration::from_nanos(pause).min(limits::HEARTBEAT) } else { limits::HEARTBEAT };
+            let pause = pace.pause(rt::now_ns());
+            let pause = if pause.is_zero() { limits::HEARTBEAT } else { pause.min(limits::HEARTBEAT) };
             let _ = rt::timeout(pause, self.shard.moved.since(seen)).await;
         }
     }
