@@ -1,6 +1,7 @@
 //! What must hold between any two steps of a run, on whatever node lives.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use towline::world::ShardView;
 use towline::{AckLevel, Lsn, ShardId, Term, limits};
@@ -13,6 +14,8 @@ use super::oracle::Became;
 /// What was seen last.
 #[derive(Default)]
 pub struct Seen {
+    /// By node, as they were seen last.
+    views: BTreeMap<usize, Rc<Vec<ShardView>>>,
     /// By node, process and shard.
     last: BTreeMap<(usize, u64, ShardId), ShardView>,
     /// By node, what was seen last of a log before it was given up and begun anew.
@@ -50,25 +53,29 @@ impl Seen {
             let process = cluster.nodes[n].incarnation;
             let views = cluster.world.views(cluster.nodes[n].id);
             failed::look(cluster, n, &views);
-            for view in views {
+            if self.views.get(&n).is_some_and(|seen| Rc::ptr_eq(seen, &views)) {
+                continue;
+            }
+            self.views.insert(n, views.clone());
+            for view in views.iter() {
                 let before = self.last.get(&(n, process, view.shard));
-                if before == Some(&view) {
+                if before == Some(view) {
                     continue;
                 }
-                if let Err(e) = within(&view)
-                    .and_then(|()| windows(self.taken.entry((n, process, view.shard)).or_default(), before, &view))
-                    .and_then(|()| before.map_or(Ok(()), |b| between(b, &view)))
+                if let Err(e) = within(view)
+                    .and_then(|()| windows(self.taken.entry((n, process, view.shard)).or_default(), before, view))
+                    .and_then(|()| before.map_or(Ok(()), |b| between(b, view)))
                 {
                     cluster.fail(format!("node {n} shard {}: {e}: {view:?}", view.shard));
                 }
-                if let Some(e) = before.and_then(|b| accepted(b, &view, self.looked_ns)) {
+                if let Some(e) = before.and_then(|b| accepted(b, view, self.looked_ns)) {
                     cluster.fail(format!("node {n} shard {}: {e}: {view:?}", view.shard));
                 }
                 // A cap that has become lower is reached before it is held.
                 let key = (n, process, view.shard);
                 if view.cap.is_none_or(|cap| view.appended.since(view.oldest) <= cap) {
                     self.capped.insert(key, view.cap);
-                } else if is_beyond_cap(&view) && self.capped.get(&key) == Some(&view.cap) {
+                } else if is_beyond_cap(view) && self.capped.get(&key) == Some(&view.cap) {
                     cluster.fail(format!("node {n}: more log is kept than the cap allows: {view:?}"));
                 }
                 if let Some(before) = before.filter(|b| b.begun < view.begun) {
@@ -113,7 +120,7 @@ impl Seen {
                         cluster.fail(format!("nodes {other} and {n} both reign in term {}", view.term));
                     }
                 }
-                self.last.insert((n, process, view.shard), view);
+                self.last.insert((n, process, view.shard), view.clone());
             }
         }
         self.looked_ns = cluster.world.now_ns();

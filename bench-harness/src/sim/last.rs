@@ -140,7 +140,7 @@ pub fn mend(c: &mut Cluster) {
             }
             continue;
         }
-        let stopped = views.into_iter().find_map(|v| v.stopped.map(|why| (v.shard, why)));
+        let stopped = views.iter().find_map(|v| v.stopped.clone().map(|why| (v.shard, why)));
         let Some((shard, why)) = stopped else { continue };
         if !c.serves(n) {
             continue;
@@ -159,7 +159,7 @@ pub fn mend(c: &mut Cluster) {
 }
 
 fn views(c: &Cluster, n: usize) -> BTreeMap<ShardId, ShardView> {
-    c.world.views(c.nodes[n].id).into_iter().map(|v| (v.shard, v)).collect()
+    c.world.views(c.nodes[n].id).iter().map(|v| (v.shard, v.clone())).collect()
 }
 
 /// Whether every node has everything, and knows that it is committed.

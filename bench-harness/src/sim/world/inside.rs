@@ -95,7 +95,9 @@ impl World for SimWorld {
 
     fn watch(&self, look: Box<dyn Fn() -> Option<ShardView>>) {
         let node = self.running.get().node;
-        self.machines.borrow_mut()[node.0 as usize].looks.push(look);
+        let machine = &mut self.machines.borrow_mut()[node.0 as usize];
+        machine.looks.push(look);
+        machine.views = None;
     }
 
     fn counted(&self, counters: &Counters) {

@@ -72,6 +72,8 @@ struct Machine {
     /// Tasks that were ready while it stood still.
     stalled: Vec<TaskId>,
     looks: Vec<Look>,
+    /// What they saw, until a task of it runs.
+    views: Option<Rc<Vec<ShardView>>>,
 }
 
 /// The world.
@@ -253,6 +255,7 @@ impl SimWorld {
             }
             let was_up = std::mem::replace(&mut machine.up, false);
             (machine.doomed, machine.crash_in) = (None, None);
+            machine.views = None;
             machine.stalled.clear();
             was_up.then(|| std::mem::take(&mut machine.looks))
         };
@@ -278,6 +281,7 @@ impl SimWorld {
     fn remove(&self, id: TaskId) {
         let task = self.tasks.borrow_mut().remove(id);
         let Some(mut task) = task else { return };
+        self.may_change(task.node);
         {
             let now = Now { node: task.node, core: task.core, task: id.0 };
             let _restore = Restore(&self.running, self.running.replace(now));
@@ -366,6 +370,7 @@ impl SimWorld {
 
     fn poll(&self, id: TaskId) {
         let Some((mut future, waker, node, core)) = self.tasks.borrow_mut().begin(id) else { return };
+        self.may_change(node);
         let ended = {
             let _restore = Restore(&self.running, self.running.replace(Now { node, core, task: id.0 }));
             future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready()
@@ -442,8 +447,11 @@ impl SimWorld {
 
     /// Where the shards of a node stand.
     #[must_use]
-    pub fn views(&self, node: NodeId) -> Vec<ShardView> {
+    pub fn views(&self, node: NodeId) -> Rc<Vec<ShardView>> {
         let machine = &mut self.machines.borrow_mut()[node.0 as usize];
+        if let Some(views) = &machine.views {
+            return views.clone();
+        }
         let mut out = Vec::with_capacity(machine.looks.len());
         machine.looks.retain(|look| {
             let view = look();
@@ -451,7 +459,12 @@ impl SimWorld {
             out.extend(view);
             lives
         });
-        out
+        machine.views.insert(Rc::new(out)).clone()
+    }
+
+    /// A task of the node runs, or is dropped: its shards may stand elsewhere.
+    fn may_change(&self, node: NodeId) {
+        self.machines.borrow_mut()[node.0 as usize].views = None;
     }
 
     /// What happened.
