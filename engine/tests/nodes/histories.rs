@@ -5,15 +5,10 @@ use std::fs;
 use std::time::Duration;
 
 use crate::cluster::{
-    self, ONE, Order, Place, commit, commit_all, copy, crash, of, of_replica, on_disk, records, until, until_same,
+    self, ONE, Order, Place, commit, commit_all, copy, crash, follow_from_crashes, of, of_replica, on_disk, records,
+    side_files, until, until_same,
 };
 use towline::{AppendError, AppendOptions, CommitPolicy, Lsn, Outcome, Primary, PrimaryConfig, Replica};
-
-/// What a node saved before it cut its log.
-fn side_files(place: &Place, node: &str) -> Vec<std::path::PathBuf> {
-    let entries = fs::read_dir(place.path(node).join("shard-0000")).unwrap().map(|e| e.unwrap().path());
-    entries.filter(|p| p.file_name().unwrap().to_string_lossy().starts_with("cut-")).collect()
-}
 
 fn promoted(mut config: PrimaryConfig) -> PrimaryConfig {
     config.promote = true;
@@ -150,13 +145,7 @@ fn a_cut_log_opens_after_a_crash_at_any_time() {
         copied
     });
     old.stop();
-    for n in 0..copies {
-        let mut config = place.replica("old");
-        config.node.data = place.path(&format!("crash-{n}"));
-        let again = Replica::open(config).unwrap();
-        until_same(&primary, &again);
-        again.stop();
-    }
+    follow_from_crashes(&place, copies, &primary);
 }
 
 #[test]

@@ -206,18 +206,7 @@ fn without_snapshots_on_either_side_a_handler_with_state_is_refused() {
 
 #[test]
 fn what_the_embedder_cannot_do_is_said_and_tried_again() {
-    for wrong in [
-        Wrong::Produce,
-        Wrong::At(Lsn::ZERO),
-        Wrong::At(Lsn(1 << 40)),
-        Wrong::At(Lsn(4097)),
-        Wrong::Total(1),
-        Wrong::Total(1 << 50),
-        Wrong::MakeChunk(0),
-        Wrong::MakeChunk(5),
-        Wrong::Chunk(0),
-        Wrong::Chunk((256 << 10) + 1),
-    ] {
+    for wrong in Wrong::produced(Lsn::ZERO) {
         let place = Place::new();
         let (primary, store) = trimmed(&place, &["r1"]);
         store.fail(wrong);

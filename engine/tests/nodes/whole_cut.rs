@@ -2,12 +2,13 @@
 //! primary has said what comes in its place, and then the log goes on where it began, or begins anew.
 
 use std::fs;
-use std::path::PathBuf;
 
 use crate::cluster::{
-    ONE, Order, Place, commit, commit_all, crash, of, of_replica, on_disk, records, until, until_same,
+    ONE, Order, Place, commit, commit_all, crash, follow_from_crashes, of, of_replica, on_disk, records, side_files,
+    until, until_same,
 };
-use towline::{AppendOptions, CommitPolicy, Lsn, Primary, PrimaryConfig, Replica, Retain, offline};
+use crate::store::Store;
+use towline::{AppendOptions, CommitPolicy, Lsn, Primary, PrimaryConfig, Replica, ReplicaConfig, Retain, offline};
 
 const SEGMENT: u64 = 64 << 10;
 
@@ -19,10 +20,15 @@ fn tail() -> Vec<u8> {
 /// Leaves, under `old`, a former primary's folder whose log begins with what only that one has, and under `r1`
 /// one of a replica that has all in front of that. Returns where the first begins and ends.
 fn parted(place: &Place) -> (Lsn, Lsn) {
+    parted_from(place, |config| Replica::open(config).unwrap())
+}
+
+/// As [`parted`], from a replica that is opened by `open`.
+fn parted_from(place: &Place, open: impl Fn(ReplicaConfig) -> Replica) -> (Lsn, Lsn) {
     let mut config = place.primary("old", &["r1"]);
     config.node.retain = Retain::Bytes(SEGMENT);
     let old = Primary::open(config).unwrap();
-    let r1 = Replica::open(place.replica("r1")).unwrap();
+    let r1 = open(place.replica("r1"));
     // The tail is to be the first batch of a segment.
     let mut count = 0;
     while !of(&old).appended_lsn.0.is_multiple_of(SEGMENT) || count < 20 {
@@ -30,6 +36,7 @@ fn parted(place: &Place) -> (Lsn, Lsn) {
         count += 1;
     }
     until_same(&old, &r1);
+    until("all is applied", || of_replica(&r1).applied_lsn == of(&old).appended_lsn);
     r1.stop();
     // A slot would hold one batch in front of that, and so would a log that was a replica's.
     old.drop_slot("r1").unwrap();
@@ -56,12 +63,6 @@ fn promoted(place: &Place, retain: Retain) -> PrimaryConfig {
     let mut config = place.primary("r1", &[]);
     (config.promote, config.commit, config.node.retain) = (true, CommitPolicy::Local, retain);
     config
-}
-
-/// What a node saved before it cut its log.
-fn side_files(place: &Place, node: &str) -> Vec<PathBuf> {
-    let entries = fs::read_dir(place.path(node).join("shard-0000")).unwrap().map(|e| e.unwrap().path());
-    entries.filter(|p| p.file_name().unwrap().to_string_lossy().starts_with("cut-")).collect()
 }
 
 fn assert_saved(place: &Place) {
@@ -93,13 +94,7 @@ fn a_log_that_is_cut_whole_goes_on_where_it_began_and_opens_after_a_crash_at_any
     assert_saved(&place);
     assert!(offline::verify(place.path("old")).unwrap().is_whole());
     assert!(on_disk(&place.path("r1")).ends_with(&records(30, 0)) && on_disk(&place.path("old")) == records(30, 0));
-    for n in 0..copies {
-        let mut config = place.replica("old");
-        config.node.data = place.path(&format!("crash-{n}"));
-        let again = Replica::open(config).unwrap();
-        until_same(&primary, &again);
-        again.stop();
-    }
+    follow_from_crashes(&place, copies, &primary);
     // A folder that has only just been cut holds nothing, and can be opened.
     let old = Replica::open(place.replica("old")).unwrap();
     until_same(&primary, &old);
@@ -138,4 +133,36 @@ fn a_log_that_would_be_cut_whole_and_cannot_go_on_is_given_up_only_if_that_is_wa
     assert!(of_replica(&old).oldest_lsn > at && !of_replica(&old).needs_rebuild);
     old.stop();
     assert!(offline::verify(place.path("old")).unwrap().is_whole());
+}
+
+#[test]
+fn a_log_that_is_cut_whole_begins_anew_by_a_snapshot_where_embedders_have_state() {
+    let place = Place::new();
+    let store = Store::default();
+    let (at, end) = parted_from(&place, |config| store.open(config));
+    // What the former primary's embedder had taken into its state is what was committed.
+    let copy = Store::default();
+    copy.lock().state = store.state();
+    assert_eq!(copy.state().at, at);
+    let mut config = promoted(&place, Retain::Bytes(SEGMENT));
+    config.node.snapshot = store.snapshots();
+    let primary = Primary::open(config).unwrap();
+    until("the primary has let go of where the other log begins", || {
+        store.write(&primary.handle(), &records(1, 0));
+        of(&primary).oldest_lsn > at
+    });
+    assert!(of(&primary).oldest_lsn < end, "a log that ends before that would be too old by itself");
+    primary.create_slot("old", false).unwrap();
+    let old = copy.open(place.replica("old"));
+    until_same(&primary, &old);
+    until("all is applied", || of_replica(&old).applied_lsn == of(&primary).appended_lsn);
+    assert_eq!(copy.state(), store.state());
+    let counters = of_replica(&old).telemetry.counters;
+    assert_eq!((counters.whole_cuts, counters.snapshots_installed, copy.lock().installed), (1, 1, 1));
+    old.stop();
+    assert_saved(&place);
+    assert!(offline::verify(place.path("old")).unwrap().is_whole());
+    let old = copy.open(place.replica("old"));
+    store.write(&primary.handle(), &records(10, 0));
+    until_same(&primary, &old);
 }

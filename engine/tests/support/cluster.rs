@@ -205,3 +205,20 @@ pub fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
     file.write_all_at(bytes, at).unwrap();
     file.sync_all().unwrap();
 }
+
+/// Each of the folders `crash-0` to `crash-{copies - 1}`, copies of the replica `old`'s, comes to what the primary has.
+pub fn follow_from_crashes(place: &Place, copies: u32, primary: &Primary) {
+    for n in 0..copies {
+        let mut config = place.replica("old");
+        config.node.data = place.path(&format!("crash-{n}"));
+        let again = Replica::open(config).unwrap();
+        until_same(primary, &again);
+        again.stop();
+    }
+}
+
+/// What a node saved before it cut its log.
+pub fn side_files(place: &Place, node: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(place.path(node).join("shard-0000")).unwrap().map(|e| e.unwrap().path());
+    entries.filter(|p| p.file_name().unwrap().to_string_lossy().starts_with("cut-")).collect()
+}

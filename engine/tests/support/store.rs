@@ -38,6 +38,24 @@ pub enum Wrong {
     StandAt(Lsn),
 }
 
+impl Wrong {
+    /// What a producer can do wrong, of which `first` is a place in front of all where it could stand.
+    pub fn produced(first: Lsn) -> [Self; 10] {
+        [
+            Self::Produce,
+            Self::At(first),
+            Self::At(Lsn(1 << 40)),
+            Self::At(Lsn(4097)),
+            Self::Total(1),
+            Self::Total(1 << 50),
+            Self::MakeChunk(0),
+            Self::MakeChunk(5),
+            Self::Chunk(0),
+            Self::Chunk((256 << 10) + 1),
+        ]
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Inner {
     pub state: State,
