@@ -116,7 +116,7 @@ fn replicas_that_catch_up_at_once_read_ahead_up_to_the_cap_together_and_no_furth
     let mut cluster = Cluster::new(world.clone(), plan);
     cluster.nodes[1..].iter_mut().for_each(|n| n.start_at = Some(u64::MAX));
     let primary = cluster.nodes[0].id;
-    let view = || world.views(primary).remove(0);
+    let view = || world.views(primary)[0].clone();
     let goes_well = |c: &Cluster| {
         let wrong = lock(&c.wrong);
         assert!(wrong.is_empty() && world.now_ns() < 600_000_000_000, "{wrong:?}");
