@@ -153,7 +153,9 @@ fn a_log_that_is_cut_whole_begins_anew_by_a_snapshot_where_embedders_have_state(
     });
     assert!(of(&primary).oldest_lsn < end, "a log that ends before that would be too old by itself");
     primary.create_slot("old", false).unwrap();
-    let old = copy.open(place.replica("old"));
+    let mut config = place.replica("old");
+    config.rebuild = true;
+    let old = copy.open(config);
     until_same(&primary, &old);
     until("all is applied", || of_replica(&old).applied_lsn == of(&primary).appended_lsn);
     assert_eq!(copy.state(), store.state());
