@@ -26,8 +26,6 @@ pub struct Seen {
     capped: BTreeMap<(usize, u64, ShardId), Option<u64>>,
     /// By slot, what its link takes to send.
     taken: BTreeMap<(usize, u64, ShardId), BTreeMap<String, Taken>>,
-    /// By node and shard, the furthest that a log was ever seen to begin.
-    oldest: BTreeMap<(usize, ShardId), Lsn>,
     /// When everybody was looked at last.
     looked_ns: u64,
     /// Who is configured, by node and version of its settings.
@@ -85,13 +83,8 @@ impl Seen {
                         cluster.world.hit("snapshot installed");
                     }
                 }
-                let oldest = self.oldest.entry((n, view.shard)).or_default();
-                *oldest = view.oldest.max(*oldest);
-                if let (Role::Replica { of }, false) = (cluster.nodes[n].role, cluster.plan.snapshots) {
-                    let oldest = self.oldest.get(&(of, view.shard)).copied().unwrap_or_default();
-                    if view.begun > oldest {
-                        cluster.fail(format!("node {n}'s log begins behind {oldest}, which node {of} has: {view:?}"));
-                    }
+                if view.begun > before.map_or(Lsn::ZERO, |b| b.begun) {
+                    self.begins_where_its_primary_does(cluster, n, view);
                 }
                 if view.begun > Lsn::ZERO && before.is_none_or(|b| b.begun == Lsn::ZERO) {
                     self.begun.push(key);
@@ -126,6 +119,22 @@ impl Seen {
         self.looked_ns = cluster.world.now_ns();
         self.no_vote_is_of_what_was_given_up(cluster);
         self.count_copies(cluster);
+    }
+
+    /// A log that begins without a snapshot has all that its primary has. That one may have let go of more since,
+    /// and no process of it goes back.
+    fn begins_where_its_primary_does(&self, cluster: &Cluster, n: usize, view: &ShardView) {
+        let (Role::Replica { of }, false) = (cluster.nodes[n].role, cluster.plan.snapshots) else { return };
+        let oldest = self.processes_of(of, view.shard).map(|v| v.oldest).max().unwrap_or_default();
+        if view.begun > oldest {
+            cluster.fail(format!("node {n}'s log begins behind {oldest}, which node {of} has: {view:?}"));
+        }
+    }
+
+    /// What was seen last of each process of a node.
+    fn processes_of(&self, n: usize, shard: ShardId) -> impl Iterator<Item = &ShardView> {
+        let all = self.last.range((n, 0, ShardId(0))..=(n, u64::MAX, shard)).map(|(_, v)| v);
+        all.filter(move |v| v.shard == shard)
     }
 
     /// A log that has begun anew holds nothing before that: no primary counts it for commits there, nor for
@@ -167,9 +176,8 @@ impl Seen {
                 };
                 // Any process of it so far: what it held may have been lost with its memory, or cut since. An
                 // outcome of parts is told with the last of them: what it held may also have been given up.
-                let all = self.last.range((n, 0, append.shard)..=(n, u64::MAX, append.shard)).map(|(_, v)| v);
-                let given_up = self.given_up.iter().filter(|(of, _)| *of == n).map(|(_, v)| v);
-                let held = all.chain(given_up).any(|v| v.shard == append.shard && holds(v));
+                let given_up = self.given_up.iter().filter(|(of, v)| *of == n && v.shard == append.shard);
+                let held = self.processes_of(n, append.shard).chain(given_up.map(|(_, v)| v)).any(holds);
                 copies += u8::from(held);
                 asked += u8::from(held || cluster.nodes[n].incarnation > 1 || !cluster.serves(n));
             }
@@ -234,27 +242,28 @@ fn within(v: &ShardView) -> Result<(), String> {
 }
 
 /// A link's window while it takes what it sends next: up to there something was sent, and since then this was
-/// the largest.
+/// the largest. And what it had under way.
 #[derive(Clone, Copy, Default)]
 struct Taken {
     sent: Lsn,
     window: u64,
+    under_way: u64,
 }
 
 /// What links have under way: no more than their window, or than they had when it became smaller. What a link
 /// has taken under a larger window it sends after that.
 fn windows(taken: &mut BTreeMap<String, Taken>, before: Option<&ShardView>, now: &ShardView) -> Result<(), String> {
     let window = before.map_or(0, |b| b.link_window).max(now.link_window);
-    for (n, s) in now.slots.iter().enumerate() {
+    for s in &now.slots {
         let last = taken.entry(s.name.clone()).or_default();
+        let under_way = s.sent.since(s.received);
         // One batch may always be under way.
         let most = last.window.max(window).max(now.in_flight_bytes_max);
-        let had = before.and_then(|b| b.slots.get(n)).map_or(0, |s| s.sent.since(s.received));
-        if s.connected && s.sent.since(s.received) > most.max(had) {
+        if s.connected && under_way > most.max(last.under_way) {
             return Err("a link has more under way than its window".into());
         }
         let since = if s.sent == last.sent { last.window } else { 0 };
-        *last = Taken { sent: s.sent, window: window.max(since) };
+        *last = Taken { sent: s.sent, window: window.max(since), under_way };
     }
     Ok(())
 }

@@ -1,7 +1,6 @@
 //! The end of a run: the cluster is mended, must come together, and its logs are read.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -158,10 +157,6 @@ pub fn mend(c: &mut Cluster) {
     }
 }
 
-fn views(c: &Cluster, n: usize) -> BTreeMap<ShardId, ShardView> {
-    c.world.views(c.nodes[n].id).iter().map(|v| (v.shard, v.clone())).collect()
-}
-
 /// Whether every node has everything, and knows that it is committed.
 #[must_use]
 pub fn is_together(c: &Cluster) -> bool {
@@ -169,7 +164,7 @@ pub fn is_together(c: &Cluster) -> bool {
     {
         return false;
     }
-    let primary = views(c, c.primary);
+    let primary = c.world.views(c.nodes[c.primary].id);
     if primary.len() != c.plan.shards as usize {
         return false;
     }
@@ -180,15 +175,15 @@ pub fn is_together(c: &Cluster) -> bool {
     let at_rest = |v: &ShardView| {
         v.is_primary && v.durable == v.appended && v.commit == v.appended && served(v) && !is_beyond_cap(v)
     };
-    primary.values().all(at_rest)
+    primary.iter().all(at_rest)
         && (0..c.nodes.len()).filter(|n| *n != c.primary).all(|n| {
-            let replica = views(c, n);
-            primary.iter().all(|(shard, p)| {
+            let replica = c.world.views(c.nodes[n].id);
+            primary.iter().all(|p| {
                 let same = |r: &ShardView| {
                     let same = r.durable == p.appended && r.commit == p.commit && r.applied == p.commit;
                     same && r.term == p.term && r.unlinked.is_empty()
                 };
-                replica.get(shard).is_some_and(same)
+                replica.iter().any(|r| r.shard == p.shard && same(r))
             })
         })
 }
@@ -199,7 +194,7 @@ pub fn describe(c: &Cluster) -> String {
     let mut out = String::new();
     for n in 0..c.nodes.len() {
         out += &format!("\n  node {n} {:?} {:?}", c.nodes[n].role, *lock(&c.nodes[n].control.phase));
-        for v in views(c, n).values() {
+        for v in c.world.views(c.nodes[n].id).iter() {
             out += &format!("\n    {v:?}");
         }
     }

@@ -98,11 +98,11 @@ impl Cluster {
         if self.is_reader(n) {
             return false;
         }
-        let old = lock(&self.oracle).deposed.first().copied().filter(|old| self.is_up(*old) && *old != n);
-        let views = self.world.views(self.nodes[n].id);
         // While the new primary has not begun to reign, nobody can have promised anything to it.
-        let reigns = |old: usize| self.world.views(self.nodes[old].id).iter().all(|v| v.term < self.newest_term);
-        let old = old.filter(|old| reigns(*old));
+        let is_older = |old: usize| self.world.views(self.nodes[old].id).iter().all(|v| v.term < self.newest_term);
+        let old = lock(&self.oracle).deposed.first().copied();
+        let old = old.filter(|old| *old != n && self.is_up(*old) && is_older(*old));
+        let views = self.world.views(self.nodes[n].id);
         let promised = !views.is_empty() && views.iter().all(|v| v.term == self.newest_term);
         let (Some(old), true, true) = (old, promised, n != self.primary && self.is_up(n)) else { return false };
         self.note(|| format!("node {n} is given the address of {old}"));

@@ -1,7 +1,7 @@
 //! A small program with a store, run as a process of its own: the test binary starts itself. The store is a
 //! map built from the log, in a file that grows by each batch, and gives and takes itself as snapshots. It
 //! is given no fsync for each batch: `kill -9` takes no page from the kernel.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(unreachable_pub, reason = "a test binary has no outside")]
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};

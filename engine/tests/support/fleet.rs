@@ -1,6 +1,6 @@
 //! Three nodes as processes, any of which may be the primary, under a load whose history is written
 //! down; and the check of all of it at the end.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(unreachable_pub, reason = "a test binary has no outside")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};

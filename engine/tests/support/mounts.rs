@@ -1,5 +1,5 @@
 //! File systems for one test. They need root; a test that cannot have one says so and is skipped.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(unreachable_pub, reason = "a test binary has no outside")]
 
 use std::ffi::CString;
 use std::fs;

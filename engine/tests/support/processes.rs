@@ -1,6 +1,6 @@
 //! The real `towline` command as child processes: started, spoken to, signalled, waited for. Every
 //! wait has a deadline, and no child outlives its test.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(unreachable_pub, reason = "a test binary has no outside")]
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};

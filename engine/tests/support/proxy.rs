@@ -1,5 +1,5 @@
 //! A TCP proxy between a replica and its primary that does harm at a chosen byte of a connection.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(unreachable_pub, reason = "a test binary has no outside")]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
