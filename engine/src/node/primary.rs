@@ -25,6 +25,8 @@ use crate::protocol::primary::Primary as PrimaryState;
 use crate::protocol::settings::{SettingChange, Settings, SettingsError};
 use crate::protocol::slots::{SlotError, Slots};
 use crate::rt;
+#[cfg(feature = "sim")]
+use crate::rt::world::LocalFuture;
 use crate::shard::mesh::handle::Handle;
 use crate::shard::mesh::local::LocalShard;
 use crate::shard::mesh::ticket::block_on;
@@ -59,8 +61,8 @@ impl Primary {
     /// # Errors
     /// As [`Primary::open`].
     #[cfg(feature = "sim")]
-    pub async fn open_simulated(config: PrimaryConfig) -> Result<Self, OpenError> {
-        Self::start(config).await
+    pub fn open_simulated(config: PrimaryConfig) -> LocalFuture<Result<Self, OpenError>> {
+        Box::pin(Self::start(config))
     }
 
     async fn start(config: PrimaryConfig) -> Result<Self, OpenError> {

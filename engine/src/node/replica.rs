@@ -16,6 +16,8 @@ use crate::oneshot;
 use crate::protocol::replica::Replica as ReplicaState;
 use crate::protocol::slots::{SlotError, Slots};
 use crate::rt;
+#[cfg(feature = "sim")]
+use crate::rt::world::LocalFuture;
 use crate::shard::link::ask;
 use crate::shard::mesh::ticket::block_on;
 use crate::shard::wal::error::OpenError;
@@ -75,7 +77,12 @@ impl Replica {
         H: Apply + 'static,
         F: Fn(ShardId) -> H + Send + Sync + 'static,
     {
-        block_on(Self::start(config, handler))
+        Self::open_boxed(config, Arc::new(move |shard| Box::new(handler(shard))))
+    }
+
+    /// The same for all handlers: else every crate that opens a replica would compile the engine's tasks once more.
+    fn open_boxed(config: ReplicaConfig, make: MakeHandler) -> Result<Self, OpenError> {
+        block_on(Self::start(config, make))
     }
 
     /// As [`Replica::open_with`], for a task of a simulated node.
@@ -83,19 +90,20 @@ impl Replica {
     /// # Errors
     /// As [`Replica::open_with`].
     #[cfg(feature = "sim")]
-    pub async fn open_simulated<H, F>(config: ReplicaConfig, handler: F) -> Result<Self, OpenError>
+    pub fn open_simulated<H, F>(config: ReplicaConfig, handler: F) -> LocalFuture<Result<Self, OpenError>>
     where
         H: Apply + 'static,
         F: Fn(ShardId) -> H + Send + Sync + 'static,
     {
-        Self::start(config, handler).await
+        Self::start_boxed(config, Arc::new(move |shard| Box::new(handler(shard))))
     }
 
-    async fn start<H, F>(config: ReplicaConfig, handler: F) -> Result<Self, OpenError>
-    where
-        H: Apply + 'static,
-        F: Fn(ShardId) -> H + Send + Sync + 'static,
-    {
+    #[cfg(feature = "sim")]
+    fn start_boxed(config: ReplicaConfig, make: MakeHandler) -> LocalFuture<Result<Self, OpenError>> {
+        Box::pin(Self::start(config, make))
+    }
+
+    async fn start(config: ReplicaConfig, make: MakeHandler) -> Result<Self, OpenError> {
         let name = config.check()?;
         let stale_reads = config.stale_reads;
         let lock = folder::lock(&config.node.data)?;
@@ -122,7 +130,6 @@ impl Replica {
         let mut process = [0; 8];
         rt::random(&mut process).map_err(OpenError::io("drawing a number for", &data))?;
         let process = u64::from_le_bytes(process).max(1);
-        let make: MakeHandler = Arc::new(move |shard| Box::new(handler(shard)));
         let setups = slices.into_iter().map(|slice| {
             let id = slice.superblock.shard;
             let identity = (system, id, shards, segment_bytes);
