@@ -68,7 +68,7 @@ impl SegmentSource {
             first,
             count,
             current: None,
-            window: AlignedBuf::zeroed(limits::READ_CHUNK_BYTES),
+            window: AlignedBuf::zeroed(0),
             window_at: Lsn::ZERO,
             window_len: 0,
         })
