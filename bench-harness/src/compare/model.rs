@@ -54,6 +54,9 @@ pub(crate) struct Machine {
 pub(crate) struct Limit {
     pub(crate) files: usize,
     pub(crate) mb_s: f64,
+    /// At the end of the part: what is written much may be throttled. Earlier documents do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) after_mb_s: Option<f64>,
 }
 
 /// Who was measured.

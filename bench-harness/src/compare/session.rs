@@ -135,7 +135,8 @@ pub(crate) fn run(args: &Args, mut field: Field, scratch: &Path) -> Result<(Part
     let scopes: Vec<Scope> = field.peers.iter().map(|(p, _)| p.facts().scope).collect();
     let mut limits = Vec::new();
     for scope in [Scope::Replicated, Scope::Local].into_iter().filter(|s| scopes.contains(s)) {
-        limits.push(limit(args, scope, scratch)?);
+        let files = scope.copies();
+        limits.push(Limit { files, mb_s: limit(args, files, scratch)?, after_mb_s: None });
     }
     let prepared = scratch.join("prepared");
     std::fs::create_dir_all(&prepared).map_err(|e| format!("making a folder: {e}"))?;
@@ -199,18 +200,23 @@ pub(crate) fn run(args: &Args, mut field: Field, scratch: &Path) -> Result<(Part
     if ended.is_ok() {
         (part.bulk, ended) = bulk::run(args, &mut field, scratch, &mut probe);
     }
+    if ended.is_ok() {
+        for l in &mut part.limits {
+            l.after_mb_s = Some(limit(args, l.files, scratch)?);
+        }
+    }
     Ok((part, ended))
 }
 
-fn limit(args: &Args, scope: Scope, dir: &Path) -> Result<Limit, String> {
-    let files = scope.copies();
+/// MB/s that the device takes in so many files.
+fn limit(args: &Args, files: usize, dir: &Path) -> Result<f64, String> {
     eprintln!("measuring what the disk takes, {files} files at a time ...");
     let second = args.cpus.last().copied();
     let cpus: Vec<_> = (0..files).map(|n| if n == 0 { args.cpus.first().copied() } else { second }).collect();
     let how_long = args.seconds.min(Duration::from_millis(1500));
     let limit = disk_limit(dir, &cpus, 256 << 10, 8, Content::Fresh, how_long);
     let limit = limit.map_err(|e| format!("measuring the disk: {e}"))?;
-    Ok(Limit { files, mb_s: (limit.bytes_per_s / 1e6).round() })
+    Ok((limit.bytes_per_s / 1e6).round())
 }
 
 fn run_one(

@@ -243,7 +243,7 @@ pub(crate) mod tests {
             seconds: 3.0,
             warm_up_seconds: 0.5,
             pinning: "the same for all".into(),
-            limits: vec![Limit { files: 3, mb_s: 768.0 }],
+            limits: vec![Limit { files: 3, mb_s: 768.0, after_mb_s: Some(384.0) }],
             peers: std::collections::BTreeMap::new(),
             skipped: Vec::new(),
             bulk: Vec::new(),

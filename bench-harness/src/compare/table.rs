@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::bulk;
-use super::model::{Part, Report};
+use super::model::{Limit, Part, Report};
 use super::stats::{Ratios, Runs, Summary, summaries};
 
 /// A number with as many digits as it deserves and a separator for thousands.
@@ -78,6 +78,14 @@ pub(crate) fn text(report: &Report) -> String {
     out
 }
 
+/// What the device took, and what at the end of the part.
+pub(crate) fn limits(part: &Part) -> String {
+    let after = |l: &Limit| l.after_mb_s.map_or_else(String::new, |mb_s| format!(", then {}", number(mb_s)));
+    let files = |l: &Limit| if l.files == 1 { "1 file".into() } else { format!("{} files", l.files) };
+    let all = part.limits.iter().map(|l| format!("{} {} MB/s{}", files(l), number(l.mb_s), after(l)));
+    all.collect::<Vec<_>>().join("; ")
+}
+
 fn head(part: &Part, out: &mut String) {
     let m = &part.machine;
     let kind = if m.virtualised { "virtual cores" } else { "cores" };
@@ -86,6 +94,7 @@ fn head(part: &Part, out: &mut String) {
         "{}: {} {kind} ({}), {} GiB, Linux {}, {}; {}\n  {}",
         part.date, m.cores, m.processor, m.memory_gib, m.kernel, m.file_system, part.pinning, part.command
     );
+    let _ = writeln!(out, "  durable 256 KiB overwrites: {}", limits(part));
 }
 
 fn group(report: &Report, summary: &Summary, out: &mut String) {
@@ -158,6 +167,7 @@ mod tests {
         one.skipped.push(Skipped { peer: "nats".into(), why: "apt-get install nats-server".into() });
         one.groups[0].rows[1].runs[0].disk_moved = true;
         let text = text(&Report { format: FORMAT, parts: vec![one] });
+        assert!(text.contains("durable 256 KiB overwrites: 3 files 768 MB/s, then 384\n"), "{text}");
         let redis = text.lines().find(|l| l.trim_start().starts_with("redis")).unwrap();
         assert!(redis.contains("100x") && redis.contains("50.0x") && redis.contains("[10.0-10.0]"), "{redis}");
         let columns: Vec<_> = redis.split_whitespace().rev().take(3).collect();

@@ -8,7 +8,7 @@ use std::fmt::Write;
 
 use super::model::{Part, Report, Scope};
 use super::stats::{Line, Runs, Spread, Summary, summaries};
-use super::table::{RATIOS, number, ratios, time};
+use super::table::{RATIOS, limits, number, ratios, time};
 
 const STYLE: &str = include_str!("page.css");
 /// Colours in the style sheet.
@@ -311,12 +311,11 @@ fn runs(report: &Report, out: &mut String) {
          that were repeated; a * for each under which the disk changed again when it was repeated: figures are taken without \
          these if two others are left. Medians of latencies and of processor time show their least and greatest when they are \
          pointed at. \u{201c}shape\u{201d}: see the table of peers. \u{201c}of device\u{201d} is against durable 256 KiB overwrites of as \
-         many files as there are copies, at depth 8, measured in the same part.</p>\n",
+         many files as there are copies, at depth 8, measured in the same part before its runs; what it took at their end stands beside it.</p>\n",
     );
-    header(&[("t", "date"), ("", "device, files: MB/s"), ("t", "command")], out);
+    header(&[("t", "date"), ("t", "device, before and after"), ("t", "command")], out);
     for part in &report.parts {
-        let limits: Vec<_> = part.limits.iter().map(|l| format!("{}: {}", l.files, number(l.mb_s))).collect();
-        let cells = [("t", part.date.clone()), ("", limits.join("; ")), ("w", part.command.clone())];
+        let cells = [("t", part.date.clone()), ("t", limits(part)), ("w", part.command.clone())];
         row(cells.map(Cell::from).into(), "", out);
     }
     out.push_str(TABLE_END);
