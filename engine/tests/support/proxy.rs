@@ -19,6 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(100);
 const DELAY: Duration = Duration::from_millis(2);
 /// How long a link that was only slow is watched before it is ended.
 const WATCH: Duration = Duration::from_millis(4);
+/// After so many harmed links one is passed on until the replica has what was appended meanwhile: else a frame has
+/// all of that, and harm at each of its bytes takes so long that it becomes longer and longer.
+const HARMED: u32 = 8;
 /// Frames that are harmed: the handshake's and three more.
 const FRAMES: usize = 4;
 
@@ -80,12 +83,12 @@ impl Proxy {
         let over = ending.clone();
         let thread = thread::spawn(move || {
             // What is passed on without harm, to be ended when harm is planned.
-            let mut passing: Vec<TcpStream> = Vec::new();
-            let mut planned = None;
+            let mut passing: Vec<Passing> = Vec::new();
+            let (mut planned, mut harmed) = (None, 0);
             while !over.load(Ordering::Relaxed) {
                 planned = planned.or_else(|| queue.try_recv().ok());
                 if planned.is_some() {
-                    passing.drain(..).for_each(|s| drop(s.shutdown(Shutdown::Both)));
+                    passing.drain(..).for_each(Passing::end);
                 }
                 let replica = match listener.accept() {
                     Ok((replica, _)) => replica,
@@ -102,14 +105,18 @@ impl Proxy {
                     stream.set_read_timeout(Some(LOOK)).unwrap();
                 }
                 match planned.take() {
-                    Some((plan, told)) => drop(told.send(carry(&replica, &primary, plan, &wanted))),
-                    None => {
-                        passing.push(replica.try_clone().unwrap());
-                        pass(replica, primary);
+                    None => passing.push(Passing::start(replica, primary, false)),
+                    plan if harmed == HARMED => {
+                        (planned, harmed) = (plan, 0);
+                        Passing::start(replica, primary, true).await_end();
+                    }
+                    Some((plan, told)) => {
+                        harmed += 1;
+                        let _ = told.send(carry(&replica, &primary, plan, &wanted));
                     }
                 }
             }
-            passing.drain(..).for_each(|s| drop(s.shutdown(Shutdown::Both)));
+            passing.drain(..).for_each(Passing::end);
         });
         Self { addr, plans, ending, thread: Some(thread) }
     }
@@ -130,22 +137,53 @@ impl Drop for Proxy {
     }
 }
 
-/// Passes on both ways until one side ends.
-fn pass(replica: TcpStream, primary: TcpStream) {
-    for (from, mut to) in [
-        (replica.try_clone().unwrap(), primary.try_clone().unwrap()),
-        (primary.try_clone().unwrap(), replica.try_clone().unwrap()),
-    ] {
-        thread::spawn(move || {
-            let mut buf = [0; 16 << 10];
-            while let Some(n) = read(&from, &mut buf, || true) {
-                if to.write_all(&buf[..n]).is_err() {
-                    break;
+/// A connection that is passed on both ways until one side ends, or, if it is to be so, the primary has no more.
+struct Passing {
+    replica: TcpStream,
+    primary: TcpStream,
+    ways: [JoinHandle<()>; 2],
+}
+
+impl Passing {
+    fn start(replica: TcpStream, primary: TcpStream, until_idle: bool) -> Self {
+        let ways = [(&replica, &primary, false), (&primary, &replica, until_idle)].map(|(from, to, until_idle)| {
+            let [from, mut to, replica, primary] = [from, to, &replica, &primary].map(|s| s.try_clone().unwrap());
+            thread::spawn(move || {
+                let (mut buf, mut began) = ([0; 16 << 10], false);
+                while let Some(n) = read(&from, &mut buf, || !(until_idle && began)) {
+                    began = true;
+                    if to.write_all(&buf[..n]).is_err() {
+                        break;
+                    }
                 }
-            }
-            let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+                end(&replica, &primary);
+            })
         });
+        Self { replica, primary, ways }
     }
+
+    fn end(self) {
+        end(&self.replica, &self.primary);
+        self.await_end();
+    }
+
+    fn await_end(self) {
+        self.ways.into_iter().for_each(|way| way.join().unwrap());
+        assert!(let_go(&self.primary), "the primary keeps a link that has ended");
+    }
+}
+
+/// Ends a link in order. What the primary still says can be read.
+fn end(replica: &TcpStream, primary: &TcpStream) {
+    let _ = (replica.shutdown(Shutdown::Both), primary.shutdown(Shutdown::Write));
+}
+
+/// Waits until the primary closes a link that has ended: its hello, if it comes to be read late, could take
+/// the slot from the next link.
+fn let_go(primary: &TcpStream) -> bool {
+    let (mut buf, began) = ([0; 16 << 10], Instant::now());
+    while read(primary, &mut buf, || began.elapsed() < PATIENCE).is_some() {}
+    began.elapsed() < PATIENCE
 }
 
 /// Bytes, or `None` at the end, or when nothing came and `go_on` says no.
@@ -164,19 +202,26 @@ fn read(mut from: &TcpStream, buf: &mut [u8], mut go_on: impl FnMut() -> bool) -
     }
 }
 
-/// Passes one connection on, and does harm to it.
+/// Passes one connection on, does harm to it, and waits for its end.
 fn carry(replica: &TcpStream, primary: &TcpStream, plan: Plan, wanted: &AtomicU64) -> Outcome {
+    let outcome = harm(replica, primary, plan, wanted);
+    // A reset takes what was not read with it.
+    let reset = matches!((outcome, plan.harm), (Outcome::Done, Harm::Cut { reset: true }));
+    if reset || let_go(primary) { outcome } else { Outcome::Wrong("the primary keeps a link that has ended") }
+}
+
+fn harm(replica: &TcpStream, primary: &TcpStream, plan: Plan, wanted: &AtomicU64) -> Outcome {
     let (from, mut to) = match plan.way {
         Way::ToReplica => (primary, replica),
         Way::ToPrimary => (replica, primary),
     };
     // Something for three frames.
     wanted.fetch_add(3, Ordering::Relaxed);
-    // The harm is done; we have ended the link; the receiver of the harm has.
-    let (done, over, noticed) = (AtomicBool::new(false), AtomicBool::new(false), AtomicBool::new(false));
+    // We have ended the link; the receiver of the harm has.
+    let (over, noticed) = (AtomicBool::new(false), AtomicBool::new(false));
     let end = || {
         over.store(true, Ordering::Relaxed);
-        let _ = (replica.shutdown(Shutdown::Both), primary.shutdown(Shutdown::Both));
+        end(replica, primary);
     };
     let (back_from, back_to) = (to, from);
     thread::scope(|scope| {
@@ -192,7 +237,10 @@ fn carry(replica: &TcpStream, primary: &TcpStream, plan: Plan, wanted: &AtomicU6
             if go_on() {
                 noticed.store(true, Ordering::Relaxed);
             }
-            end();
+            // Else it has been ended, as it was to be.
+            if !over.load(Ordering::Relaxed) {
+                end();
+            }
         });
         let mut forward = || {
             let (mut buf, mut seen) = ([0; 16 << 10], Vec::new());
@@ -216,7 +264,6 @@ fn carry(replica: &TcpStream, primary: &TcpStream, plan: Plan, wanted: &AtomicU6
                     continue;
                 }
                 let at = (plan.at - first) as usize;
-                done.store(true, Ordering::Relaxed);
                 match plan.harm {
                     Harm::Flip(bits) => {
                         bytes[at] ^= bits;
@@ -248,7 +295,12 @@ fn carry(replica: &TcpStream, primary: &TcpStream, plan: Plan, wanted: &AtomicU6
         }
         match plan.harm {
             _ if outcome != Outcome::Done => {}
-            Harm::Cut { .. } => end(),
+            Harm::Cut { reset: true } => {
+                over.store(true, Ordering::Relaxed);
+                // Only the other thread's read ends here: nothing of this is sent.
+                let _ = back_from.shutdown(Shutdown::Read);
+            }
+            Harm::Cut { reset: false } => end(),
             // The receiver has to notice by itself; more comes, as it would.
             Harm::Flip(_) => {
                 let mut buf = [0; 16 << 10];
