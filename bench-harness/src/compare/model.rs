@@ -54,7 +54,7 @@ pub(crate) struct Machine {
 pub(crate) struct Limit {
     pub(crate) files: usize,
     pub(crate) mb_s: f64,
-    /// At the end of the part: what is written much may be throttled. Earlier documents do not have it.
+    /// The same at the end of the part: a device may be slowed down after much writing. Earlier documents do not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) after_mb_s: Option<f64>,
 }

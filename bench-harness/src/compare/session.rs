@@ -201,9 +201,10 @@ pub(crate) fn run(args: &Args, mut field: Field, scratch: &Path) -> Result<(Part
         (part.bulk, ended) = bulk::run(args, &mut field, scratch, &mut probe);
     }
     if ended.is_ok() {
-        for l in &mut part.limits {
+        ended = part.limits.iter_mut().try_for_each(|l| {
             l.after_mb_s = Some(limit(args, l.files, scratch)?);
-        }
+            Ok(())
+        });
     }
     Ok((part, ended))
 }

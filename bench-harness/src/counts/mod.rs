@@ -31,7 +31,7 @@ const TOLERANCE: f64 = 0.25;
 /// Exit code 1: a count is too high, or callgrind cannot be run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Write all stored counts to this file, with this build's as they are now, instead of holding them against those
+    /// Store this build's counts in this file, beside the other build's, instead of comparing them
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
     /// Print one JSON document instead of text

@@ -1,6 +1,7 @@
 //! Opening and using a replica.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -77,12 +78,7 @@ impl Replica {
         H: Apply + 'static,
         F: Fn(ShardId) -> H + Send + Sync + 'static,
     {
-        Self::open_boxed(config, Arc::new(move |shard| Box::new(handler(shard))))
-    }
-
-    /// The same for all handlers: else every crate that opens a replica would compile the engine's tasks once more.
-    fn open_boxed(config: ReplicaConfig, make: MakeHandler) -> Result<Self, OpenError> {
-        block_on(Self::start(config, make))
+        block_on(Self::start_boxed(config, boxed(handler)))
     }
 
     /// As [`Replica::open_with`], for a task of a simulated node.
@@ -95,11 +91,11 @@ impl Replica {
         H: Apply + 'static,
         F: Fn(ShardId) -> H + Send + Sync + 'static,
     {
-        Self::start_boxed(config, Arc::new(move |shard| Box::new(handler(shard))))
+        Self::start_boxed(config, boxed(handler))
     }
 
-    #[cfg(feature = "sim")]
-    fn start_boxed(config: ReplicaConfig, make: MakeHandler) -> LocalFuture<Result<Self, OpenError>> {
+    /// The same for all handlers: else every crate that opens a replica would compile the engine's tasks once more.
+    fn start_boxed(config: ReplicaConfig, make: MakeHandler) -> Pin<Box<dyn Future<Output = Result<Self, OpenError>>>> {
         Box::pin(Self::start(config, make))
     }
 
@@ -243,6 +239,14 @@ impl Replica {
     pub async fn stop_simulated(mut self) {
         self.running.stop().await;
     }
+}
+
+fn boxed<H, F>(handler: F) -> MakeHandler
+where
+    H: Apply + 'static,
+    F: Fn(ShardId) -> H + Send + Sync + 'static,
+{
+    Arc::new(move |shard| Box::new(handler(shard)))
 }
 
 /// The slots of those that a replica feeds, as its folder has them.

@@ -311,7 +311,8 @@ fn runs(report: &Report, out: &mut String) {
          that were repeated; a * for each under which the disk changed again when it was repeated: figures are taken without \
          these if two others are left. Medians of latencies and of processor time show their least and greatest when they are \
          pointed at. \u{201c}shape\u{201d}: see the table of peers. \u{201c}of device\u{201d} is against durable 256 KiB overwrites of as \
-         many files as there are copies, at depth 8, measured in the same part before its runs; what it took at their end stands beside it.</p>\n",
+         many files as there are copies, at depth 8, measured in the same part before its runs; what it took at their \
+         end stands beside it.</p>\n",
     );
     header(&[("t", "date"), ("t", "device, before and after"), ("t", "command")], out);
     for part in &report.parts {
