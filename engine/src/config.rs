@@ -233,7 +233,8 @@ pub struct PrimaryConfig {
     /// How long a slot may be without a link before it is lost. Default: for ever; 1 s to 366 days.
     pub slot_idle_max: Option<Duration>,
     /// Bytes in each second that a replica which catches up is sent from disk, all its shards together.
-    /// Default: no cap; at least 64 KiB, and for each shard an equal part.
+    /// Default: no cap, but a tenth of the disk's time while the log grows; at least 64 KiB, and for each shard
+    /// an equal part. With a cap, that is what it takes also beside others: a high one hurries a replica.
     pub catch_up_max: Option<u64>,
     /// Bytes that a link may have sent and not acknowledged as received, or one batch. Default 32 MiB;
     /// 4 KiB to 1 GiB.

@@ -59,6 +59,8 @@ pub const READ_AHEAD_BYTES_MAX: u64 = 16 << 20;
 pub const POLITE_READ_BYTES: usize = 512 << 10;
 /// and has so many reads in flight ahead of what it sends.
 pub const POLITE_READ_AHEAD: usize = 1;
+/// Without a cap it reads for so many percent of the time then, or as much as the log grows twice over.
+pub const POLITE_SHARE: u128 = 10;
 /// Bytes that a link which catches up sends at a time while others are live.
 pub const CATCH_UP_SLICE_BYTES: usize = 128 << 10;
 /// and of them to the kernel at a time:
@@ -74,7 +76,7 @@ pub const SQUEEZE_BYTES_MAX: usize = 2 << 20;
 /// Most batches that are sent as they are before it is tried again whether compressing pays.
 pub const SQUEEZE_SKIP_MAX: u32 = 128;
 /// Others are live for so long after the log has grown.
-pub const LIVE_FOR: Duration = Duration::from_millis(20);
+pub const LIVE_FOR: Duration = Duration::from_millis(100);
 /// How much of a capped rate may come at once.
 pub const CATCH_UP_BURST: Duration = Duration::from_millis(20);
 /// The lowest cap on catch-up, in bytes for each second.

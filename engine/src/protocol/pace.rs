@@ -45,7 +45,9 @@ pub struct Reads {
 /// The pace of one link while it reads from disk.
 ///
 /// While others are live, which shows in the log growing, catch-up takes small slices, and sends them
-/// politely: the core is left to the others in between.
+/// politely: the core is left to the others in between. Without a cap it also leaves them the disk: it reads
+/// for [`limits::POLITE_SHARE`] percent of the time, but always sends twice as much as the log grows, so that
+/// it comes to an end. With a cap, that is what it may take.
 #[derive(Clone, Debug, Default)]
 pub struct Pace {
     bucket: Option<TokenBucket>,
@@ -54,7 +56,16 @@ pub struct Pace {
     grown_ns: Option<u64>,
     /// What was sent under the cap is paid for then.
     not_before_ns: u64,
+    /// What reading [`PER_BYTES`] takes; 0: nothing was read yet.
+    read_ns: u64,
+    /// What was sent without a cap is made up for then,
+    polite_until_ns: u64,
+    /// or once the log has grown up to there.
+    grows_to: Lsn,
 }
+
+/// What the time of a read is related to.
+const PER_BYTES: u64 = 1 << 20;
 
 impl Pace {
     /// The cap in bytes for each second from now on; at first there is none. Under another one, what was
@@ -64,7 +75,7 @@ impl Pace {
         let rate = |b: &TokenBucket| b.bytes_per_s;
         if self.bucket.as_ref().map(rate) != bucket.as_ref().map(rate) {
             self.bucket = bucket;
-            self.not_before_ns = 0;
+            (self.not_before_ns, self.polite_until_ns) = (0, 0);
         }
     }
 
@@ -75,7 +86,26 @@ impl Pace {
             self.grown_ns = (self.tail > Lsn::ZERO).then_some(now_ns);
             self.tail = tail;
         }
+        let others_live = self.are_others_live(now_ns);
+        if !others_live || self.tail >= self.grows_to {
+            self.polite_until_ns = 0;
+        }
+        others_live
+    }
+
+    fn are_others_live(&self, now_ns: u64) -> bool {
         self.grown_ns.is_some_and(|at| now_ns.saturating_sub(at) < limits::LIVE_FOR.as_nanos() as u64)
+    }
+
+    /// Reading `bytes` took so long. An average over about eight reads; one that took more than twice of that
+    /// waited for something else, and counts as twice.
+    pub fn read(&mut self, bytes: u64, took: Duration) {
+        let took_ns = took.as_nanos().saturating_mul(u128::from(PER_BYTES)).checked_div(u128::from(bytes));
+        let Some(took_ns) = took_ns.map(|ns| u64::try_from(ns).unwrap_or(u64::MAX).max(1)) else { return };
+        self.read_ns = match self.read_ns {
+            0 => took_ns,
+            so_far => so_far - so_far.div_ceil(8) + took_ns.min(so_far.saturating_mul(2)).div_ceil(8),
+        };
     }
 
     /// Bytes to send at a time.
@@ -93,16 +123,22 @@ impl Pace {
         }
     }
 
-    /// `bytes` were sent from disk, and count for the cap.
+    /// `bytes` were sent from disk, and count for the cap, or as what others had to wait for.
     pub fn sent(&mut self, bytes: u64, now_ns: u64) {
-        let pause = self.bucket.as_mut().map_or(Duration::ZERO, |b| b.take(bytes, now_ns));
-        self.not_before_ns = now_ns.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
+        let after = |ns: u128| now_ns.saturating_add(u64::try_from(ns).unwrap_or(u64::MAX));
+        if let Some(bucket) = &mut self.bucket {
+            self.not_before_ns = after(bucket.take(bytes, now_ns).as_nanos());
+        } else if self.are_others_live(now_ns) {
+            let read_ns = u128::from(bytes) * u128::from(self.read_ns) / u128::from(PER_BYTES);
+            self.polite_until_ns = after(read_ns * (100 - limits::POLITE_SHARE) / limits::POLITE_SHARE);
+            self.grows_to = Lsn(self.tail.0 + bytes.div_ceil(2));
+        }
     }
 
-    /// How long to send nothing, for the cap.
+    /// How long to send nothing, for the cap or for the others; at the last [`Pace::look`] they may be gone.
     #[must_use]
-    pub const fn pause(&self, now_ns: u64) -> Duration {
-        Duration::from_nanos(self.not_before_ns.saturating_sub(now_ns))
+    pub fn pause(&self, now_ns: u64) -> Duration {
+        Duration::from_nanos(self.not_before_ns.max(self.polite_until_ns).saturating_sub(now_ns))
     }
 }
 
@@ -165,6 +201,82 @@ mod tests {
         assert!(after(&mut pace, 1 << 20) > Duration::from_millis(900));
         assert_eq!(pace.pause(3 * S), Duration::ZERO);
         assert!(Pace::slice(true) < Pace::slice(false));
+    }
+
+    /// Others are live, and reading a slice took a millisecond.
+    fn beside_others() -> Pace {
+        let mut pace = Pace::default();
+        pace.look(Lsn(4096), S);
+        assert!(pace.look(Lsn(8192), S));
+        pace.read(SLICE, MS);
+        pace
+    }
+
+    const SLICE: u64 = 128 << 10;
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn without_a_cap_others_have_the_disk_for_most_of_the_time() {
+        let mut pace = beside_others();
+        assert_eq!(after(&mut pace, SLICE), 9 * MS);
+        assert!(pace.look(Lsn(8192), S + 1));
+        assert_eq!(pace.pause(S), 9 * MS, "others are live still");
+        // A part of what was read counts as a part.
+        assert_eq!(after(&mut pace, SLICE / 2), 9 * MS / 2);
+    }
+
+    #[test]
+    fn nobody_is_waited_for_who_is_not_live() {
+        let mut pace = Pace::default();
+        pace.read(SLICE, MS);
+        assert_eq!(after(&mut pace, SLICE), Duration::ZERO);
+        let mut pace = beside_others();
+        pace.read(SLICE, 1000 * MS);
+        let now = S + limits::LIVE_FOR.as_nanos() as u64;
+        assert!(after(&mut pace, 64 * SLICE) > limits::LIVE_FOR);
+        assert!(!pace.look(Lsn(8192), now));
+        assert_eq!(pace.pause(now), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_log_that_grows_is_caught_up_with() {
+        let mut pace = beside_others();
+        pace.sent(SLICE, S);
+        assert!(pace.look(Lsn(8192 + SLICE / 2 - 1), S + 1));
+        assert!(pace.pause(S + 1) > Duration::ZERO);
+        assert!(pace.look(Lsn(8192 + SLICE / 2), S + 2));
+        assert_eq!(pace.pause(S + 2), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_cap_is_what_may_be_taken_also_beside_others() {
+        let mut pace = beside_others();
+        pace.cap(Some(1 << 40));
+        assert!(after(&mut pace, SLICE) < MS);
+        pace.cap(None);
+        assert_eq!(after(&mut pace, SLICE), 9 * MS);
+        pace.cap(Some(1 << 40));
+        assert_eq!(pace.pause(S), Duration::ZERO, "what was sent without a cap is not waited for under one");
+    }
+
+    #[test]
+    fn one_slow_read_counts_little_and_slow_reads_count_in_full() {
+        let mut pace = beside_others();
+        pace.read(SLICE, 1000 * MS);
+        assert!(after(&mut pace, SLICE) < 11 * MS);
+        for _ in 0..200 {
+            pace.read(SLICE, 1000 * MS);
+        }
+        assert!(after(&mut pace, SLICE) > 8900 * MS);
+        for _ in 0..200 {
+            pace.read(SLICE, MS);
+        }
+        assert!(after(&mut pace, SLICE) < 10 * MS);
+        // Nothing that is measured makes it fail.
+        pace.read(0, MS);
+        pace.read(1, Duration::MAX);
+        pace.read(u64::MAX, Duration::ZERO);
+        assert!(after(&mut pace, u64::MAX) > Duration::ZERO);
     }
 
     #[test]

@@ -27,7 +27,7 @@ Keys of `set`, with what `towline serve` calls them:
   slot-idle-max none|TIME       how long a replica may be away before it loses its slot
   min-replicas N                refuse appends while fewer replicas have acknowledged lately; 0: never
   min-replicas-age TIME         what is lately, 2s to 1h
-  catch-up-max none|SIZE        bytes a second for a replica that catches up
+  catch-up-max none|SIZE        bytes a second for a replica that catches up; none: a tenth of the disk's time beside others
   link-window SIZE              bytes sent to a replica and not yet received there, 4KiB to 1GiB
   lag-target none|SIZE          hold batches back gently while replicas that commits wait for are further behind
 

@@ -160,9 +160,8 @@ impl Link {
             }
             let now = rt::now_ns();
             pace.cap(self.shard.live.flow.get().catch_up_max);
+            let others_live = pace.look(self.shard.inner.borrow().sendable(), now);
             if pace.pause(now).is_zero() {
-                let tail = self.shard.inner.borrow().sendable();
-                let others_live = pace.look(tail, now);
                 cursor.read_as(Pace::reads(others_live));
                 self.gather(&mut cursor, &mut batches, Pace::slice(others_live)).await?;
                 if let (Some(first), Some(last)) = (batches.first(), batches.last()) {
@@ -174,6 +173,8 @@ impl Link {
                         self.send_batches(&mut batches, &mut packer, (time_us.is_some(), politely)).await?
                     };
                     if time_us.is_some() {
+                        let (read, took) = cursor.take_read();
+                        pace.read(read, took);
                         pace.sent(bytes, rt::now_ns());
                     }
                     rt::yield_if_needed().await;

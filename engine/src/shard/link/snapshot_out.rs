@@ -200,8 +200,8 @@ impl Link {
             self.tend().await?;
             let now = rt::now_ns();
             pace.cap(self.shard.live.flow.get().catch_up_max);
+            let others_live = pace.look(self.shard.inner.borrow().pipeline.appended(), now);
             if pace.pause(now).is_zero() {
-                let others_live = pace.look(self.shard.inner.borrow().pipeline.appended(), now);
                 let next = self.with(|p| p.sending.as_mut().and_then(Sending::take_next));
                 match next {
                     Some(Next::Chunk { offset, bytes }) => {

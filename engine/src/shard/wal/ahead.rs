@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use towline_wire::Lsn;
 
@@ -13,13 +14,16 @@ use crate::protocol::pace::Reads;
 use crate::rt::{self, SharedBuf};
 use crate::shard::Shard;
 
+/// What a read gave, and how long it took.
+pub(crate) type Read = (io::Result<SharedBuf>, Duration);
+
 /// One read, shared with the task that makes it: a reader that goes away leaves it to end by itself.
 struct Reading {
     shard: Rc<Shard>,
     at: Lsn,
     len: usize,
     over: Changed,
-    read: RefCell<Option<io::Result<SharedBuf>>>,
+    read: RefCell<Option<Read>>,
 }
 
 impl Drop for Reading {
@@ -53,7 +57,7 @@ impl ReadAhead {
             let reading = Rc::new(Reading { shard: shard.clone(), at, len, over, read });
             self.0.push_back(reading.clone());
             rt::spawn(async move {
-                let read = reading.shard.segments.read(reading.at, reading.len).await;
+                let read = read_timed(&reading.shard, reading.at, reading.len).await;
                 *reading.read.borrow_mut() = Some(read);
                 reading.over.notify();
             });
@@ -62,7 +66,7 @@ impl ReadAhead {
     }
 
     /// What was read from `at` on, if that is the next read; whatever else there is is forgotten.
-    pub(crate) async fn take(&mut self, at: Lsn) -> Option<io::Result<SharedBuf>> {
+    pub(crate) async fn take(&mut self, at: Lsn) -> Option<Read> {
         if self.0.front().is_none_or(|r| r.at != at) {
             self.0.clear();
             return None;
@@ -81,6 +85,13 @@ impl ReadAhead {
     pub(crate) fn clear(&mut self) {
         self.0.clear();
     }
+}
+
+/// Reads `len` bytes at `at`.
+pub(crate) async fn read_timed(shard: &Shard, at: Lsn, len: usize) -> Read {
+    let began = rt::now_ns();
+    let read = shard.segments.read(at, len).await;
+    (read, Duration::from_nanos(rt::now_ns() - began))
 }
 
 /// Bytes of one read at `at`: at most so many, to `until` at most, and to the segment's end.

@@ -4,12 +4,13 @@
 
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use thiserror::Error;
 use towline_wire::superblock::Base;
 use towline_wire::{BLOCK, BatchHeader, BatchView, Chain, Lsn, Seq};
 
-use super::ahead::{ReadAhead, chunk};
+use super::ahead::{ReadAhead, chunk, read_timed};
 use super::ring::Batch;
 use crate::limits;
 use crate::protocol::pace::Reads;
@@ -40,6 +41,8 @@ pub(crate) struct Cursor {
     /// Cuts of the log before the chunk was read.
     cuts: u64,
     on_disk: bool,
+    /// What was read from disk since this was taken: bytes, and how long that took.
+    was_read: (u64, Duration),
 }
 
 impl Cursor {
@@ -63,12 +66,18 @@ impl Cursor {
             reads: Reads { bytes: limits::READ_CHUNK_BYTES, depth: 0 },
             cuts: 0,
             on_disk: false,
+            was_read: Default::default(),
         }
     }
 
     /// How it reads from now on what is taken from disk. Without this, what is asked for and nothing ahead.
     pub(crate) fn read_as(&mut self, reads: Reads) {
         self.reads = reads;
+    }
+
+    /// Bytes that were read from disk since this was asked last, and how long the device took for them.
+    pub(crate) fn take_read(&mut self) -> (u64, Duration) {
+        std::mem::take(&mut self.was_read)
     }
 
     /// Whether the last batch came from disk.
@@ -208,11 +217,12 @@ impl Cursor {
             self.ahead.clear();
         }
         self.chunk = None;
-        let read = match self.ahead.take(at).await {
+        let (read, took) = match self.ahead.take(at).await {
             Some(read) => read,
-            None => self.shard.segments.read(at, chunk(&self.shard, at, durable, self.reads.bytes)).await,
+            None => read_timed(&self.shard, at, chunk(&self.shard, at, durable, self.reads.bytes)).await,
         };
         let read = read.map_err(|source| CursorError::Io { at, source })?;
+        self.was_read = (self.was_read.0 + read.len() as u64, self.was_read.1 + took);
         self.shard.count(|c| c.device_reads += 1);
         let end = Lsn(at.0 + read.len() as u64);
         self.chunk = Some((at, read));
