@@ -105,6 +105,8 @@ counters! {
     device_reads,
     /// Times that a link waited for an ack, as its window was full.
     window_waits,
+    /// Times that a link which catches up without a cap left the disk to live commits.
+    polite_pauses,
     /// Batches sent or received compressed,
     packed_batches,
     /// bytes that they have,

@@ -38,22 +38,40 @@ impl std::str::FromStr for Cap {
 pub(super) struct Capped {
     /// In bytes for each second; `None`: no cap.
     catch_up_max: Option<u64>,
-    turns: u32,
+    turns: usize,
     catch_up_mb_s: f64,
     commits: u64,
     p50_us: f64,
     p99_us: f64,
-    /// Against the lowest cap, in the same run.
+    /// Against the lowest cap's turn of the same round, the median of rounds: a disk's bad second is in both turns,
+    /// or in few of the rounds.
     p50_ratio: f64,
     p99_ratio: f64,
 }
 
 struct Seen {
     cap: Option<u64>,
-    turns: u32,
     bytes: u64,
     took: Duration,
+    /// Of all turns,
     latency_ns: Histogram<u64>,
+    /// and p50 and p99 of each.
+    turns: Vec<[f64; 2]>,
+}
+
+impl Seen {
+    /// The medians of this one's p50s and p99s, each against the other's of the same round.
+    fn against(&self, other: &Self) -> [f64; 2] {
+        [0, 1].map(|q| {
+            let mut ratios: Vec<f64> = self.turns.iter().zip(&other.turns).map(|(a, b)| a[q] / b[q]).collect();
+            ratios.sort_by(f64::total_cmp);
+            (ratios[(ratios.len() - 1) / 2] + ratios[ratios.len() / 2]) / 2.0
+        })
+    }
+}
+
+fn us(latency_ns: &Histogram<u64>, quantile: f64) -> f64 {
+    latency_ns.value_at_quantile(quantile) as f64 / 1000.0
 }
 
 /// While the replica of slot `slot` catches up and `load` runs, the lowest cap and each of `caps` hold in turn,
@@ -61,7 +79,7 @@ struct Seen {
 pub(super) fn take_turns(primary: &Primary, slot: usize, load: &Load, caps: &[Cap]) -> Result<Vec<Capped>, String> {
     let caps = [LEAST].into_iter().map(Some).chain(caps.iter().map(|c| c.0));
     let empty = Histogram::new(3).map_err(|e| e.to_string())?;
-    let new = |cap| Seen { cap, turns: 0, bytes: 0, took: Duration::ZERO, latency_ns: empty.clone() };
+    let new = |cap| Seen { cap, bytes: 0, took: Duration::ZERO, latency_ns: empty.clone(), turns: Vec::new() };
     let mut seen: Vec<Seen> = caps.map(new).collect();
     let to = of_one(primary).appended_lsn;
     'rounds: loop {
@@ -77,29 +95,31 @@ pub(super) fn take_turns(primary: &Primary, slot: usize, load: &Load, caps: &[Ca
             if now >= to {
                 break 'rounds;
             }
+            s.turns.push([0.5, 0.99].map(|q| us(&report.latency_ns, q)));
             s.latency_ns.add(report.latency_ns).map_err(|e| e.to_string())?;
-            (s.turns, s.bytes, s.took) = (s.turns + 1, s.bytes + now.since(from), s.took + took);
+            (s.bytes, s.took) = (s.bytes + now.since(from), s.took + took);
         }
     }
-    let us = |s: &Seen, q| s.latency_ns.value_at_quantile(q) as f64 / 1000.0;
-    let ratio = |s: &Seen, q| us(s, q) / us(&seen[0], q);
-    let capped = |s: &Seen| Capped {
-        catch_up_max: s.cap,
-        turns: s.turns,
-        catch_up_mb_s: s.bytes as f64 / s.took.as_secs_f64() / 1e6,
-        commits: s.latency_ns.len(),
-        p50_us: us(s, 0.5),
-        p99_us: us(s, 0.99),
-        p50_ratio: ratio(s, 0.5),
-        p99_ratio: ratio(s, 0.99),
+    let capped = |s: &Seen| {
+        let [p50_ratio, p99_ratio] = s.against(&seen[0]);
+        Capped {
+            catch_up_max: s.cap,
+            turns: s.turns.len(),
+            catch_up_mb_s: s.bytes as f64 / s.took.as_secs_f64() / 1e6,
+            commits: s.latency_ns.len(),
+            p50_us: us(&s.latency_ns, 0.5),
+            p99_us: us(&s.latency_ns, 0.99),
+            p50_ratio,
+            p99_ratio,
+        }
     };
-    Ok(seen.iter().filter(|s| s.turns > 0).map(capped).collect())
+    Ok(seen.iter().filter(|s| !s.turns.is_empty()).map(capped).collect())
 }
 
 /// Prints a table.
 pub(super) fn print(capped: &[Capped]) {
     println!(
-        "\ncap on catch-up   turns   catch-up MB/s   commits      p50 us      p99 us   p50, p99 against the lowest cap"
+        "\ncap on catch-up   turns   catch-up MB/s   commits      p50 us      p99 us   against the lowest cap's, median of rounds"
     );
     for c in capped {
         let cap = c.catch_up_max.map_or_else(|| "none".into(), show_size);

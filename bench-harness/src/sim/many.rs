@@ -35,11 +35,12 @@ pub struct Many {
 }
 
 /// What must come to pass in many runs, or they have become blind to it.
-const MUST_HAPPEN: [&str; 17] = [
+const MUST_HAPPEN: [&str; 18] = [
     "catch_ups",
     "copied_sends",
     "log_full",
     "packed_batches",
+    "polite_pauses",
     "refused: LogFull",
     "refused: MinReplicas",
     "refused: TooFewReplicas",

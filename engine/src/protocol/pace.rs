@@ -123,8 +123,9 @@ impl Pace {
         }
     }
 
-    /// `bytes` were sent from disk, and count for the cap, or as what others had to wait for.
-    pub fn sent(&mut self, bytes: u64, now_ns: u64) {
+    /// `bytes` were sent from disk, and count for the cap, or as what others had to wait for. Says whether it
+    /// is the others' turn now.
+    pub fn sent(&mut self, bytes: u64, now_ns: u64) -> bool {
         let after = |ns: u128| now_ns.saturating_add(u64::try_from(ns).unwrap_or(u64::MAX));
         if let Some(bucket) = &mut self.bucket {
             self.not_before_ns = after(bucket.take(bytes, now_ns).as_nanos());
@@ -132,7 +133,9 @@ impl Pace {
             let read_ns = u128::from(bytes) * u128::from(self.read_ns) / u128::from(PER_BYTES);
             self.polite_until_ns = after(read_ns * (100 - limits::POLITE_SHARE) / limits::POLITE_SHARE);
             self.grows_to = Lsn(self.tail.0 + bytes.div_ceil(2));
+            return self.polite_until_ns > now_ns;
         }
+        false
     }
 
     /// How long to send nothing, for the cap or for the others, as long as they are live; then to look again.
@@ -242,7 +245,7 @@ mod tests {
     #[test]
     fn a_log_that_grows_is_caught_up_with() {
         let mut pace = beside_others();
-        pace.sent(SLICE, S);
+        assert!(pace.sent(SLICE, S));
         assert!(pace.look(Lsn(8192 + SLICE / 2 - 1), S + 1));
         assert!(pace.pause(S + 1) > Duration::ZERO);
         assert!(pace.look(Lsn(8192 + SLICE / 2), S + 2));
@@ -253,6 +256,7 @@ mod tests {
     fn a_cap_is_what_may_be_taken_also_beside_others() {
         let mut pace = beside_others();
         pace.cap(Some(1 << 40));
+        assert!(!pace.sent(SLICE, S));
         assert!(after(&mut pace, SLICE) < MS);
         pace.cap(None);
         assert_eq!(after(&mut pace, SLICE), 9 * MS);

@@ -28,6 +28,11 @@ fn with_r2_behind(place: &Place, config: PrimaryConfig, bytes: usize) -> (Primar
     (primary, r1)
 }
 
+/// How often a catch-up left the disk to others.
+fn pauses(primary: &Primary) -> u64 {
+    of(primary).telemetry.counters.polite_pauses
+}
+
 #[test]
 fn a_capped_catch_up_takes_its_time_and_says_how_much_is_left_while_commits_go_on() {
     const BYTES: usize = 2 << 20;
@@ -91,6 +96,42 @@ fn a_cap_that_is_lifted_and_a_window_that_shrinks_hold_at_once_for_links_that_ar
     drop(tickets);
     until_same(&primary, &r1);
     until_same(&primary, &r2);
+}
+
+#[test]
+fn a_catch_up_without_a_cap_leaves_the_disk_to_live_commits() {
+    const BYTES: usize = 8 << 20;
+    let place = Place::new();
+    let (primary, r1) = with_r2_behind(&place, config(&place), BYTES);
+    primary.change_settings(SettingChange::CatchUpMax(Some(64 << 10)), None).unwrap();
+    let r2 = Replica::open(place.replica("r2")).unwrap();
+    let handle = primary.handle();
+    until("r2 has something beside commits", || {
+        commit(&handle, b"goes on");
+        of(&primary).slots[1].flushed_lsn.0 > 0
+    });
+    assert_eq!(pauses(&primary), 0, "under a cap that is the pace");
+    primary.change_settings(SettingChange::CatchUpMax(None), None).unwrap();
+    until("it left the disk to them", || {
+        commit(&handle, b"goes on");
+        assert!(pauses(&primary) > 0 || of(&primary).slots[1].lag_bytes > 0, "it took all of it at once");
+        pauses(&primary) > 0
+    });
+    until("it comes to its end while they go on", || {
+        commit(&handle, b"goes on");
+        of(&primary).slots[1].flushed_lsn.0 >= BYTES as u64
+    });
+    until_same(&primary, &r2);
+    until_same(&primary, &r1);
+}
+
+#[test]
+fn a_catch_up_waits_for_nobody_where_nobody_commits() {
+    let place = Place::new();
+    let (primary, _r1) = with_r2_behind(&place, config(&place), 8 << 20);
+    let r2 = Replica::open(place.replica("r2")).unwrap();
+    until_same(&primary, &r2);
+    assert_eq!(pauses(&primary), 0);
 }
 
 #[test]

@@ -175,7 +175,9 @@ impl Link {
                     if time_us.is_some() {
                         let (read, took) = cursor.take_read();
                         pace.read(read, took);
-                        pace.sent(bytes, rt::now_ns());
+                        if pace.sent(bytes, rt::now_ns()) {
+                            self.shard.count(|c| c.polite_pauses += 1);
+                        }
                     }
                     rt::yield_if_needed().await;
                     continue;
