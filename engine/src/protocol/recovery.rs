@@ -204,7 +204,9 @@ pub fn read_on(
             out.terms.push((h.term(), at));
         }
         out.last_batch = at;
-        out.end = LogEnd { lsn: h.end_lsn(), chain: h.chain(), next_seq: h.end_seq(), last_term: h.term() };
+        // A deliberate bug must not spin: what it takes for the next batch ends behind it.
+        let end = if canary!(RecycledBatchRead) { Lsn(at.0 + h.disk_len()) } else { h.end_lsn() };
+        out.end = LogEnd { lsn: end, chain: h.chain(), next_seq: h.end_seq(), last_term: h.term() };
         out.commit = out.commit.max(h.commit_lsn());
         out.batches += 1;
         out.records += u64::from(h.record_count());
