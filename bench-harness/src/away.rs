@@ -20,6 +20,7 @@ use towline_bench::memory;
 
 use crate::cluster::{Scratch, of_one, until};
 use crate::remote::{NodeSettings, RemoteReplica};
+use crate::report::us;
 
 const ONE: ShardId = ShardId(0);
 /// Memory that may come in any case: what an allocator takes from the system at a time.
@@ -235,7 +236,7 @@ impl Look<'_> {
             seconds,
             bytes: of_one(self.primary).appended_lsn.0 - self.from,
             commits_per_s: (report.commits - commits) as f64 / (seconds - since).max(1e-9),
-            p99_us: report.latency_ns.value_at_quantile(0.99) as f64 / 1000.0,
+            p99_us: us(&report.latency_ns, 0.99),
             rss: memory::rss_bytes()?,
             disk: disk(self.folder).map_err(|e| format!("{}: {e}", self.folder.display()))?,
         })

@@ -8,6 +8,7 @@ use serde::Serialize;
 use towline::measure::{Content, disk_limit, ping_pong, stream};
 
 use crate::cluster::Scratch;
+use crate::report::us;
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
@@ -73,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
                 .map_err(|e| format!("measuring the disk: {e}"))
         };
         let (fresh, reused) = (measure(Content::Fresh)?, measure(Content::Reused)?);
-        let us = |q| fresh.latency_ns.value_at_quantile(q) as f64 / 1000.0;
+        let us = |q| us(&fresh.latency_ns, q);
         let fio_mb_s =
             if has_fio { Some(fio(&scratch.0, args.files, second, block, depth, args.seconds)?) } else { None };
         let line = Line {
@@ -103,12 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     let net = |e: std::io::Error| format!("measuring loopback: {e}");
     let ping = ping_pong([Some(0), Some(second)], Duration::from_secs(1)).map_err(net)?;
     let bytes = stream([Some(0), Some(second)], 256 << 10, Duration::from_secs(1)).map_err(net)?;
-    let json = Json {
-        disk,
-        ping_p50_us: ping.value_at_quantile(0.5) as f64 / 1000.0,
-        ping_p99_us: ping.value_at_quantile(0.99) as f64 / 1000.0,
-        stream_mb_s: bytes / 1e6,
-    };
+    let json = Json { disk, ping_p50_us: us(&ping, 0.5), ping_p99_us: us(&ping, 0.99), stream_mb_s: bytes / 1e6 };
     if args.json {
         println!("{}", serde_json::to_string(&json).map_err(|e| e.to_string())?);
     } else {

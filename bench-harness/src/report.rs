@@ -90,12 +90,16 @@ fn half(loaded: &Loaded, device: &Histogram<u64>) -> Half {
     }
 }
 
+/// A quantile of a histogram of nanoseconds, in microseconds.
+pub(crate) fn us(latency_ns: &Histogram<u64>, quantile: f64) -> f64 {
+    latency_ns.value_at_quantile(quantile) as f64 / 1000.0
+}
+
 /// Prints a run.
 pub(crate) fn print(args: &Args, run: &Run) {
     let loaded = &run.loaded;
     let (before, after) = (loaded.used_before, loaded.used_after);
     let p = Percentiles::of(&loaded.latency);
-    let us = |h: &Histogram<u64>, q| h.value_at_quantile(q) as f64 / 1000.0;
     let records = loaded.commits.max(1) as f64;
     let rate = loaded.commits as f64 / loaded.seconds;
     let payload = rate * args.record as f64;

@@ -10,6 +10,8 @@ use towline::units::{parse_size, show_size};
 use towline::{Primary, SettingChange};
 
 use crate::cluster::of_one;
+use crate::compare::stats::Spread;
+use crate::report::us;
 
 /// The first of each round, to compare with: nearly no catch-up.
 const LEAST: u64 = towline::limits::CATCH_UP_MAX_MIN;
@@ -63,15 +65,10 @@ impl Seen {
     /// The medians of this one's p50s and p99s, each against the other's of the same round.
     fn against(&self, other: &Self) -> [f64; 2] {
         [0, 1].map(|q| {
-            let mut ratios: Vec<f64> = self.turns.iter().zip(&other.turns).map(|(a, b)| a[q] / b[q]).collect();
-            ratios.sort_by(f64::total_cmp);
-            (ratios[(ratios.len() - 1) / 2] + ratios[ratios.len() / 2]) / 2.0
+            let ratios = self.turns.iter().zip(&other.turns).map(|(a, b)| a[q] / b[q]);
+            Spread::of(ratios).expect("both had a turn").median
         })
     }
-}
-
-fn us(latency_ns: &Histogram<u64>, quantile: f64) -> f64 {
-    latency_ns.value_at_quantile(quantile) as f64 / 1000.0
 }
 
 /// While the replica of slot `slot` catches up and `load` runs, the lowest cap and each of `caps` hold in turn,

@@ -6,7 +6,6 @@ mod caps;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use serde::Serialize;
 use towline::measure::{Content, Load, copy_limit, disk_limit, read_limit, stream};
 use towline::units::parse_size;
@@ -14,6 +13,7 @@ use towline::{AppendOptions, CommitPolicy, Primary, PrimaryConfig, Retain, Shard
 
 use crate::cluster::{Scratch, caught_up, connected, fill, of_one, until};
 use crate::remote::{NodeSettings, RemoteReplica};
+use crate::report::us;
 
 const ONE: ShardId = ShardId(0);
 
@@ -176,7 +176,6 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     drop(r1);
     primary.stop();
     let open_ms = args.open_bytes.map(|bytes| open(&scratch.0, args.record, bytes)).transpose()?;
-    let us = |h: &Histogram<u64>, q| h.value_at_quantile(q) as f64 / 1000.0;
     let ratio = |q| us(&during, q) / us(&before, q);
     let report = Report {
         bytes: args.bytes,

@@ -17,7 +17,7 @@ mod model;
 mod peers;
 mod probe;
 mod session;
-mod stats;
+pub(crate) mod stats;
 mod table;
 mod turns;
 

@@ -52,8 +52,8 @@ pub struct Reads {
 pub struct Pace {
     bucket: Option<TokenBucket>,
     tail: Lsn,
-    /// When the log was seen to have grown last.
-    grown_ns: Option<u64>,
+    /// Others are live until then, unless the log is seen to grow again.
+    live_until_ns: u64,
     /// What was sent under the cap is paid for then.
     not_before_ns: u64,
     /// What reading [`PER_BYTES`] takes; 0: nothing was read yet.
@@ -83,18 +83,16 @@ impl Pace {
     pub fn look(&mut self, tail: Lsn, now_ns: u64) -> bool {
         if tail > self.tail {
             // The first look tells nothing.
-            self.grown_ns = (self.tail > Lsn::ZERO).then_some(now_ns);
+            if self.tail > Lsn::ZERO {
+                self.live_until_ns = now_ns.saturating_add(limits::LIVE_FOR.as_nanos() as u64);
+            }
             self.tail = tail;
         }
-        let others_live = self.are_others_live(now_ns);
+        let others_live = now_ns < self.live_until_ns;
         if !others_live || self.tail >= self.grows_to {
             self.polite_until_ns = 0;
         }
         others_live
-    }
-
-    fn are_others_live(&self, now_ns: u64) -> bool {
-        self.grown_ns.is_some_and(|at| now_ns.saturating_sub(at) < limits::LIVE_FOR.as_nanos() as u64)
     }
 
     /// Reading `bytes` took so long. An average over about eight reads; one that took more than twice of that
@@ -129,7 +127,7 @@ impl Pace {
         let after = |ns: u128| now_ns.saturating_add(u64::try_from(ns).unwrap_or(u64::MAX));
         if let Some(bucket) = &mut self.bucket {
             self.not_before_ns = after(bucket.take(bytes, now_ns).as_nanos());
-        } else if self.are_others_live(now_ns) {
+        } else if now_ns < self.live_until_ns {
             let read_ns = u128::from(bytes) * u128::from(self.read_ns) / u128::from(PER_BYTES);
             self.polite_until_ns = after(read_ns * (100 - limits::POLITE_SHARE) / limits::POLITE_SHARE);
             self.grows_to = Lsn(self.tail.0 + bytes.div_ceil(2));
@@ -141,8 +139,8 @@ impl Pace {
     /// How long to send nothing, for the cap or for the others, as long as they are live; then to look again.
     #[must_use]
     pub fn pause(&self, now_ns: u64) -> Duration {
-        let until = self.grown_ns.map_or(0, |at| at.saturating_add(limits::LIVE_FOR.as_nanos() as u64));
-        Duration::from_nanos(self.not_before_ns.max(self.polite_until_ns.min(until)).saturating_sub(now_ns))
+        let polite_until_ns = self.polite_until_ns.min(self.live_until_ns);
+        Duration::from_nanos(self.not_before_ns.max(polite_until_ns).saturating_sub(now_ns))
     }
 }
 

@@ -147,15 +147,9 @@ struct Passing {
 impl Passing {
     fn start(replica: TcpStream, primary: TcpStream, until_idle: bool) -> Self {
         let ways = [(&replica, &primary, false), (&primary, &replica, until_idle)].map(|(from, to, until_idle)| {
-            let [from, mut to, replica, primary] = [from, to, &replica, &primary].map(|s| s.try_clone().unwrap());
+            let [from, to, replica, primary] = [from, to, &replica, &primary].map(|s| s.try_clone().unwrap());
             thread::spawn(move || {
-                let (mut buf, mut began) = ([0; 16 << 10], false);
-                while let Some(n) = read(&from, &mut buf, || !(until_idle && began)) {
-                    began = true;
-                    if to.write_all(&buf[..n]).is_err() {
-                        break;
-                    }
-                }
+                pass_on(&from, &to, |began| !(until_idle && began));
                 end(&replica, &primary);
             })
         });
@@ -170,6 +164,18 @@ impl Passing {
     fn await_end(self) {
         self.ways.into_iter().for_each(|way| way.join().unwrap());
         assert!(let_go(&self.primary), "the primary keeps a link that has ended");
+    }
+}
+
+/// Passes bytes on until either side ends, or when nothing came and `go_on`, which is told whether anything has
+/// come yet, says no.
+fn pass_on(from: &TcpStream, mut to: &TcpStream, go_on: impl Fn(bool) -> bool) {
+    let (mut buf, mut began) = ([0; 16 << 10], false);
+    while let Some(n) = read(from, &mut buf, || go_on(began)) {
+        began = true;
+        if to.write_all(&buf[..n]).is_err() {
+            break;
+        }
     }
 }
 
@@ -302,14 +308,7 @@ fn harm(replica: &TcpStream, primary: &TcpStream, plan: Plan, wanted: &AtomicU64
             }
             Harm::Cut { reset: false } => end(),
             // The receiver has to notice by itself; more comes, as it would.
-            Harm::Flip(_) => {
-                let mut buf = [0; 16 << 10];
-                while let Some(n) = read(from, &mut buf, || !over.load(Ordering::Relaxed)) {
-                    if to.write_all(&buf[..n]).is_err() {
-                        break;
-                    }
-                }
-            }
+            Harm::Flip(_) => pass_on(from, to, |_| !over.load(Ordering::Relaxed)),
             Harm::Truncate => {}
             Harm::Delay => {
                 let (mut buf, began) = ([0; 16 << 10], Instant::now());

@@ -212,7 +212,7 @@ impl Link {
                             false => self.conn.send(&pieces).await?,
                         }
                         self.shard.count(|c| c.snapshot_bytes += bytes.len() as u64);
-                        let _ = pace.sent(bytes.len() as u64, rt::now_ns());
+                        pace.sent(bytes.len() as u64, rt::now_ns());
                         rt::yield_if_needed().await;
                         continue;
                     }
