@@ -111,6 +111,8 @@ pub const INBOX_REQUESTS: usize = 16 << 10;
 pub const INBOX_INLINE_MAX: usize = 64 << 10;
 /// Tickets of one handle and shard that may be open at once.
 pub const TICKETS_MAX: usize = 32 << 10;
+/// Of these so many are made with the first append. Twice as many are, whenever all are open.
+pub const TICKETS_FIRST: usize = 512;
 /// How long an append waits for a ticket that nobody takes the outcome of.
 pub const TICKETS_PATIENCE: Duration = Duration::from_millis(100);
 /// Bytes of appends of one remote client that may be in memory at once, beside one largest record.

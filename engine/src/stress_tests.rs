@@ -12,6 +12,7 @@ use std::time::Duration;
 use rtrb::RingBuffer;
 use towline_wire::{Lsn, ShardId, Term};
 
+use crate::limits;
 use crate::node::Watermark;
 use crate::node::mailbox::Mailbox;
 use crate::oneshot;
@@ -172,6 +173,29 @@ fn every_append_of_many_threads_has_its_own_outcome() {
         const APPENDS: u64 = 50_000;
         assert_eq!(append_from_threads(3, APPENDS, 3 * APPENDS as usize), 0);
     });
+}
+
+#[test]
+fn slots_are_made_as_more_tickets_are_open_and_no_two_are_the_same() {
+    let slots = TicketSlots::new(ShardId(0));
+    assert_eq!(slots.made(), 0);
+    for _ in 0..3 * limits::TICKETS_FIRST {
+        let slot = slots.take().unwrap();
+        assert_eq!(slots.made(), limits::TICKETS_FIRST, "one at a time needs no more");
+        slots.give_back(slot);
+    }
+    let mut open: Vec<u32> = (0..=limits::TICKETS_FIRST).map(|_| slots.take().unwrap()).collect();
+    assert_eq!(slots.made(), 2 * limits::TICKETS_FIRST);
+    while open.len() < limits::TICKETS_MAX {
+        assert!(slots.may_free());
+        open.push(slots.take().unwrap());
+    }
+    assert_eq!(slots.take(), None);
+    assert_eq!(slots.made(), limits::TICKETS_MAX);
+    open.sort_unstable();
+    assert!(open.iter().copied().eq(0..limits::TICKETS_MAX as u32));
+    open.into_iter().for_each(|slot| slots.give_back(slot));
+    assert!(slots.is_idle());
 }
 
 #[test]

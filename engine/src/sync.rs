@@ -3,4 +3,4 @@
 
 pub(crate) use atomic_waker::AtomicWaker;
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
-pub(crate) use std::sync::{Mutex, MutexGuard};
+pub(crate) use std::sync::{Mutex, MutexGuard, OnceLock};

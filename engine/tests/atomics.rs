@@ -23,7 +23,29 @@ mod wakers;
 mod sync {
     pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
     pub(crate) use loom::sync::{Mutex, MutexGuard};
+    use std::sync::atomic::Ordering;
     use std::task::Waker;
+
+    /// What the standard library's promises, and no more: who gets the value sees what came before it was set.
+    #[derive(Debug)]
+    pub(crate) struct OnceLock<T> {
+        value: std::sync::OnceLock<T>,
+        is_set: AtomicBool,
+    }
+
+    impl<T> OnceLock<T> {
+        pub(crate) fn new() -> Self {
+            Self { value: std::sync::OnceLock::new(), is_set: AtomicBool::new(false) }
+        }
+        pub(crate) fn set(&self, value: T) -> Result<(), T> {
+            self.value.set(value)?;
+            self.is_set.store(true, Ordering::Release);
+            Ok(())
+        }
+        pub(crate) fn get(&self) -> Option<&T> {
+            self.is_set.load(Ordering::Acquire).then(|| self.value.get().expect("it is set"))
+        }
+    }
 
     /// What the crate `atomic-waker` promises, and no more: a registration and a wake-up are in one
     /// order, and the later one sees what came before the earlier one.
@@ -51,6 +73,7 @@ mod sync {
 /// What the same source names besides, made small.
 mod limits {
     pub(crate) const TICKETS_MAX: usize = 2;
+    pub(crate) const TICKETS_FIRST: usize = 1;
 }
 mod outcome {
     pub(crate) use towline::{AppendError, Bookmark, Outcome};
@@ -210,6 +233,8 @@ fn a_slot_that_is_used_again_says_nothing_of_the_ticket_before() {
     loom::model(|| {
         let slots = TicketSlots::new(ShardId(0));
         let other = slots.take().unwrap();
+        // The other one is made, too.
+        slots.give_back(slots.take().unwrap());
         let ring: Arc<(Ring, AtomicUsize)> = Arc::default();
         let (shard, pushed) = (slots.clone(), ring.clone());
         let resolving = thread::spawn(move || {

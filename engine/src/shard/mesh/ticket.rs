@@ -15,7 +15,7 @@ use super::wake_times::WakeTimes;
 use crate::limits;
 use crate::outcome::{AppendError, Bookmark, Outcome};
 use crate::rt;
-use crate::sync::{AtomicU32, AtomicU64, AtomicWaker, Mutex};
+use crate::sync::{AtomicU32, AtomicU64, AtomicWaker, Mutex, OnceLock};
 
 const FREE: u32 = 0;
 const WAITING: u32 = 1;
@@ -39,14 +39,59 @@ struct Slot {
     waker: AtomicWaker,
 }
 
-/// The tickets of one handle and one shard: a fixed number of slots, made once.
+/// So many blocks have room for [`limits::TICKETS_MAX`].
+const BLOCKS: usize = (limits::TICKETS_MAX / limits::TICKETS_FIRST).ilog2() as usize + 1;
+
+/// Slots, made when they are needed: the first block has [`limits::TICKETS_FIRST`], and each further one as many as
+/// all before it. A slot stays where it is.
+#[derive(Debug)]
+struct Slots([OnceLock<Box<[Slot]>>; BLOCKS]);
+
+impl Slots {
+    /// Which block has a slot, and where.
+    fn place(n: u32) -> (usize, usize) {
+        let n = n as usize;
+        match (n / limits::TICKETS_FIRST).checked_ilog2() {
+            None => (0, n),
+            Some(k) => (k as usize + 1, n - (limits::TICKETS_FIRST << k)),
+        }
+    }
+
+    fn get(&self, n: u32) -> &Slot {
+        let (block, at) = Self::place(n);
+        &self.0[block].get().expect("a slot is made before its number is given out")[at]
+    }
+
+    /// Makes the slots from `made` on, up to the number that is returned.
+    fn make_more(&self, made: u32) -> u32 {
+        let more = (made as usize).max(limits::TICKETS_FIRST);
+        let (block, _) = Self::place(made);
+        self.0[block].set((0..more).map(|_| Slot::default()).collect()).expect("only here, and once each");
+        made + more as u32
+    }
+
+    /// All that there are.
+    fn iter(&self) -> impl Iterator<Item = &Slot> {
+        self.0.iter().map_while(OnceLock::get).flatten()
+    }
+}
+
+/// Which slots are free.
+#[derive(Debug, Default)]
+struct Free {
+    /// The one that is free for longest is taken first, so that appends in a row have slots in a row and are
+    /// one run.
+    slots: VecDeque<u32>,
+    /// So many are made.
+    made: u32,
+}
+
+/// The tickets of one handle and one shard: up to [`limits::TICKETS_MAX`] slots.
 #[derive(Debug)]
 pub(crate) struct TicketSlots {
     shard: ShardId,
-    slots: Box<[Slot]>,
-    /// Slots that are free. The one that is free for longest is taken first, so that appends in a
-    /// row have slots in a row and are one run.
-    free: Mutex<VecDeque<u32>>,
+    slots: Slots,
+    free: Mutex<Free>,
     refusals: Mutex<Vec<(u32, AppendError)>>,
     /// From an outcome until it is taken.
     pub(crate) wake_times: WakeTimes,
@@ -56,40 +101,54 @@ impl TicketSlots {
     pub(crate) fn new(shard: ShardId) -> Arc<Self> {
         Arc::new(Self {
             shard,
-            slots: (0..limits::TICKETS_MAX).map(|_| Slot::default()).collect(),
-            free: Mutex::new((0..limits::TICKETS_MAX as u32).collect()),
+            slots: Slots(std::array::from_fn(|_| OnceLock::new())),
+            free: Mutex::default(),
             refusals: Mutex::default(),
             wake_times: WakeTimes::default(),
         })
     }
 
-    /// Takes a free slot.
+    /// Takes a free slot; `None` if [`limits::TICKETS_MAX`] are taken.
     pub(crate) fn take(&self) -> Option<u32> {
-        let slot = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop_front()?;
-        self.slots[slot as usize].state.store(WAITING, Ordering::Relaxed);
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        if free.slots.is_empty() && free.made < limits::TICKETS_MAX as u32 {
+            let made = self.slots.make_more(free.made);
+            let new = free.made..made;
+            free.slots.extend(new);
+            free.made = made;
+        }
+        let slot = free.slots.pop_front()?;
+        self.slots.get(slot).state.store(WAITING, Ordering::Relaxed);
         Some(slot)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn made(&self) -> usize {
+        self.slots.iter().count()
     }
 
     /// Gives a slot back.
     pub(crate) fn give_back(&self, slot: u32) {
-        self.slots[slot as usize].state.store(FREE, Ordering::Relaxed);
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push_back(slot);
+        self.slots.get(slot).state.store(FREE, Ordering::Relaxed);
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).slots.push_back(slot);
     }
 
-    /// Whether a slot is free, or may become so without anybody taking an outcome that is there.
+    /// Whether a slot is free or can be made, or one may become free without anybody taking an outcome that is there.
     pub(crate) fn may_free(&self) -> bool {
-        self.slots.iter().any(|s| matches!(s.state.load(Ordering::Relaxed), FREE | WAITING | ABANDONED))
+        let all_made = self.slots.0.iter().all(|block| block.get().is_some());
+        !all_made || self.slots.iter().any(|s| matches!(s.state.load(Ordering::Relaxed), FREE | WAITING | ABANDONED))
     }
 
     /// Whether no ticket is open or waits for an outcome.
     pub(crate) fn is_idle(&self) -> bool {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).len() == limits::TICKETS_MAX
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        free.slots.len() == free.made as usize
     }
 
     /// Puts an outcome in, from the shard's core. What belongs to it is written before the state
     /// (release), and read after it (acquire).
     pub(crate) fn resolve(&self, n: u32, result: Result<Outcome, AppendError>) {
-        let slot = &self.slots[n as usize];
+        let slot = self.slots.get(n);
         let set = |bookmark: Bookmark, durable: bool, acks: u8, wanted: u8| {
             slot.lsn.store(bookmark.lsn.0, Ordering::Relaxed);
             slot.term.store(bookmark.term.0, Ordering::Relaxed);
@@ -143,7 +202,7 @@ impl TicketSlots {
 
     /// The outcome, if it is there.
     fn outcome(&self, n: u32) -> Option<Result<Outcome, AppendError>> {
-        let slot = &self.slots[n as usize];
+        let slot = self.slots.get(n);
         let state = slot.state.load(Ordering::Acquire);
         let bookmark = || Bookmark {
             shard: self.shard,
@@ -189,7 +248,7 @@ impl Ticket {
         assert!(!self.done, "the outcome was taken before");
         let outcome = self.slots.outcome(self.slot)?;
         self.done = true;
-        let resolved_ns = self.slots.slots[self.slot as usize].resolved_ns.load(Ordering::Relaxed);
+        let resolved_ns = self.slots.slots.get(self.slot).resolved_ns.load(Ordering::Relaxed);
         self.slots.wake_times.record(rt::now_ns().saturating_sub(resolved_ns));
         self.slots.give_back(self.slot);
         Some(outcome)
@@ -211,7 +270,7 @@ impl Future for Ticket {
         if let Some(outcome) = self.try_outcome() {
             return Poll::Ready(outcome);
         }
-        self.slots.slots[self.slot as usize].waker.register(cx.waker());
+        self.slots.slots.get(self.slot).waker.register(cx.waker());
         // It may have come between the look and the registration.
         self.try_outcome().map_or(Poll::Pending, Poll::Ready)
     }
@@ -222,7 +281,7 @@ impl Drop for Ticket {
         if self.done {
             return;
         }
-        let slot = &self.slots.slots[self.slot as usize];
+        let slot = self.slots.slots.get(self.slot);
         slot.waker.take();
         if slot.state.compare_exchange(WAITING, ABANDONED, Ordering::AcqRel, Ordering::Acquire).is_err() {
             // The outcome is there: this end gives the slot back.
