@@ -78,18 +78,22 @@ impl Judge {
         let mut examination = self.checker.examine(scope);
         for shard in (0..c.plan.shards).map(ShardId) {
             for n in nodes {
+                let head = |start| LogHead { log: *n as u8, shard, start, authority: *n == c.primary };
+                let mut begun = false;
                 let report = c.world.with_node(c.nodes[*n].id, || {
-                    let start = offline::read_log(Path::new(DATA), shard, None, |_| ControlFlow::Break(()))?.oldest;
-                    let authority = *n == c.primary;
-                    examination.begin_log(LogHead { log: *n as u8, shard, start, authority });
-                    let report = offline::read_log(Path::new(DATA), shard, None, |batch| {
+                    offline::read_log(Path::new(DATA), shard, None, |batch| {
+                        if !std::mem::replace(&mut begun, true) {
+                            examination.begin_log(head(batch.header().lsn()));
+                        }
                         examination.view(batch);
                         ControlFlow::Continue(())
-                    })?;
-                    examination.end_log(report.end);
-                    Ok::<_, towline::OpenError>(report)
+                    })
                 });
-                report.map_err(|e| format!("node {n} shard {shard} cannot be read: {e}"))?;
+                let report = report.map_err(|e| format!("node {n} shard {shard} cannot be read: {e}"))?;
+                if !begun {
+                    examination.begin_log(head(report.oldest));
+                }
+                examination.end_log(report.end);
             }
         }
         let verdict = examination.finish();

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use towline::world::{OpenHow, ShardView};
+use towline::world::ShardView;
 use towline::{AppendError, AppendOptions, CommitPolicy, Lsn, Outcome, Seq, SettingChange, ShardId, offline};
 
 use super::checks::is_beyond_cap;
@@ -355,23 +355,14 @@ fn records(c: &Cluster, n: usize, shard: ShardId) -> Result<Records, String> {
 /// Compares a replica's segments with the primary's, byte for byte, in what both keep.
 fn same_bytes(c: &Cluster, n: usize, shard: ShardId, oldest: Lsn, end: Lsn) -> Result<(), String> {
     let segment_bytes = c.plan.segment_bytes;
-    let read = |node: usize, segment: u64| -> Option<Vec<u8>> {
-        c.world.with_node(c.nodes[node].id, || {
-            let path = PathBuf::from(format!("{DATA}/shard-{:04}/wal/{segment:016x}.wal", shard.0));
-            let file = towline::world::current()?.disk().open(&path, OpenHow::default()).ok()?;
-            let mut bytes = vec![0; segment_bytes as usize];
-            file.read_at(&mut bytes, 0).ok()?;
-            Some(bytes)
-        })
-    };
     let mut at = oldest.0;
     while at < end.0 {
         let segment = at - at % segment_bytes;
         let to = (segment + segment_bytes).min(end.0);
-        if let (Some(a), Some(b)) = (read(c.primary, segment), read(n, segment)) {
-            let part = (at - segment) as usize..(to - segment) as usize;
-            if a[part.clone()] != b[part.clone()] {
-                let first = part.clone().find(|i| a[*i] != b[*i]).unwrap_or(part.start);
+        let path = PathBuf::from(format!("{DATA}/shard-{:04}/wal/{segment:016x}.wal", shard.0));
+        let part = (at - segment) as usize..(to - segment) as usize;
+        if let Some(same) = c.world.agree([c.primary, n].map(|n| c.nodes[n].id), &path, part) {
+            if let Err(first) = same {
                 return Err(format!(
                     "node {n}'s shard {shard} differs from the primary's at {}",
                     segment + first as u64

@@ -259,9 +259,11 @@ pub fn payload(id: usize, bytes: usize) -> Vec<u8> {
     let (head, rest) = out.split_at_mut(8);
     head.copy_from_slice(&(id as u64).to_le_bytes());
     let mut rng = Rng::new(id as u64);
-    for chunk in rest.chunks_mut(8) {
-        let word = if id & 8 == 0 { id as u64 } else { rng.next() };
-        chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);
+    let mut word = || if id & 8 == 0 { id as u64 } else { rng.next() }.to_le_bytes();
+    let (words, rest) = rest.as_chunks_mut();
+    words.iter_mut().for_each(|bytes| *bytes = word());
+    if !rest.is_empty() {
+        rest.copy_from_slice(&word()[..rest.len()]);
     }
     out
 }

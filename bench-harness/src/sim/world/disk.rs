@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,37 +20,16 @@ use super::rng::Rng;
 use super::{Event, NodeId, SimWorld};
 
 mod file;
+mod inode;
 mod lies;
 
 pub(super) use file::NodeDisk;
 use file::SimFile;
+use inode::Inode;
 pub use lies::Lie;
 
 /// What survives or not.
 pub(super) const SECTOR: usize = 512;
-
-/// A file's bytes.
-#[derive(Clone, Default)]
-struct Inode {
-    data: Vec<u8>,
-    /// What unsynced writes have overwritten, oldest first: position, the bytes before.
-    undo: Vec<(usize, Vec<u8>)>,
-    /// What syncs that failed have dropped, although it still reads as written: position, what the device
-    /// has. A later sync does not write it any more, as on Linux after an error of `fsync`.
-    stale: Vec<(usize, Vec<u8>)>,
-    /// Its length when it was synced last.
-    synced_len: usize,
-    locked: bool,
-}
-
-impl Inode {
-    /// What failed syncs have dropped shows.
-    fn lose_stale(&mut self) {
-        for (at, device) in std::mem::take(&mut self.stale).into_iter().rev() {
-            self.data[at..at + device.len()].copy_from_slice(&device);
-        }
-    }
-}
 
 /// What a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +127,11 @@ impl Disk {
         out
     }
 
+    /// What a file holds.
+    pub(super) fn contents(&self, path: &Path) -> Option<&[u8]> {
+        self.find(path).ok().map(|inode| &self.inodes[inode].data[..])
+    }
+
     pub(super) fn flip_bit(&mut self, path: &Path, at: u64, bit: u8) {
         if let Ok(inode) = self.find(path)
             && let Some(byte) = self.inodes[inode].data.get_mut(at as usize)
@@ -158,61 +143,15 @@ impl Disk {
     /// Writes; says how many bytes there was space for.
     pub(super) fn put(&mut self, inode: usize, at: usize, bytes: &[u8], durable: bool) -> io::Result<usize> {
         let file = &mut self.inodes[inode];
-        let grows = (at + bytes.len()).saturating_sub(file.data.len());
+        let grows = file.grows_by(at, bytes.len());
         if let Some(space) = &mut self.space {
             if grows as u64 > *space {
                 return Err(io::Error::from_raw_os_error(28));
             }
             *space -= grows as u64;
         }
-        if grows > 0 {
-            file.data.resize(at + bytes.len(), 0);
-        }
-        let target = &mut file.data[at..at + bytes.len()];
-        if durable {
-            file.synced_len = file.synced_len.max(at + bytes.len());
-            // What is durable now is what a loss goes back to.
-            for (from, before) in file.undo.iter_mut().chain(&mut file.stale) {
-                let (start, end) = (at.max(*from), (at + bytes.len()).min(*from + before.len()));
-                if start < end {
-                    before[start - *from..end - *from].copy_from_slice(&bytes[start - at..end - at]);
-                }
-            }
-        } else {
-            file.undo.push((at, target.to_vec()));
-        }
-        target.copy_from_slice(bytes);
+        file.put(at, bytes, durable);
         Ok(bytes.len())
-    }
-
-    /// What is written is on the device.
-    pub(super) fn sync(&mut self, inode: usize) {
-        let file = &mut self.inodes[inode];
-        for (at, before) in std::mem::take(&mut file.undo) {
-            for (from, device) in &mut file.stale {
-                let (start, end) = (at.max(*from), (at + before.len()).min(*from + device.len()));
-                if start < end {
-                    device[start - *from..end - *from].copy_from_slice(&file.data[start..end]);
-                }
-            }
-        }
-        file.synced_len = file.data.len();
-    }
-
-    /// A sync fails. Of each sector that was to be written anything may have become: it is on the device; it is
-    /// gone; it reads as written until the power goes. No later sync knows of it.
-    pub(super) fn fail_sync(&mut self, inode: usize, rng: &mut Rng) {
-        let file = &mut self.inodes[inode];
-        for (at, before) in std::mem::take(&mut file.undo).into_iter().rev() {
-            for (n, sector) in before.chunks(SECTOR).enumerate() {
-                let from = at + n * SECTOR;
-                match rng.below(3) {
-                    0 => {}
-                    1 => file.data[from..from + sector.len()].copy_from_slice(sector),
-                    _ => file.stale.push((from, sector.to_vec())),
-                }
-            }
-        }
     }
 
     /// A write that was under way ends somehow.
@@ -266,13 +205,7 @@ impl Disk {
             folder.names.clone_from(&folder.synced);
         }
         self.forget_lost_folders();
-        for file in &mut self.inodes {
-            for (at, before) in std::mem::take(&mut file.undo).into_iter().rev() {
-                file.data[at..at + before.len()].copy_from_slice(&before);
-            }
-            file.lose_stale();
-            file.data.truncate(file.synced_len);
-        }
+        self.inodes.iter_mut().for_each(Inode::lose_all);
     }
 
     /// What is there now is there for good, and nobody holds it.
@@ -282,9 +215,7 @@ impl Disk {
             folder.synced.clone_from(&folder.names);
         }
         for file in &mut self.inodes {
-            file.undo.clear();
-            file.stale.clear();
-            file.synced_len = file.data.len();
+            file.settle();
             file.locked = false;
         }
     }
@@ -319,32 +250,31 @@ impl Disk {
             folder.names.clone_from(&folder.synced);
         }
         self.forget_lost_folders();
-        for file in &mut self.inodes {
-            file.locked = false;
-            if file.undo.is_empty() && file.stale.is_empty() && file.data.len() == file.synced_len {
-                continue;
-            }
-            let undo = std::mem::take(&mut file.undo);
-            // Nothing, everything, or any subset.
-            let keep = [0.0, 1.0, 0.5, 0.9][rng.below(4) as usize];
-            for (at, before) in undo.into_iter().rev() {
-                for (n, sector) in before.chunks(SECTOR).enumerate() {
-                    if !rng.chance(keep) {
-                        let from = at + n * SECTOR;
-                        file.data[from..from + sector.len()].copy_from_slice(sector);
-                    }
-                }
-            }
-            file.lose_stale();
-            if file.data.len() > file.synced_len && !rng.chance(keep) {
-                file.data.truncate(file.synced_len);
-            }
-            file.synced_len = file.data.len();
-        }
+        self.inodes.iter_mut().for_each(|file| file.lose(rng));
     }
 }
 
 impl SimWorld {
+    /// Compares a part of a file that two nodes have; an error says where in the file they differ first. `None`: one
+    /// of them does not have it, or not all of that part.
+    #[must_use]
+    pub fn agree(&self, nodes: [NodeId; 2], path: &Path, part: Range<usize>) -> Option<Result<(), usize>> {
+        let disks = self.disks.borrow();
+        let [a, b] = nodes.map(|node| disks[node.0 as usize].contents(path)?.get(part.clone()));
+        let (a, b) = (a?, b?);
+        if a == b {
+            return Some(Ok(()));
+        }
+        let first = a.iter().zip(b).position(|(a, b)| a != b);
+        Some(Err(part.start + first.expect("they differ")))
+    }
+
+    /// Flips a bit of a file on a node's disk.
+    pub fn flip_bit(&self, node: NodeId, path: &Path, at_byte: u64, bit: u8) {
+        self.count("bit flipped");
+        self.disks.borrow_mut()[node.0 as usize].flip_bit(path, at_byte, bit);
+    }
+
     /// A call of a process to its disk. Fails if it is to, and if the process meets its end here, or
     /// has before.
     fn call(&self, node: NodeId, process: u64) -> io::Result<()> {

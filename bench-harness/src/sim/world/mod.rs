@@ -23,7 +23,7 @@ use std::cell::{Cell, Ref, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
@@ -489,12 +489,6 @@ impl SimWorld {
     #[must_use]
     pub fn files(&self, node: NodeId) -> Vec<(PathBuf, u64)> {
         self.disks.borrow()[node.0 as usize].files()
-    }
-
-    /// Flips a bit of a file on a node's disk.
-    pub fn flip_bit(&self, node: NodeId, path: &Path, at_byte: u64, bit: u8) {
-        self.count("bit flipped");
-        self.disks.borrow_mut()[node.0 as usize].flip_bit(path, at_byte, bit);
     }
 
     /// Empties a node's disk; the node must be down.

@@ -165,11 +165,7 @@ impl world::DiskFile for SimFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.with(|disk, _| {
-            let file = &mut disk.inodes[self.inode];
-            file.data.resize(len as usize, 0);
-            file.undo.clear();
-            file.stale.clear();
-            file.synced_len = len as usize;
+            disk.inodes[self.inode].set_len(len as usize);
             Ok(())
         })
     }
@@ -214,8 +210,8 @@ impl world::DiskFile for SimFile {
         }
         let disk = &mut world.disks.borrow_mut()[self.node.0 as usize];
         match &went {
-            Ok(()) => disk.sync(self.inode),
-            Err(_) if lived => disk.fail_sync(self.inode, &mut world.rng()),
+            Ok(()) => disk.inodes[self.inode].sync(),
+            Err(_) if lived => disk.inodes[self.inode].fail_sync(&mut world.rng()),
             Err(_) => {}
         }
         if lived {
