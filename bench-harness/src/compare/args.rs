@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use towline::units::parse_size;
 
-use super::model::{BulkWork, LogFiles};
+use super::model::{BulkKind, BulkWork, LogCache, LogFiles};
 use super::peers::Cpus;
 
 /// What is measured.
@@ -97,6 +97,9 @@ pub(crate) struct Args {
     /// written]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "STATES")]
     pub(crate) log_files: Vec<LogFiles>,
+    /// Catch-up: whether the log may be in the system's page cache [default: both, with --quick kept]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "STATES")]
+    pub(crate) log_cache: Vec<LogCache>,
     /// Seconds of load that are counted in each run
     #[arg(long, default_value = "3", value_parser = seconds)]
     pub(crate) seconds: Duration,
@@ -171,6 +174,9 @@ impl Args {
         if self.log_files.is_empty() {
             self.log_files = if self.quick { vec![LogFiles::Written] } else { LogFiles::value_variants().to_vec() };
         }
+        if self.log_cache.is_empty() {
+            self.log_cache = if self.quick { vec![LogCache::Kept] } else { LogCache::value_variants().to_vec() };
+        }
         if self.sizes.is_empty() {
             self.sizes = vec![256, 4096];
         }
@@ -192,6 +198,19 @@ impl Args {
     /// The bulk work that is measured, each once, in order.
     pub(crate) fn bulk(&self) -> impl Iterator<Item = BulkWork> + '_ {
         BulkWork::ALL.into_iter().filter(|bulk| self.work.iter().any(|w| w.bulk() == Some(*bulk)))
+    }
+
+    /// All kinds of it, in order.
+    pub(crate) fn bulk_kinds(&self) -> Vec<BulkKind> {
+        let mut kinds = Vec::new();
+        for work in self.bulk() {
+            // A stream reads nothing back.
+            let caches = if work == BulkWork::CatchUp { &self.log_cache[..] } else { &[LogCache::Kept] };
+            for files in &self.log_files {
+                kinds.extend(caches.iter().map(|cache| BulkKind { work, files: *files, cache: *cache }));
+            }
+        }
+        kinds
     }
 
     /// Bytes of payload of bulk work.
@@ -242,6 +261,7 @@ impl Args {
         if self.bulk().next().is_some() {
             words.push(format!("--bulk-bytes {}", self.bulk_bytes()));
             words.push(format!("--log-files {}", list(self.log_files.iter().map(|f| f.name().into()).collect())));
+            words.push(format!("--log-cache {}", list(self.log_cache.iter().map(|c| c.name().into()).collect())));
         }
         words.push(format!("--runs {} --pin {}", self.runs, if self.pin == Pin::Shared { "shared" } else { "split" }));
         words.join(" ")
@@ -289,12 +309,24 @@ mod tests {
     }
 
     #[test]
+    fn only_a_catch_up_is_measured_without_what_page_caches_hold() {
+        let kinds = |line| parse(line).unwrap().bulk_kinds();
+        let cold = |line| kinds(line).iter().filter(|k| k.cache == LogCache::Dropped).count();
+        assert_eq!((kinds("").len(), cold("")), (6, 2));
+        assert_eq!((kinds("--work stream").len(), cold("--work stream --log-cache dropped")), (2, 0));
+        assert_eq!((kinds("--quick").len(), cold("--quick")), (2, 0));
+    }
+
+    #[test]
     fn every_work_has_the_name_that_selects_it() {
         for work in Work::value_variants() {
             assert_eq!(parse(&format!("--work {}", work.name())).unwrap().work, [*work]);
         }
         for files in LogFiles::value_variants() {
             assert_eq!(parse(&format!("--log-files {}", files.name())).unwrap().log_files, [*files]);
+        }
+        for cache in LogCache::value_variants() {
+            assert_eq!(parse(&format!("--log-cache {}", cache.name())).unwrap().log_cache, [*cache]);
         }
     }
 

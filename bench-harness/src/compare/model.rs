@@ -207,11 +207,51 @@ impl LogFiles {
     }
 }
 
+/// Whether what was written a moment ago can be read from the system's page cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogCache {
+    /// As the nodes leave it
+    #[default]
+    Kept,
+    /// Nobody's log is in it when a catch-up begins: as after a long absence, when others have used the memory
+    Dropped,
+}
+
+impl LogCache {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Kept => "kept",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
+/// What kind of bulk work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct BulkKind {
+    pub(crate) work: BulkWork,
+    pub(crate) files: LogFiles,
+    /// Documents from before there was a choice do not have it.
+    #[serde(default)]
+    pub(crate) cache: LogCache,
+}
+
+impl BulkKind {
+    pub(crate) fn title(self) -> String {
+        let cache = match self.cache {
+            LogCache::Kept => "",
+            LogCache::Dropped => ", dropped from page caches",
+        };
+        format!("{}, {}{cache}", self.work.title(), self.files.title())
+    }
+}
+
 /// The same bulk work for everybody, in alternation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct BulkGroup {
-    pub(crate) work: BulkWork,
-    pub(crate) files: LogFiles,
+    #[serde(flatten)]
+    pub(crate) kind: BulkKind,
     /// Bytes of payload that were asked for.
     pub(crate) bytes: u64,
     pub(crate) record_bytes: usize,

@@ -1,6 +1,7 @@
 //! Bulk work: so many bytes instead of so many seconds. Everybody in turn. The disk is probed when a
 //! contender's nodes are ready, before the clock runs, and again at the end.
 
+mod page_cache;
 pub(crate) mod summary;
 mod text;
 
@@ -11,7 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::args::Args;
-use super::model::{BulkGroup, BulkRow, BulkRun, BulkWork, LogFiles};
+use super::model::{BulkGroup, BulkKind, BulkRow, BulkRun, BulkWork, LogCache};
 use super::peers::{BULK_RECORD_BYTES, BulkJob};
 use super::probe::{PROBE, Probe, steady};
 use super::session::{Field, in_folder};
@@ -49,32 +50,30 @@ pub(crate) fn run(
     probe: &mut Probe,
 ) -> (Vec<BulkGroup>, Result<(), String>) {
     let mut plans = Vec::new();
-    for work in args.bulk() {
-        for files in &args.log_files {
-            let entries = entries(field, work);
-            // Towline beside nobody who was asked for is no comparison.
-            let is_wanted = |e: &Entry<BulkRow>| args.peers.is_empty() || args.peers.contains(&e.row.peer);
-            if entries.iter().any(is_wanted) {
-                plans.push((work, *files, entries));
-            }
+    for kind in args.bulk_kinds() {
+        let entries = entries(field, kind.work);
+        // Towline beside nobody who was asked for is no comparison.
+        let is_wanted = |e: &Entry<BulkRow>| args.peers.is_empty() || args.peers.contains(&e.row.peer);
+        if entries.iter().any(is_wanted) {
+            plans.push((kind, entries));
         }
     }
-    let mut turns = Turns::new(args, field, scratch, probe, plans.iter().map(|p| p.2.len()).sum());
+    let mut turns = Turns::new(args, field, scratch, probe, plans.iter().map(|p| p.1.len()).sum());
     let mut groups = Vec::new();
-    for (work, files, mut entries) in plans {
+    for (kind, mut entries) in plans {
         let (bytes, record_bytes) = (args.bulk_bytes(), BULK_RECORD_BYTES);
-        let about = format!("{}, {} MiB, {}", work.title(), bytes >> 20, files.title());
+        let about = format!("{} MiB, {}", bytes >> 20, kind.title());
         let mut probes_us = Vec::new();
         let told = |run: &BulkRun| {
             let (mb_s, seconds, disk) = (run.mb_s, run.seconds, run.probe_after_us);
             format!("{mb_s:.0} MB/s in {seconds:.2} s (disk {disk:.0} us)")
         };
         let run = |turns: &mut Turns<'_>, entry: &Entry<BulkRow>, probes_us: &mut Vec<f64>| {
-            run_one(turns, entry, (work, files), probes_us)
+            run_one(turns, entry, kind, probes_us)
         };
         let ended = turns.take(&about, &mut entries, &mut probes_us, run, told);
         let rows = entries.into_iter().map(|e| e.row).collect();
-        groups.push(BulkGroup { work, files, bytes, record_bytes, probes_us, rows });
+        groups.push(BulkGroup { kind, bytes, record_bytes, probes_us, rows });
         if ended.is_err() {
             return (groups, ended);
         }
@@ -85,7 +84,7 @@ pub(crate) fn run(
 fn run_one(
     turns: &mut Turns<'_>,
     entry: &Entry<BulkRow>,
-    (work, files): (BulkWork, LogFiles),
+    kind: BulkKind,
     probes_us: &mut Vec<f64>,
 ) -> Result<BulkRun, String> {
     let Turns { args, cpus, scratch, probe, field, .. } = turns;
@@ -93,13 +92,17 @@ fn run_one(
     let best_us = probes_us.iter().copied().fold(f64::INFINITY, f64::min);
     let probe = RefCell::new(probe);
     let probed = steady(|| {
-        let before = Cell::new(None);
-        let ready = || {
-            before.set(Some(probe.borrow_mut().calm(best_us, CALM)?));
-            Ok(())
-        };
         let sample = in_folder(scratch, |dir| {
-            let sample = peer.run_bulk(&BulkJob { dir, work, files, bytes, shape, cpus, ready: &ready })?;
+            let before = Cell::new(None);
+            let ready = || {
+                if kind.cache == LogCache::Dropped {
+                    page_cache::drop_files(dir)?;
+                }
+                before.set(Some(probe.borrow_mut().calm(best_us, CALM)?));
+                Ok(())
+            };
+            let sample =
+                peer.run_bulk(&BulkJob { dir, work: kind.work, files: kind.files, bytes, shape, cpus, ready: &ready })?;
             // Before the files go: what that costs the disk is nobody's.
             let after = probe.borrow_mut().measure(PROBE)?;
             let before = before.get().ok_or("it did not say when it was ready")?;

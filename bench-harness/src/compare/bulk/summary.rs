@@ -1,6 +1,6 @@
 //! Medians and spreads of bulk runs, and ratios between contenders of the same part.
 
-use super::super::model::{BulkGroup, BulkRow, BulkRun, BulkWork, LogFiles, Part, Report, Scope};
+use super::super::model::{BulkGroup, BulkKind, BulkRow, BulkRun, BulkWork, Part, Report, Scope};
 use super::super::stats::{Ratios, Runs, Spread, that_count};
 
 /// A row's figures over its runs.
@@ -22,8 +22,7 @@ pub(crate) struct Line {
 /// One kind of work at one size, over all parts.
 #[derive(Clone, Debug)]
 pub(crate) struct Summary {
-    pub(crate) work: BulkWork,
-    pub(crate) files: LogFiles,
+    pub(crate) kind: BulkKind,
     pub(crate) bytes: u64,
     pub(crate) record_bytes: usize,
     pub(crate) lines: Vec<Line>,
@@ -48,7 +47,7 @@ fn best_of(group: &BulkGroup, may: &dyn Fn(&str, &str) -> bool) -> Option<f64> {
 /// their part, and their median is shown.
 pub(crate) fn summaries(report: &Report) -> Vec<Summary> {
     let all: Vec<(&Part, &BulkGroup)> = report.parts.iter().flat_map(|p| p.bulk.iter().map(move |g| (p, g))).collect();
-    let key = |g: &BulkGroup| (g.work, g.files, g.bytes, g.record_bytes);
+    let key = |g: &BulkGroup| (g.kind, g.bytes, g.record_bytes);
     let mut keys: Vec<_> = all.iter().map(|(_, g)| key(g)).collect();
     keys.sort_unstable();
     keys.dedup();
@@ -56,10 +55,10 @@ pub(crate) fn summaries(report: &Report) -> Vec<Summary> {
     keys.into_iter().map(|key| summary(key, &of_key(key))).collect()
 }
 
-/// What is compared: work, files, bytes of payload and of each record.
-type Key = (BulkWork, LogFiles, u64, usize);
+/// What is compared: the kind of work, bytes of payload and of each record.
+type Key = (BulkKind, u64, usize);
 
-fn summary((work, files, bytes, record_bytes): Key, groups: &[(&Part, &BulkGroup)]) -> Summary {
+fn summary((kind, bytes, record_bytes): Key, groups: &[(&Part, &BulkGroup)]) -> Summary {
     let rows = || groups.iter().flat_map(|(_, g)| &g.rows);
     let (mut names, mut errors): (Vec<(&str, &str)>, Vec<String>) = (Vec::new(), Vec::new());
     for row in rows() {
@@ -76,10 +75,9 @@ fn summary((work, files, bytes, record_bytes): Key, groups: &[(&Part, &BulkGroup
     }
     let copies = Scope::Replicated.copies();
     let limits = groups.iter().filter_map(|(p, _)| p.limits.iter().find(|l| l.files == copies));
-    let limit = Spread::of(limits.map(|l| l.mb_s / copies as f64)).filter(|_| work == BulkWork::Stream);
+    let limit = Spread::of(limits.map(|l| l.mb_s / copies as f64)).filter(|_| kind.work == BulkWork::Stream);
     Summary {
-        work,
-        files,
+        kind,
         bytes,
         record_bytes,
         lines: names.iter().filter_map(|name| line(*name, groups)).collect(),
@@ -118,7 +116,7 @@ fn line((peer, shape): (&str, &str), groups: &[(&Part, &BulkGroup)]) -> Option<L
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::super::super::model::FORMAT;
+    use super::super::super::model::{FORMAT, LogCache, LogFiles};
     use super::super::super::stats::tests::part;
     use super::*;
 
@@ -146,8 +144,7 @@ pub(crate) mod tests {
 
     pub(crate) fn group(work: BulkWork, rows: Vec<BulkRow>) -> BulkGroup {
         BulkGroup {
-            work,
-            files: LogFiles::Written,
+            kind: BulkKind { work, files: LogFiles::Written, cache: LogCache::Kept },
             bytes: 1 << 30,
             record_bytes: 16_384,
             probes_us: vec![20.0, 21.0],
@@ -170,12 +167,16 @@ pub(crate) mod tests {
         other.bulk =
             vec![group(BulkWork::Stream, vec![row("towline", &[400.0], None), row("postgres", &[100.0], None)])];
         let mut new = one.bulk[0].clone();
-        new.files = LogFiles::New;
+        new.kind.files = LogFiles::New;
         one.bulk.push(new);
+        let mut cold = one.bulk[0].clone();
+        cold.kind.cache = LogCache::Dropped;
+        one.bulk.push(cold);
         let all = summaries(&Report { format: FORMAT, parts: vec![one, other] });
-        assert_eq!(all.iter().map(|s| s.files.name()).collect::<Vec<_>>(), ["written", "written", "new"]);
+        let kinds: Vec<_> = all.iter().map(|s| (s.kind.files.name(), s.kind.cache.name())).collect();
+        assert_eq!(kinds, [("written", "kept"), ("written", "kept"), ("written", "dropped"), ("new", "kept")]);
         let all = &all[..2];
-        assert_eq!(all.iter().map(|s| s.work).collect::<Vec<_>>(), BulkWork::ALL);
+        assert_eq!(all.iter().map(|s| s.kind.work).collect::<Vec<_>>(), BulkWork::ALL);
         let postgres = |n: usize| all[n].lines.iter().find(|l| l.peer == "postgres").unwrap();
         let ratios = postgres(0).ratios;
         assert_eq!((ratios.embedded, ratios.best_network), (Some(5.0), Some(4.5)), "6x and 4x; 4.5x over a network");

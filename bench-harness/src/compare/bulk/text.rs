@@ -21,12 +21,11 @@ fn group(summary: &Summary, out: &mut String) {
     });
     let _ = writeln!(
         out,
-        "\n{}: {} MiB in records of {} B, {}{probe}\n  the clock runs {}",
-        summary.work.title(),
+        "\n{}: {} MiB in records of {} B{probe}\n  the clock runs {}",
+        summary.kind.title(),
         summary.bytes >> 20,
         summary.record_bytes,
-        summary.files.title(),
-        summary.work.clock()
+        summary.kind.work.clock()
     );
     let _ = writeln!(
         out,

@@ -16,7 +16,7 @@ pub(super) fn sections(report: &Report, out: &mut String) {
 }
 
 fn section(summary: &Summary, out: &mut String) {
-    let title = format!("{} MiB, {}, {}", summary.bytes >> 20, summary.work.title(), summary.files.title());
+    let title = format!("{} MiB, {}", summary.bytes >> 20, summary.kind.title());
     let probe = summary.probe_us.map_or_else(String::new, |p| {
         format!(" A lone durable write took {} ({} to {}).", time(p.median), time(p.min), time(p.max))
     });
@@ -26,7 +26,7 @@ fn section(summary: &Summary, out: &mut String) {
          <p class=\"soft\">{}</p>\n<div class=\"plots\">",
         escape(&title),
         summary.record_bytes,
-        escape(summary.work.clock()),
+        escape(summary.kind.work.clock()),
         escape(probe.trim())
     );
     let all: Vec<Bar> = colours(&summary.lines).map(|(line, colour)| bar(line, colour)).collect();

@@ -1,0 +1,67 @@
+//! Files out of the system's page cache.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+/// What lies in a folder, and below, is on the device and in no page cache. Links are not followed, and what is
+/// gone meanwhile is nobody's concern.
+pub(super) fn drop_files(folder: &Path) -> Result<(), String> {
+    let named = |path: &Path, e: &io::Error| format!("dropping {} from the page cache: {e}", path.display());
+    for entry in fs::read_dir(folder).map_err(|e| named(folder, &e))? {
+        let entry = entry.map_err(|e| named(folder, &e))?;
+        let (path, kind) = (entry.path(), entry.file_type().map_err(|e| named(folder, &e))?);
+        if kind.is_dir() {
+            drop_files(&path)?;
+        } else if kind.is_file() {
+            match drop_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(named(&path, &e)),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+fn drop_file(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    // Pages that are not written stay.
+    file.sync_data()?;
+    // SAFETY: the descriptor is open; no memory is involved.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(code)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many pages of a file are in the page cache.
+    fn cached(file: &File, bytes: usize) -> usize {
+        let mut pages = vec![0_u8; bytes / 4096];
+        // SAFETY: the mapping is of an open file with so many bytes, is only asked about, and is gone before the file.
+        unsafe {
+            let at = libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0);
+            assert_ne!(at, libc::MAP_FAILED);
+            assert_eq!(libc::mincore(at, bytes, pages.as_mut_ptr()), 0);
+            libc::munmap(at, bytes);
+        }
+        pages.iter().filter(|p| **p & 1 == 1).count()
+    }
+
+    #[test]
+    fn what_was_written_a_moment_ago_has_to_come_from_the_device() {
+        let scratch = crate::cluster::Scratch::new(None).unwrap();
+        let (folder, bytes) = (scratch.0.join("a/b"), 64 << 12);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("log"), vec![7; bytes]).unwrap();
+        let file = File::open(folder.join("log")).unwrap();
+        assert_eq!(cached(&file, bytes), 64);
+        drop_files(&scratch.0).unwrap();
+        assert_eq!(cached(&file, bytes), 0);
+        assert_eq!(fs::read(folder.join("log")).unwrap(), vec![7; bytes]);
+    }
+}
