@@ -41,6 +41,7 @@ struct Slot {
 
 /// So many blocks have room for [`limits::TICKETS_MAX`].
 const BLOCKS: usize = (limits::TICKETS_MAX / limits::TICKETS_FIRST).ilog2() as usize + 1;
+const _: () = assert!(limits::TICKETS_FIRST << (BLOCKS - 1) == limits::TICKETS_MAX);
 
 /// Slots, made when they are needed: the first block has [`limits::TICKETS_FIRST`], and each further one as many as
 /// all before it. A slot stays where it is.
