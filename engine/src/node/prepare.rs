@@ -83,7 +83,7 @@ pub(crate) fn open_shards(
             return Err(OpenError::MissingShard { path: folder::shard_folder(data, shard), shards: shard_count });
         }
     }
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if rt::on_machine() { std::thread::available_parallelism().map_or(1, usize::from) } else { 1 };
     let shards: Vec<ShardId> = (0..shard_count).map(ShardId).collect();
     let mut opened = Vec::with_capacity(shards.len());
     for group in shards.chunks(threads) {

@@ -120,23 +120,22 @@ impl Disk {
         for (path, folder) in &self.folders {
             for (name, entry) in &folder.names {
                 if let Entry::File(inode) = entry {
-                    out.push((path.join(name), self.inodes[*inode].data.len() as u64));
+                    out.push((path.join(name), self.inodes[*inode].len() as u64));
                 }
             }
         }
         out
     }
 
-    /// What a file holds.
-    pub(super) fn contents(&self, path: &Path) -> Option<&[u8]> {
-        self.find(path).ok().map(|inode| &self.inodes[inode].data[..])
+    /// What a part of a file holds, if it has all of it.
+    pub(super) fn contents(&self, path: &Path, part: Range<usize>) -> Option<Vec<u8>> {
+        let file = &self.inodes[self.find(path).ok()?];
+        (part.end <= file.len()).then(|| file.bytes(part))
     }
 
     pub(super) fn flip_bit(&mut self, path: &Path, at: u64, bit: u8) {
-        if let Ok(inode) = self.find(path)
-            && let Some(byte) = self.inodes[inode].data.get_mut(at as usize)
-        {
-            *byte ^= 1 << (bit & 7);
+        if let Ok(inode) = self.find(path) {
+            self.inodes[inode].flip_bit(at as usize, bit);
         }
     }
 
@@ -260,12 +259,12 @@ impl SimWorld {
     #[must_use]
     pub fn agree(&self, nodes: [NodeId; 2], path: &Path, part: Range<usize>) -> Option<Result<(), usize>> {
         let disks = self.disks.borrow();
-        let [a, b] = nodes.map(|node| disks[node.0 as usize].contents(path)?.get(part.clone()));
+        let [a, b] = nodes.map(|node| disks[node.0 as usize].contents(path, part.clone()));
         let (a, b) = (a?, b?);
         if a == b {
             return Some(Ok(()));
         }
-        let first = a.iter().zip(b).position(|(a, b)| a != b);
+        let first = a.iter().zip(&b).position(|(a, b)| a != b);
         Some(Err(part.start + first.expect("they differ")))
     }
 
@@ -413,9 +412,7 @@ impl SimWorld {
                 if self.strikes("read error", |f| f.read_error) {
                     Err(io::Error::from_raw_os_error(5))
                 } else {
-                    let data = &disk.inodes[inode].data;
-                    let end = (at + len).min(data.len());
-                    Ok((0, data.get(at..end).unwrap_or(&[]).to_vec()))
+                    Ok((0, disk.inodes[inode].bytes(at..at + len)))
                 }
             }
         };

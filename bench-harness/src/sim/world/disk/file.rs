@@ -160,7 +160,7 @@ impl SimFile {
 
 impl world::DiskFile for SimFile {
     fn len(&self) -> io::Result<u64> {
-        self.with(|disk, _| Ok(disk.inodes[self.inode].data.len() as u64))
+        self.with(|disk, _| Ok(disk.inodes[self.inode].len() as u64))
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -176,11 +176,7 @@ impl world::DiskFile for SimFile {
             if world.strikes("read error", |f| f.read_error) {
                 return Err(io::Error::from_raw_os_error(5));
             }
-            let data = &disk.inodes[self.inode].data;
-            let from = data.get(at as usize..).unwrap_or(&[]);
-            let n = out.len().min(from.len());
-            out[..n].copy_from_slice(&from[..n]);
-            Ok(n)
+            Ok(disk.inodes[self.inode].read(at as usize, out))
         })
     }
 

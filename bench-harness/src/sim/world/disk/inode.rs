@@ -8,7 +8,9 @@ use super::SECTOR;
 /// A file's bytes.
 #[derive(Clone, Default)]
 pub(super) struct Inode {
-    pub(super) data: Vec<u8>,
+    /// Up to the last that was ever anything but zero. Files are filled with zeros before they are used.
+    data: Vec<u8>,
+    len: usize,
     /// What unsynced writes have overwritten, oldest first: position, what was there before.
     undo: Vec<(usize, Before)>,
     /// What syncs that failed have dropped, although it still reads as written: position, what the device
@@ -19,24 +21,30 @@ pub(super) struct Inode {
     pub(super) locked: bool,
 }
 
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+fn are_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(ZEROS.len()).all(|part| part == &ZEROS[..part.len()])
+}
+
 /// What was where a write went.
 #[derive(Clone)]
 enum Before {
-    /// Nothing: the file ended in front of it. So many bytes.
-    Nothing(usize),
+    /// So many zeros, or the file ended in front of it.
+    Zeros(usize),
     Bytes(Vec<u8>),
 }
 
 impl Before {
     fn len(&self) -> usize {
         match self {
-            Self::Nothing(len) => *len,
+            Self::Zeros(len) => *len,
             Self::Bytes(bytes) => bytes.len(),
         }
     }
 
     fn bytes(&mut self) -> &mut [u8] {
-        if let Self::Nothing(len) = self {
+        if let Self::Zeros(len) = self {
             *self = Self::Bytes(vec![0; *len]);
         }
         let Self::Bytes(bytes) = self else { unreachable!("it was made so") };
@@ -50,24 +58,75 @@ impl Before {
     }
 
     /// Puts a part of it back into the file, where it was.
-    fn restore(&self, at: usize, part: Range<usize>, data: &mut [u8]) {
-        let target = &mut data[at + part.start..at + part.end];
+    fn restore(&self, at: usize, part: Range<usize>, file: &mut Inode) {
         match self {
-            Self::Nothing(_) => target.fill(0),
-            Self::Bytes(bytes) => target.copy_from_slice(&bytes[part]),
+            Self::Zeros(_) => file.clear(at + part.start..at + part.end),
+            Self::Bytes(bytes) => file.write(at + part.start, &bytes[part]),
         }
     }
 }
 
 impl Inode {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
     /// By how many bytes a write lets it grow.
     pub(super) fn grows_by(&self, at: usize, bytes: usize) -> usize {
-        (at + bytes).saturating_sub(self.data.len())
+        (at + bytes).saturating_sub(self.len)
+    }
+
+    /// Reads as many bytes as there are from there on; says how many.
+    pub(super) fn read(&self, at: usize, out: &mut [u8]) -> usize {
+        let n = out.len().min(self.len.saturating_sub(at));
+        let known = self.data.get(at..).unwrap_or_default();
+        let (bytes, zeros) = out[..n].split_at_mut(n.min(known.len()));
+        bytes.copy_from_slice(&known[..bytes.len()]);
+        zeros.fill(0);
+        n
+    }
+
+    /// The bytes of a part, or of what there is of it.
+    pub(super) fn bytes(&self, part: Range<usize>) -> Vec<u8> {
+        let mut out = vec![0; part.end.min(self.len).saturating_sub(part.start)];
+        self.read(part.start, &mut out);
+        out
+    }
+
+    pub(super) fn flip_bit(&mut self, at: usize, bit: u8) {
+        if at < self.len {
+            let byte = self.bytes(at..at + 1)[0] ^ 1 << (bit & 7);
+            self.write(at, &[byte]);
+        }
+    }
+
+    /// Writes within its length.
+    fn write(&mut self, at: usize, bytes: &[u8]) {
+        if at < self.data.len() {
+            let inside = bytes.len().min(self.data.len() - at);
+            self.data[at..at + inside].copy_from_slice(&bytes[..inside]);
+            self.data.extend_from_slice(&bytes[inside..]);
+        } else if !are_zero(bytes) {
+            self.data.resize(at, 0);
+            self.data.extend_from_slice(bytes);
+        }
+    }
+
+    /// Makes a part of it zeros.
+    fn clear(&mut self, part: Range<usize>) {
+        let end = part.end.min(self.data.len());
+        if part.start < end {
+            self.data[part.start..end].fill(0);
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.data.truncate(len);
+        self.len = self.len.min(len);
     }
 
     pub(super) fn put(&mut self, at: usize, bytes: &[u8], durable: bool) {
         let end = at + bytes.len();
-        let is_new = at >= self.data.len();
         if durable {
             self.synced_len = self.synced_len.max(end);
             // What is durable now is what a loss goes back to.
@@ -79,41 +138,37 @@ impl Inode {
                     before[start - from..end - from].copy_from_slice(&bytes[start - at..end - at]);
                 }
             }
-        } else if is_new {
-            self.undo.push((at, Before::Nothing(bytes.len())));
+        } else if at >= self.data.len() {
+            self.undo.push((at, Before::Zeros(bytes.len())));
+        } else {
+            let mut before = vec![0; bytes.len()];
+            self.read(at, &mut before);
+            self.undo.push((at, Before::Bytes(before)));
         }
-        if is_new {
-            self.data.resize(at, 0);
-            self.data.extend_from_slice(bytes);
-            return;
-        }
-        if end > self.data.len() {
-            self.data.resize(end, 0);
-        }
-        let target = &mut self.data[at..end];
-        if !durable {
-            self.undo.push((at, Before::Bytes(target.to_vec())));
-        }
-        target.copy_from_slice(bytes);
+        self.len = self.len.max(end);
+        self.write(at, bytes);
     }
 
     /// Its length is another, for good, with all that was written.
     pub(super) fn set_len(&mut self, len: usize) {
-        self.data.resize(len, 0);
+        self.truncate(len);
+        self.len = len;
         self.settle();
     }
 
     /// What is written is on the device.
     pub(super) fn sync(&mut self) {
         for (at, before) in std::mem::take(&mut self.undo) {
-            for (from, device) in &mut self.stale {
+            let mut stale = std::mem::take(&mut self.stale);
+            for (from, device) in &mut stale {
                 let (start, end) = (at.max(*from), (at + before.len()).min(*from + device.len()));
                 if start < end {
-                    device[start - *from..end - *from].copy_from_slice(&self.data[start..end]);
+                    self.read(start, &mut device[start - *from..end - *from]);
                 }
             }
+            self.stale = stale;
         }
-        self.synced_len = self.data.len();
+        self.synced_len = self.len;
     }
 
     /// A sync fails. Of each sector that was to be written anything may have become: it is on the device; it is
@@ -123,7 +178,7 @@ impl Inode {
             for sector in before.sectors() {
                 match rng.below(3) {
                     0 => {}
-                    1 => before.restore(at, sector, &mut self.data),
+                    1 => before.restore(at, sector, self),
                     _ => self.stale.push((at + sector.start, before.bytes()[sector].to_vec())),
                 }
             }
@@ -133,14 +188,14 @@ impl Inode {
     /// What failed syncs have dropped shows.
     fn lose_stale(&mut self) {
         for (at, device) in std::mem::take(&mut self.stale).into_iter().rev() {
-            self.data[at..at + device.len()].copy_from_slice(&device);
+            self.write(at, &device);
         }
     }
 
     /// The power goes: what was not synced survives in part.
     pub(super) fn lose(&mut self, rng: &mut Rng) {
         self.locked = false;
-        if self.undo.is_empty() && self.stale.is_empty() && self.data.len() == self.synced_len {
+        if self.undo.is_empty() && self.stale.is_empty() && self.len == self.synced_len {
             return;
         }
         let undo = std::mem::take(&mut self.undo);
@@ -149,30 +204,30 @@ impl Inode {
         for (at, before) in undo.into_iter().rev() {
             for sector in before.sectors() {
                 if !rng.chance(keep) {
-                    before.restore(at, sector, &mut self.data);
+                    before.restore(at, sector, self);
                 }
             }
         }
         self.lose_stale();
-        if self.data.len() > self.synced_len && !rng.chance(keep) {
-            self.data.truncate(self.synced_len);
+        if self.len > self.synced_len && !rng.chance(keep) {
+            self.truncate(self.synced_len);
         }
-        self.synced_len = self.data.len();
+        self.synced_len = self.len;
     }
 
     /// The power goes, and nothing survives that was not made durable.
     pub(super) fn lose_all(&mut self) {
         for (at, before) in std::mem::take(&mut self.undo).into_iter().rev() {
-            before.restore(at, 0..before.len(), &mut self.data);
+            before.restore(at, 0..before.len(), self);
         }
         self.lose_stale();
-        self.data.truncate(self.synced_len);
+        self.truncate(self.synced_len);
     }
 
     /// What is there now is there for good.
     pub(super) fn settle(&mut self) {
         self.undo.clear();
         self.stale.clear();
-        self.synced_len = self.data.len();
+        self.synced_len = self.len;
     }
 }

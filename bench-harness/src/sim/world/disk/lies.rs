@@ -48,7 +48,7 @@ impl SimWorld {
                     let path = path.display();
                     format!("node {}: a write to {path} at {at} lands in file {to}, not {inode}, at {to_at}", node.0)
                 });
-                let room = disk.inodes[to].data.len() - to_at;
+                let room = disk.inodes[to].len() - to_at;
                 disk.put(to, to_at, &bytes[..room.min(bytes.len())], durable)?;
                 Ok(bytes.len())
             }
@@ -86,13 +86,13 @@ impl Disk {
                 Entry::Folder => None,
             })
         });
-        let segments: Vec<usize> = segments.filter(|inode| !self.inodes[*inode].data.is_empty()).collect();
+        let segments: Vec<usize> = segments.filter(|inode| self.inodes[*inode].len() > 0).collect();
         let to = if segments.is_empty() || rng.chance(0.4) {
             inode
         } else {
             segments[rng.below(segments.len() as u64) as usize]
         };
-        let sectors = self.inodes[to].data.len() / SECTOR;
+        let sectors = self.inodes[to].len() / SECTOR;
         (to, rng.below(sectors as u64) as usize * SECTOR)
     }
 }
