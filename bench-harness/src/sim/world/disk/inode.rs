@@ -231,3 +231,67 @@ impl Inode {
         self.synced_len = self.len;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two plain copies: what reads, and what a loss of power goes back to.
+    #[derive(Default)]
+    struct Plain {
+        now: Vec<u8>,
+        durable: Vec<u8>,
+    }
+
+    fn write(to: &mut Vec<u8>, at: usize, bytes: &[u8]) {
+        to.resize(to.len().max(at + bytes.len()), 0);
+        to[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    #[test]
+    fn a_file_that_keeps_no_zeros_is_as_one_that_does() {
+        let mut rng = Rng::new(7);
+        let (mut file, mut plain) = (Inode::default(), Plain::default());
+        for step in 0..20_000 {
+            match rng.below(16) {
+                0 => {
+                    file.sync();
+                    plain.durable.clone_from(&plain.now);
+                }
+                1 => {
+                    file.lose_all();
+                    plain.now.clone_from(&plain.durable);
+                }
+                2 => {
+                    let len = rng.below(40) as usize * SECTOR;
+                    file.set_len(len);
+                    plain.now.resize(len, 0);
+                    plain.durable.clone_from(&plain.now);
+                }
+                3 if file.len() > 0 => {
+                    file.settle();
+                    plain.durable.clone_from(&plain.now);
+                    let (at, bit) = (rng.below(file.len() as u64) as usize, rng.below(8) as u8);
+                    file.flip_bit(at, bit);
+                    plain.now[at] ^= 1 << bit;
+                    plain.durable[at] ^= 1 << bit;
+                }
+                _ => {
+                    let (at, len) = (rng.below(60) as usize * SECTOR, rng.below(6) as usize * SECTOR);
+                    let fill = if rng.chance(0.5) { 0 } else { rng.below(256) as u8 };
+                    let (bytes, durable) = (vec![fill; len], rng.chance(0.3));
+                    file.put(at, &bytes, durable);
+                    write(&mut plain.now, at, &bytes);
+                    if durable {
+                        write(&mut plain.durable, at, &bytes);
+                    }
+                }
+            }
+            assert_eq!(file.bytes(0..usize::MAX), plain.now, "step {step}");
+            let (at, mut out) = (rng.below(70) as usize * SECTOR, [1; 3 * SECTOR]);
+            let n = file.read(at, &mut out);
+            assert_eq!(out[..n], plain.now[at.min(plain.now.len())..][..n], "step {step}");
+            assert!(n == out.len() || at + n >= plain.now.len(), "step {step}");
+        }
+    }
+}
