@@ -92,12 +92,14 @@ fn a_crash_at_any_instant_loses_nothing_that_was_acknowledged() {
 /// A primary's folder with some records, and where its batches start.
 fn written(place: &Place) -> (Vec<Vec<u8>>, Vec<Lsn>) {
     let primary = Primary::open(place.primary("p", &[])).unwrap();
+    let superblock = fs::read(place.path("p/shard-0000/superblock")).unwrap();
     let all = records(60, 0);
     for record in &all {
         commit(&primary.handle(), record);
     }
-    // The superblock of a moment ago: its floor lies below all of this.
+    // With the superblock of a moment ago: its floor lies below all of this, however long it took.
     copy(&place.path("p"), &place.path("crash"));
+    fs::write(place.path("crash/shard-0000/superblock"), superblock).unwrap();
     primary.stop();
     let mut starts = Vec::new();
     towline::offline::read_log(place.path("crash"), ONE, None, |batch| {
