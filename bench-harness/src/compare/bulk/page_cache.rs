@@ -5,15 +5,42 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+fn named(path: &Path, e: &io::Error) -> String {
+    format!("dropping {} from the page cache: {e}", path.display())
+}
+
 /// What lies in a folder, and below, is on the device and in no page cache. Links are not followed, and what is
 /// gone meanwhile is nobody's concern.
+///
+/// # Errors
+/// What cannot be read, and a file system that has its files in memory only.
 pub(super) fn drop_files(folder: &Path) -> Result<(), String> {
-    let named = |path: &Path, e: &io::Error| format!("dropping {} from the page cache: {e}", path.display());
+    if is_memory(folder).map_err(|e| named(folder, &e))? {
+        return Err(format!(
+            "{} is in memory: its files are nowhere else (choose another with --dir)",
+            folder.display()
+        ));
+    }
+    drop_below(folder)
+}
+
+fn is_memory(folder: &Path) -> io::Result<bool> {
+    let folder = File::open(folder)?;
+    let mut about = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the descriptor is open, and the kernel writes one whole `statfs`.
+    match unsafe { libc::fstatfs(folder.as_raw_fd(), about.as_mut_ptr()) } {
+        // SAFETY: it was written.
+        0 => Ok(unsafe { about.assume_init() }.f_type == libc::TMPFS_MAGIC),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn drop_below(folder: &Path) -> Result<(), String> {
     for entry in fs::read_dir(folder).map_err(|e| named(folder, &e))? {
         let entry = entry.map_err(|e| named(folder, &e))?;
         let (path, kind) = (entry.path(), entry.file_type().map_err(|e| named(folder, &e))?);
         if kind.is_dir() {
-            drop_files(&path)?;
+            drop_below(&path)?;
         } else if kind.is_file() {
             match drop_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(named(&path, &e)),
@@ -60,6 +87,10 @@ mod tests {
         fs::write(folder.join("log"), vec![7; bytes]).unwrap();
         let file = File::open(folder.join("log")).unwrap();
         assert_eq!(cached(&file, bytes), 64);
+        if is_memory(&scratch.0).unwrap() {
+            assert!(drop_files(&scratch.0).unwrap_err().contains("--dir"));
+            return;
+        }
         drop_files(&scratch.0).unwrap();
         assert_eq!(cached(&file, bytes), 0);
         assert_eq!(fs::read(folder.join("log")).unwrap(), vec![7; bytes]);
