@@ -15,7 +15,7 @@ pub(super) struct Inode {
     undo: Vec<(usize, Before)>,
     /// What syncs that failed have dropped, although it still reads as written: position, what the device
     /// has. A later sync does not write it any more, as on Linux after an error of `fsync`.
-    stale: Vec<(usize, Vec<u8>)>,
+    stale: Vec<(usize, Before)>,
     /// Its length when it was synced last.
     synced_len: usize,
     pub(super) locked: bool,
@@ -27,7 +27,7 @@ fn are_zero(bytes: &[u8]) -> bool {
     bytes.chunks(ZEROS.len()).all(|part| part == &ZEROS[..part.len()])
 }
 
-/// What was where a write went.
+/// What was where a write went, or is on the device there.
 #[derive(Clone)]
 enum Before {
     /// So many zeros, or the file ended in front of it.
@@ -55,6 +55,14 @@ impl Before {
     fn sectors(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let len = self.len();
         (0..len).step_by(SECTOR).map(move |from| from..(from + SECTOR).min(len))
+    }
+
+    /// A part of it.
+    fn part(&self, part: Range<usize>) -> Self {
+        match self {
+            Self::Zeros(_) => Self::Zeros(part.len()),
+            Self::Bytes(bytes) => Self::Bytes(bytes[part].to_vec()),
+        }
     }
 
     /// Puts a part of it back into the file, where it was.
@@ -130,12 +138,10 @@ impl Inode {
         if durable {
             self.synced_len = self.synced_len.max(end);
             // What is durable now is what a loss goes back to.
-            let undo = self.undo.iter_mut().filter(|(from, before)| *from < end && at < *from + before.len());
-            let undo = undo.map(|(from, before)| (*from, before.bytes()));
-            for (from, before) in undo.chain(self.stale.iter_mut().map(|(from, device)| (*from, &mut device[..]))) {
-                let (start, end) = (at.max(from), end.min(from + before.len()));
+            for (from, before) in self.undo.iter_mut().chain(&mut self.stale) {
+                let (start, end) = (at.max(*from), end.min(*from + before.len()));
                 if start < end {
-                    before[start - from..end - from].copy_from_slice(&bytes[start - at..end - at]);
+                    before.bytes()[start - *from..end - *from].copy_from_slice(&bytes[start - at..end - at]);
                 }
             }
         } else if at >= self.data.len() {
@@ -158,28 +164,28 @@ impl Inode {
 
     /// What is written is on the device.
     pub(super) fn sync(&mut self) {
+        let mut stale = std::mem::take(&mut self.stale);
         for (at, before) in std::mem::take(&mut self.undo) {
-            let mut stale = std::mem::take(&mut self.stale);
             for (from, device) in &mut stale {
                 let (start, end) = (at.max(*from), (at + before.len()).min(*from + device.len()));
                 if start < end {
-                    self.read(start, &mut device[start - *from..end - *from]);
+                    self.read(start, &mut device.bytes()[start - *from..end - *from]);
                 }
             }
-            self.stale = stale;
         }
+        self.stale = stale;
         self.synced_len = self.len;
     }
 
     /// A sync fails. Of each sector that was to be written anything may have become: it is on the device; it is
     /// gone; it reads as written until the power goes. No later sync knows of it.
     pub(super) fn fail_sync(&mut self, rng: &mut Rng) {
-        for (at, mut before) in std::mem::take(&mut self.undo).into_iter().rev() {
+        for (at, before) in std::mem::take(&mut self.undo).into_iter().rev() {
             for sector in before.sectors() {
                 match rng.below(3) {
                     0 => {}
                     1 => before.restore(at, sector, self),
-                    _ => self.stale.push((at + sector.start, before.bytes()[sector].to_vec())),
+                    _ => self.stale.push((at + sector.start, before.part(sector))),
                 }
             }
         }
@@ -188,7 +194,7 @@ impl Inode {
     /// What failed syncs have dropped shows.
     fn lose_stale(&mut self) {
         for (at, device) in std::mem::take(&mut self.stale).into_iter().rev() {
-            self.write(at, &device);
+            device.restore(at, 0..device.len(), self);
         }
     }
 
