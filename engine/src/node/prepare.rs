@@ -83,34 +83,33 @@ pub(crate) fn open_shards(
             return Err(OpenError::MissingShard { path: folder::shard_folder(data, shard), shards: shard_count });
         }
     }
-    let threads = if rt::on_machine() { std::thread::available_parallelism().map_or(1, usize::from) } else { 1 };
+    let open_one = |shard: &ShardId| {
+        let new = NewSlice { system, shard: *shard, shard_count, segment_bytes, name: rename };
+        if is_made && superblock_file::read(&folder::shard_folder(data, *shard))?.is_none() {
+            return Err(OpenError::MissingShard {
+                path: folder::shard_folder(data, *shard).join("superblock"),
+                shards: shard_count,
+            });
+        }
+        open::open(data, &new, config.in_flight_bytes_max())
+    };
     let shards: Vec<ShardId> = (0..shard_count).map(ShardId).collect();
-    let mut opened = Vec::with_capacity(shards.len());
-    for group in shards.chunks(threads) {
-        let open_one = |shard: ShardId| {
-            let new = NewSlice { system, shard, shard_count, segment_bytes, name: rename };
-            if is_made && superblock_file::read(&folder::shard_folder(data, shard))?.is_none() {
-                return Err(OpenError::MissingShard {
-                    path: folder::shard_folder(data, shard).join("superblock"),
-                    shards: shard_count,
-                });
+    let opened = if rt::on_machine() {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut opened = Vec::with_capacity(shards.len());
+        for group in shards.chunks(threads) {
+            let results: Vec<_> = std::thread::scope(|scope| {
+                let running: Vec<_> = group.iter().map(|shard| scope.spawn(|| open_one(shard))).collect();
+                running.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
+            });
+            for slice in results {
+                opened.push(slice?);
             }
-            open::open(data, &new, config.in_flight_bytes_max())
-        };
-        if !rt::on_machine() {
-            for shard in group {
-                opened.push(open_one(*shard)?);
-            }
-            continue;
         }
-        let results: Vec<_> = std::thread::scope(|scope| {
-            let running: Vec<_> = group.iter().map(|shard| scope.spawn(|| open_one(*shard))).collect();
-            running.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
-        });
-        for slice in results {
-            opened.push(slice?);
-        }
-    }
+        opened
+    } else {
+        shards.iter().map(open_one).collect::<Result<_, _>>()?
+    };
     if !is_made {
         mark_made(data)?;
     }

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -63,12 +64,21 @@ impl Slots {
         &self.0[block].get().expect("a slot is made before its number is given out")[at]
     }
 
-    /// Makes the slots from `made` on, up to the number that is returned.
-    fn make_more(&self, made: u32) -> u32 {
-        let more = (made as usize).max(limits::TICKETS_FIRST);
-        let (block, _) = Self::place(made);
-        self.0[block].set((0..more).map(|_| Slot::default()).collect()).expect("only here, and once each");
-        made + more as u32
+    /// How many there are.
+    fn made(&self) -> usize {
+        self.0.iter().map_while(OnceLock::get).map(|block| block.len()).sum()
+    }
+
+    /// Makes the next block, if there may be more; says which numbers its slots have. For one caller at a time.
+    fn make_more(&self) -> Range<u32> {
+        let made = self.made();
+        if made == limits::TICKETS_MAX {
+            return 0..0;
+        }
+        let more = made.max(limits::TICKETS_FIRST);
+        let (block, _) = Self::place(made as u32);
+        self.0[block].set((0..more).map(|_| Slot::default()).collect()).expect("one caller at a time makes it");
+        made as u32..(made + more) as u32
     }
 
     /// All that there are.
@@ -77,22 +87,14 @@ impl Slots {
     }
 }
 
-/// Which slots are free.
-#[derive(Debug, Default)]
-struct Free {
-    /// The one that is free for longest is taken first, so that appends in a row have slots in a row and are
-    /// one run.
-    slots: VecDeque<u32>,
-    /// So many are made.
-    made: u32,
-}
-
 /// The tickets of one handle and one shard: up to [`limits::TICKETS_MAX`] slots.
 #[derive(Debug)]
 pub(crate) struct TicketSlots {
     shard: ShardId,
     slots: Slots,
-    free: Mutex<Free>,
+    /// Slots that are free. The one that is free for longest is taken first, so that appends in a
+    /// row have slots in a row and are one run.
+    free: Mutex<VecDeque<u32>>,
     refusals: Mutex<Vec<(u32, AppendError)>>,
     /// From an outcome until it is taken.
     pub(crate) wake_times: WakeTimes,
@@ -112,38 +114,34 @@ impl TicketSlots {
     /// Takes a free slot; `None` if [`limits::TICKETS_MAX`] are taken.
     pub(crate) fn take(&self) -> Option<u32> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.slots.is_empty() && free.made < limits::TICKETS_MAX as u32 {
-            let made = self.slots.make_more(free.made);
-            let new = free.made..made;
-            free.slots.extend(new);
-            free.made = made;
+        if free.is_empty() {
+            free.extend(self.slots.make_more());
         }
-        let slot = free.slots.pop_front()?;
+        let slot = free.pop_front()?;
         self.slots.get(slot).state.store(WAITING, Ordering::Relaxed);
         Some(slot)
     }
 
     #[cfg(test)]
     pub(crate) fn made(&self) -> usize {
-        self.slots.iter().count()
+        self.slots.made()
     }
 
     /// Gives a slot back.
     pub(crate) fn give_back(&self, slot: u32) {
         self.slots.get(slot).state.store(FREE, Ordering::Relaxed);
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).slots.push_back(slot);
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push_back(slot);
     }
 
     /// Whether a slot is free or can be made, or one may become free without anybody taking an outcome that is there.
     pub(crate) fn may_free(&self) -> bool {
-        let all_made = self.slots.0.iter().all(|block| block.get().is_some());
-        !all_made || self.slots.iter().any(|s| matches!(s.state.load(Ordering::Relaxed), FREE | WAITING | ABANDONED))
+        self.slots.made() < limits::TICKETS_MAX
+            || self.slots.iter().any(|s| matches!(s.state.load(Ordering::Relaxed), FREE | WAITING | ABANDONED))
     }
 
     /// Whether no ticket is open or waits for an outcome.
     pub(crate) fn is_idle(&self) -> bool {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        free.slots.len() == free.made as usize
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).len() == self.slots.made()
     }
 
     /// Puts an outcome in, from the shard's core. What belongs to it is written before the state
