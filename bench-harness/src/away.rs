@@ -3,7 +3,6 @@
 
 mod table;
 
-use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -16,11 +15,12 @@ use towline::measure::Load;
 use towline::units::{parse_size, show_size};
 use towline::{AppendOptions, Primary, PrimaryConfig, Retain, RetainMax, ShardId, SlotState};
 
+use towline_bench::latency::us;
 use towline_bench::memory;
 
 use crate::cluster::{Scratch, of_one, until};
+use crate::files::files_below;
 use crate::remote::{NodeSettings, RemoteReplica};
-use crate::report::us;
 
 const ONE: ShardId = ShardId(0);
 /// Memory that may come in any case: what an allocator takes from the system at a time.
@@ -245,15 +245,5 @@ impl Look<'_> {
 
 /// What a folder takes on its device. Files go and come meanwhile.
 fn disk(folder: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        match entry.metadata() {
-            Ok(m) if m.is_dir() => bytes += disk(&entry.path())?,
-            Ok(m) => bytes += m.blocks() * 512,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(bytes)
+    Ok(files_below(folder)?.iter().map(|(_, m)| m.blocks() * 512).sum())
 }

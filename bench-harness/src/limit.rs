@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 use towline::measure::{Content, disk_limit, ping_pong, stream};
+use towline_bench::latency::us;
 
 use crate::cluster::Scratch;
-use crate::report::us;
 
 /// The arguments.
 #[derive(Debug, clap::Args)]

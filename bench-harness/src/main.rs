@@ -10,6 +10,7 @@ mod cluster;
 mod compare;
 mod counts;
 mod enumerate;
+mod files;
 mod limit;
 mod many_cmd;
 mod pipe;

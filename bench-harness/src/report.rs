@@ -5,6 +5,7 @@ use serde::Serialize;
 use towline::CommitPolicy;
 use towline::measure::stages_picture;
 use towline::telemetry::{Percentiles, Telemetry};
+use towline_bench::latency::us;
 
 use crate::workload::{Args, Loaded};
 
@@ -88,11 +89,6 @@ fn half(loaded: &Loaded, device: &Histogram<u64>) -> Half {
         p999_over_p50: spread(&loaded.latency),
         device_p999_over_p50: spread(device),
     }
-}
-
-/// A quantile of a histogram of nanoseconds, in microseconds.
-pub(crate) fn us(latency_ns: &Histogram<u64>, quantile: f64) -> f64 {
-    latency_ns.value_at_quantile(quantile) as f64 / 1000.0
 }
 
 /// Prints a run.

@@ -8,10 +8,10 @@ use serde::Serialize;
 use towline::measure::Load;
 use towline::units::{parse_size, show_size};
 use towline::{Primary, SettingChange};
+use towline_bench::latency::us;
 
 use crate::cluster::of_one;
 use crate::compare::stats::Spread;
-use crate::report::us;
 
 /// The first of each round, to compare with: nearly no catch-up.
 const LEAST: u64 = towline::limits::CATCH_UP_MAX_MIN;

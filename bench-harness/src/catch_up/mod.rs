@@ -10,10 +10,10 @@ use serde::Serialize;
 use towline::measure::{Content, Load, copy_limit, disk_limit, read_limit, stream};
 use towline::units::parse_size;
 use towline::{AppendOptions, CommitPolicy, Primary, PrimaryConfig, Retain, ShardId};
+use towline_bench::latency::us;
 
 use crate::cluster::{Scratch, caught_up, connected, fill, of_one, until};
 use crate::remote::{NodeSettings, RemoteReplica};
-use crate::report::us;
 
 const ONE: ShardId = ShardId(0);
 

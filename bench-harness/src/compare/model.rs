@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
+use towline_bench::latency::us;
 
 /// The document's version: a reader refuses any other.
 pub(crate) const FORMAT: u32 = 1;
@@ -338,7 +339,7 @@ pub(crate) struct Sample {
 impl Sample {
     /// The run that goes into the document.
     pub(crate) fn into_run(self, probes_us: [f64; 2], repeated: u32) -> Run {
-        let us = |q| self.latency_ns.value_at_quantile(q) as f64 / 1000.0;
+        let us = |q| us(&self.latency_ns, q);
         let per_commit = |ns: u64| round3(ns as f64 / 1000.0 / self.commits.max(1) as f64);
         Run {
             commits: self.commits,

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use towline::measure::histogram;
+use towline_bench::latency::us;
 
 use super::interrupt;
 use super::model::moved;
@@ -51,7 +52,7 @@ impl Probe {
             latency.saturating_record(from.elapsed().as_nanos() as u64);
             self.at = (self.at + BLOCK as u64) % FILE_BYTES;
         }
-        Ok((latency.value_at_quantile(0.5) as f64 / 1000.0 * 10.0).round() / 10.0)
+        Ok((us(&latency, 0.5) * 10.0).round() / 10.0)
     }
 
     /// Probes until the median is no more than twice what it was at best, for at most so long; the last.

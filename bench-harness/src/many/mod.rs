@@ -8,11 +8,11 @@ use std::net::{Shutdown, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use serde::Serialize;
 use towline::measure::histogram;
 use towline::{Handle, Outcome, Primary, PrimaryConfig, ShardId, client};
 
+use crate::latency::us;
 use crate::memory;
 use fake::Fake;
 
@@ -131,10 +131,6 @@ fn cpu_for(how_long: Duration) -> f64 {
     let (before, began) = (towline::sys::process_cpu_ns(), Instant::now());
     std::thread::sleep(how_long);
     (towline::sys::process_cpu_ns() - before) as f64 / began.elapsed().as_nanos() as f64
-}
-
-fn us(h: &Histogram<u64>, q: f64) -> f64 {
-    h.value_at_quantile(q) as f64 / 1000.0
 }
 
 fn commit(handle: &Handle, shard: ShardId, record: &[u8]) -> Result<(), String> {

@@ -1,9 +1,11 @@
 //! Files out of the system's page cache.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+
+use crate::files::files_below;
 
 fn named(path: &Path, e: &io::Error) -> String {
     format!("dropping {} from the page cache: {e}", path.display())
@@ -21,7 +23,14 @@ pub(super) fn drop_files(folder: &Path) -> Result<(), String> {
             folder.display()
         ));
     }
-    drop_below(folder)
+    let files = files_below(folder).map_err(|e| named(folder, &e))?;
+    for (path, _) in files.into_iter().filter(|(_, m)| m.is_file()) {
+        match drop_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(named(&path, &e)),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn is_memory(folder: &Path) -> io::Result<bool> {
@@ -33,22 +42,6 @@ fn is_memory(folder: &Path) -> io::Result<bool> {
         0 => Ok(unsafe { about.assume_init() }.f_type == libc::TMPFS_MAGIC),
         _ => Err(io::Error::last_os_error()),
     }
-}
-
-fn drop_below(folder: &Path) -> Result<(), String> {
-    for entry in fs::read_dir(folder).map_err(|e| named(folder, &e))? {
-        let entry = entry.map_err(|e| named(folder, &e))?;
-        let (path, kind) = (entry.path(), entry.file_type().map_err(|e| named(folder, &e))?);
-        if kind.is_dir() {
-            drop_below(&path)?;
-        } else if kind.is_file() {
-            match drop_file(&path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(named(&path, &e)),
-                _ => {}
-            }
-        }
-    }
-    Ok(())
 }
 
 fn drop_file(path: &Path) -> io::Result<()> {
@@ -64,6 +57,8 @@ fn drop_file(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     /// How many pages of a file are in the page cache.
