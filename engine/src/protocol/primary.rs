@@ -247,6 +247,10 @@ impl Primary {
             return Verdict::Refused(Refusal::CutBelowCommit);
         }
         if self.history.may_have_forgotten(hello.last_term) {
+            // It knows its last batch to be committed, and this log holds other bytes there.
+            if hello.commit_lsn >= hello.end_lsn {
+                return Verdict::Refused(Refusal::CutBelowCommit);
+            }
             // Where that term ended here is not known, so what both share is not either. Cutting all
             // of it could take what was acknowledged. Who can begin anew gives up its last batch, which
             // is not in this log, and ends before the oldest then.
