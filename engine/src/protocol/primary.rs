@@ -187,9 +187,8 @@ impl Primary {
             self.slots.hold(slot, self.gate.commit().max(log.oldest), now_ns);
             return HelloAnswer::Snapshot(Verdict::Snapshot { oldest: log.oldest, known: self.knows(hello) });
         }
-        let too_old = HelloAnswer::Verdict(Verdict::NeedSnapshot { oldest: log.oldest });
         if hello.end_lsn < log.oldest {
-            return too_old;
+            return HelloAnswer::Verdict(Verdict::NeedSnapshot { oldest: log.oldest });
         }
         if has_begun_empty(hello) {
             // It vouches for what it never held: nobody may be waiting for that.
@@ -210,11 +209,10 @@ impl Primary {
         }
         let common = match self.history.common_end(hello.last_term, log.tail) {
             Some(common) => common,
-            // Its last term may be one that ended where this log now begins: the chain tells.
-            None if hello.end_lsn == log.oldest => return HelloAnswer::NeedChain(hello.end_lsn),
-            // What is kept from there on is of newer terms: the replica's tail behind it is not in this log.
+            // What is kept from `newer` on is of newer terms: the replica's tail behind it is not in this log.
+            // In front of that its last term may be one that is forgotten: the chain tells.
             None => match self.history.newer_begins(hello.last_term).max(log.oldest) {
-                newer if hello.end_lsn <= newer => return too_old,
+                newer if hello.end_lsn <= newer => return HelloAnswer::NeedChain(hello.end_lsn),
                 newer => newer,
             },
         };

@@ -153,6 +153,26 @@ fn who_misses_a_commit_is_told_so_although_the_term_of_it_is_forgotten() {
 }
 
 #[test]
+fn a_log_that_is_kept_is_followed_although_its_last_term_is_of_too_many() {
+    let mut p = primary();
+    let at = |term: u64| Lsn(40960 + term * 4096);
+    let terms = 5..5 + towline_wire::superblock::HISTORY_MAX as u64;
+    terms.clone().for_each(|term| p.history.begin(Term(term), at(term)));
+    p.term = Term(terms.end - 1);
+    let log = LogEnds { tail: at(terms.end), ..log() };
+    let first = p.history.entries()[0];
+    assert!(first.0 > Term(4) && first.1 > log.oldest, "terms are forgotten whose log is kept");
+    for h in [hello(4, 36864, 9), hello(3, 20480, 9), hello(4, first.1.0, 9)] {
+        assert_eq!(p.answer(&h, log, 0), HelloAnswer::NeedChain(h.end_lsn));
+        assert_eq!(p.answer_with_chain(&h, log.oldest, Some(Chain(9)), 0), Verdict::Stream { from: h.end_lsn });
+        let too_old = Verdict::NeedSnapshot { oldest: log.oldest };
+        assert_eq!(p.answer_with_chain(&h, log.oldest, Some(Chain(8)), 0), too_old, "where they part is forgotten");
+    }
+    let behind = hello(4, first.1.0 + 4096, 9);
+    assert_eq!(p.answer(&behind, log, 0), HelloAnswer::Verdict(Verdict::Cut { to: first.1 }));
+}
+
+#[test]
 fn a_tail_that_only_the_replica_has_is_cut_where_the_histories_part() {
     let mut p = primary();
     let cut = |to| HelloAnswer::Verdict(Verdict::Cut { to: Lsn(to) });
