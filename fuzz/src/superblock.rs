@@ -37,25 +37,7 @@ pub type Owned = Superblock<Vec<(Term, Lsn)>, Vec<SlotEntry>>;
 
 /// What is read, with its history and slots in memory.
 pub fn owned(copy: &[u8]) -> Option<Owned> {
-    let s = nothing(|| Superblock::check(copy)).ok()?;
-    Some(Superblock {
-        generation: s.generation,
-        system: s.system,
-        shard: s.shard,
-        shard_count: s.shard_count,
-        term: s.term,
-        own_term: s.own_term,
-        segment_bytes: s.segment_bytes,
-        oldest_lsn: s.oldest_lsn,
-        base: s.base,
-        floor_lsn: s.floor_lsn,
-        commit_lsn: s.commit_lsn,
-        in_flight_bytes_max: s.in_flight_bytes_max,
-        name: s.name,
-        history: s.history.iter().collect(),
-        slots: s.slots.iter().collect(),
-        settings: s.settings,
-    })
+    Some(nothing(|| Superblock::check(copy)).ok()?.collect())
 }
 
 fn examine(copy: &[u8]) {

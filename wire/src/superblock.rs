@@ -7,8 +7,13 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::handshake::NodeName;
-use crate::message::WirePolicy;
 use crate::{BLOCK, Chain, Lsn, Seq, ShardId, SystemId, Term};
+use settings::{LinksBytes, SettingsBytes};
+pub use settings::{LinksEntry, SettingsEntry};
+pub use slots::{SlotEntry, SlotKind, SlotLoss, SlotsBytes};
+
+mod settings;
+mod slots;
 
 /// The version of the superblock's format; batches have their own.
 pub const VERSION: u16 = 4;
@@ -23,7 +28,8 @@ pub const HEAD: usize = 256;
 /// The first eight bytes of each copy.
 pub const MAGIC: [u8; 8] = *b"TOWLINES";
 /// Most entries of a history. A primary that is started more often than this without trimming its
-/// log forgets where the oldest terms began; a replica that old needs a snapshot.
+/// log forgets where the oldest terms began; a replica that old goes on if its log is a part of the
+/// primary's, and needs a snapshot if it is not.
 pub const HISTORY_MAX: usize = 512;
 
 /// Most slots.
@@ -66,126 +72,6 @@ struct HeadBytes {
 }
 const _: () = assert!(size_of::<HeadBytes>() == HEAD);
 
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct SettingsBytes {
-    policy: [u8; 4],
-    version: U64,
-    deadline_ns: U64,
-    retain_max: U64,
-    slot_idle_max_ns: U64,
-    min_replicas_age_ns: U64,
-    min_replicas: u8,
-}
-const _: () = assert!(size_of::<SettingsBytes>() == 45);
-
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct LinksBytes {
-    catch_up_max: U64,
-    lag_target: U64,
-    link_window: U32,
-}
-const _: () = assert!(size_of::<LinksBytes>() == 20);
-
-/// How links to replicas are served, as an operator has set it last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LinksEntry {
-    /// Bytes in each second that a replica which catches up is sent; 0 for no cap.
-    pub catch_up_max: u64,
-    /// How many bytes the replicas that commits wait for may be behind before batches are held back; 0
-    /// for never.
-    pub lag_target: u64,
-    /// Bytes that a link may have sent and not acknowledged as received; never 0.
-    pub link_window: u32,
-}
-
-impl LinksEntry {
-    fn to_bytes(self) -> LinksBytes {
-        LinksBytes {
-            catch_up_max: U64::new(self.catch_up_max),
-            lag_target: U64::new(self.lag_target),
-            link_window: U32::new(self.link_window),
-        }
-    }
-
-    /// `None` where it was never set: everything is 0 there.
-    fn check(b: &LinksBytes) -> Result<Option<Self>, &'static str> {
-        if b.link_window.get() == 0 {
-            return if b.as_bytes().iter().all(|b| *b == 0) { Ok(None) } else { Err("settings link_window") };
-        }
-        let (catch_up_max, lag_target) = (b.catch_up_max.get(), b.lag_target.get());
-        Ok(Some(Self { catch_up_max, lag_target, link_window: b.link_window.get() }))
-    }
-}
-
-/// What a primary's operator has set last, beside the slots of kind [`SlotKind::Configured`], which
-/// are the configured replicas of this version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SettingsEntry {
-    /// Counts changes; never 0.
-    pub version: u64,
-    /// What a commit waits for that does not say; never [`WirePolicy::Default`].
-    pub policy: WirePolicy,
-    /// How long a commit waits that does not say, in nanoseconds.
-    pub deadline_ns: u64,
-    /// The most log that slots may hold: 0 for what follows from what is kept, [`u64::MAX`] for no cap.
-    pub retain_max: u64,
-    /// How long a slot may be without a link, in nanoseconds; 0 for ever.
-    pub slot_idle_max_ns: u64,
-    /// What is lately for `min_replicas`, in nanoseconds.
-    pub min_replicas_age_ns: u64,
-    /// Appends are refused while fewer replicas have acknowledged lately.
-    pub min_replicas: u8,
-    /// How links are served; `None` in a superblock of a version that did not say.
-    pub links: Option<LinksEntry>,
-}
-
-impl SettingsEntry {
-    fn to_bytes(self) -> SettingsBytes {
-        SettingsBytes {
-            policy: self.policy.to_bytes(),
-            version: U64::new(self.version),
-            deadline_ns: U64::new(self.deadline_ns),
-            retain_max: U64::new(self.retain_max),
-            slot_idle_max_ns: U64::new(self.slot_idle_max_ns),
-            min_replicas_age_ns: U64::new(self.min_replicas_age_ns),
-            min_replicas: self.min_replicas,
-        }
-    }
-
-    /// `None` where nothing was ever set: everything is 0 there.
-    fn check(b: &SettingsBytes, links: &LinksBytes) -> Result<Option<Self>, &'static str> {
-        let links = LinksEntry::check(links)?;
-        if b.version.get() == 0 {
-            let none = links.is_none() && b.as_bytes().iter().all(|b| *b == 0);
-            return if none { Ok(None) } else { Err("settings version") };
-        }
-        let policy = WirePolicy::from_bytes(b.policy).filter(|p| *p != WirePolicy::Default);
-        Ok(Some(Self {
-            version: b.version.get(),
-            policy: policy.ok_or("settings policy")?,
-            deadline_ns: b.deadline_ns.get(),
-            retain_max: b.retain_max.get(),
-            slot_idle_max_ns: b.slot_idle_max_ns.get(),
-            min_replicas_age_ns: b.min_replicas_age_ns.get(),
-            min_replicas: b.min_replicas,
-            links,
-        }))
-    }
-}
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct SlotBytes {
-    name: NodeName,
-    restart_lsn: U64,
-    kind: u8,
-    lost: u8,
-    reserved: [u8; 6],
-}
-const _: () = assert!(size_of::<SlotBytes>() == SLOT);
-
 /// What came before a log that did not begin at LSN 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Base {
@@ -193,59 +79,6 @@ pub struct Base {
     pub chain: Chain,
     /// The number of the first record.
     pub seq: Seq,
-}
-
-/// Why there is a slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum SlotKind {
-    /// Its replica is configured, and counts.
-    Configured = 1,
-    /// It was made on request: its replica counts for no commit.
-    Made = 2,
-}
-
-/// Why a slot is valid no more. The numbers are those of the format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum SlotLoss {
-    /// Its replica was further behind than the log that may be kept.
-    RetentionCap = 1,
-    /// It had no link for too long.
-    Idle = 2,
-    /// It was removed.
-    Removed = 3,
-    /// Its replica held other bytes at the same term and LSN.
-    Diverged = 4,
-}
-
-impl SlotLoss {
-    /// Every cause, in order of their numbers.
-    pub const ALL: [Self; 4] = [Self::RetentionCap, Self::Idle, Self::Removed, Self::Diverged];
-
-    /// Its name in logs, in the status, and in documents.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::RetentionCap => "retention cap",
-            Self::Idle => "idle",
-            Self::Removed => "removed",
-            Self::Diverged => "diverged",
-        }
-    }
-}
-
-/// What a primary remembers of one replica across a restart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SlotEntry {
-    /// The replica.
-    pub name: NodeName,
-    /// The log from here on may be needed: at or below what replica and primary have on their devices.
-    pub restart_lsn: Lsn,
-    /// Why there is a slot.
-    pub kind: SlotKind,
-    /// Why it is valid no more, if so.
-    pub lost: Option<SlotLoss>,
 }
 
 /// What one shard on one node is.
@@ -327,42 +160,6 @@ impl HistoryBytes<'_> {
     }
 }
 
-/// The slots of a superblock as they lie on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SlotsBytes<'a>(&'a [u8]);
-
-impl SlotsBytes<'_> {
-    /// The slots.
-    pub fn iter(&self) -> impl Iterator<Item = SlotEntry> + '_ {
-        self.0.chunks_exact(SLOT).filter_map(|bytes| slot(bytes).ok())
-    }
-}
-
-/// Checks one slot by itself; says which field is bad.
-fn slot(bytes: &[u8]) -> Result<SlotEntry, &'static str> {
-    let Ok(b) = SlotBytes::ref_from_bytes(bytes) else { return Err("slots") };
-    let kind = match b.kind {
-        1 => SlotKind::Configured,
-        2 => SlotKind::Made,
-        _ => return Err("slot kind"),
-    };
-    let lost = match b.lost {
-        0 => None,
-        n => Some(*SlotLoss::ALL.get(usize::from(n) - 1).ok_or("slot lost")?),
-    };
-    let restart_lsn = Lsn(b.restart_lsn.get());
-    if b.name == NodeName::NONE || !b.name.is_well_formed() {
-        return Err("slot name");
-    }
-    if b.reserved != [0; 6] {
-        return Err("reserved");
-    }
-    if !restart_lsn.is_block_aligned() {
-        return Err("slot restart_lsn");
-    }
-    Ok(SlotEntry { name: b.name, restart_lsn, kind, lost })
-}
-
 impl<H, S> Superblock<H, S> {
     /// Up to where there must be segments. Where a log was begun, and nothing of it was known to be on the
     /// device, there may be none.
@@ -419,14 +216,7 @@ where
             entry[8..].copy_from_slice(&lsn.0.to_le_bytes());
         }
         for (bytes, slot) in out[SLOTS_AT..].chunks_exact_mut(SLOT).zip(slots) {
-            let slot = SlotBytes {
-                name: slot.name,
-                restart_lsn: U64::new(slot.restart_lsn.0),
-                kind: slot.kind as u8,
-                lost: slot.lost.map_or(0, |lost| lost as u8),
-                reserved: [0; 6],
-            };
-            bytes.copy_from_slice(slot.as_bytes());
+            slot.write(bytes);
         }
         let crc = crc32c::crc32c(&out[..CRC_AT]);
         out[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
@@ -434,6 +224,33 @@ where
 }
 
 impl<'a> Superblock<HistoryBytes<'a>, SlotsBytes<'a>> {
+    /// The same with its history and slots in collections of the caller's, to outlive the bytes.
+    #[must_use]
+    pub fn collect<H, S>(&self) -> Superblock<H, S>
+    where
+        H: FromIterator<(Term, Lsn)>,
+        S: FromIterator<SlotEntry>,
+    {
+        Superblock {
+            generation: self.generation,
+            system: self.system,
+            shard: self.shard,
+            shard_count: self.shard_count,
+            term: self.term,
+            own_term: self.own_term,
+            segment_bytes: self.segment_bytes,
+            oldest_lsn: self.oldest_lsn,
+            base: self.base,
+            floor_lsn: self.floor_lsn,
+            commit_lsn: self.commit_lsn,
+            in_flight_bytes_max: self.in_flight_bytes_max,
+            name: self.name,
+            history: self.history.iter().collect(),
+            slots: self.slots.iter().collect(),
+            settings: self.settings,
+        }
+    }
+
     /// Checks one copy.
     ///
     /// # Errors
@@ -510,7 +327,8 @@ impl<'a> Superblock<HistoryBytes<'a>, SlotsBytes<'a>> {
             return bad("reserved");
         }
         for (n, bytes) in slots.chunks_exact(SLOT).enumerate() {
-            let (one, before) = (slot(bytes).map_err(SuperblockError::Field)?, SlotsBytes(&slots[..n * SLOT]));
+            let one = SlotEntry::check(bytes).map_err(SuperblockError::Field)?;
+            let before = SlotsBytes(&slots[..n * SLOT]);
             if before.iter().any(|other| other.name == one.name) {
                 return bad("slot name");
             }

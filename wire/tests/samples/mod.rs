@@ -262,28 +262,6 @@ pub(crate) fn frames() -> Vec<(&'static str, FrameKind, Vec<u8>)> {
 
 pub(crate) type Owned = Superblock<Vec<(Term, Lsn)>, Vec<SlotEntry>>;
 
-/// What a reader has, with everything in memory.
-pub(crate) fn owned(s: &Superblock<superblock::HistoryBytes<'_>, superblock::SlotsBytes<'_>>) -> Owned {
-    Superblock {
-        generation: s.generation,
-        system: s.system,
-        shard: s.shard,
-        shard_count: s.shard_count,
-        term: s.term,
-        own_term: s.own_term,
-        segment_bytes: s.segment_bytes,
-        oldest_lsn: s.oldest_lsn,
-        base: s.base,
-        floor_lsn: s.floor_lsn,
-        commit_lsn: s.commit_lsn,
-        in_flight_bytes_max: s.in_flight_bytes_max,
-        name: s.name,
-        history: s.history.iter().collect(),
-        slots: s.slots.iter().collect(),
-        settings: s.settings,
-    }
-}
-
 pub(crate) fn slot(name: &str, restart: u64, kind: SlotKind, lost: Option<SlotLoss>) -> SlotEntry {
     SlotEntry { name: NodeName::new(name).unwrap(), restart_lsn: Lsn(restart), kind, lost }
 }

@@ -59,26 +59,7 @@ pub(crate) fn copy_bytes(bytes: &[u8], n: usize) -> &[u8] {
 
 /// Both copies in a file's bytes.
 pub(crate) fn copies(bytes: &[u8]) -> [Result<OwnedSuperblock, SuperblockError>; 2] {
-    [0, 1].map(|n| {
-        Superblock::check(copy_bytes(bytes, n)).map(|s| Superblock {
-            history: s.history.iter().collect::<Vec<_>>(),
-            slots: s.slots.iter().collect(),
-            settings: s.settings,
-            generation: s.generation,
-            system: s.system,
-            shard: s.shard,
-            shard_count: s.shard_count,
-            term: s.term,
-            own_term: s.own_term,
-            segment_bytes: s.segment_bytes,
-            oldest_lsn: s.oldest_lsn,
-            base: s.base,
-            floor_lsn: s.floor_lsn,
-            commit_lsn: s.commit_lsn,
-            in_flight_bytes_max: s.in_flight_bytes_max,
-            name: s.name,
-        })
-    })
+    [0, 1].map(|n| Superblock::check(copy_bytes(bytes, n)).map(|copy| copy.collect()))
 }
 
 impl SuperblockFile {
