@@ -87,7 +87,7 @@ fn number(u: &mut Unstructured<'_>) -> Result<u64> {
 }
 
 fn aligned(lsn: Lsn) -> bool {
-    lsn.0 % 4096 == 0
+    lsn.0.is_multiple_of(4096)
 }
 
 fn name(u: &mut Unstructured<'_>) -> Result<NodeName> {
@@ -155,7 +155,7 @@ fn welcome(u: &mut Unstructured<'_>) -> Result<()> {
         Verdict::Begin { at, .. } | Verdict::Snapshot { oldest: at, .. } => aligned(at) && at > Lsn::ZERO,
         Verdict::Client | Verdict::Refused(_) => true,
     };
-    let good = placed && w.shard_count > 0 && w.segment_bytes > 0 && w.segment_bytes % 4096 == 0;
+    let good = placed && w.shard_count > 0 && w.segment_bytes > 0 && w.segment_bytes.is_multiple_of(4096);
     there_and_back(u, FrameKind::Welcome, &w.to_bytes(), w, good, Welcome::check)
 }
 

@@ -2,13 +2,13 @@
 //! What passes is what the encoder would have sent.
 
 use towline::protocol::snapshot::Taking;
-use towline_wire::{BatchView, Lsn};
 use towline_wire::frame::{self, FrameHead, FrameKind, PREAMBLE};
 use towline_wire::handshake::{Hello, Welcome};
 use towline_wire::message::{
-    Ack, AppendHead, Committed, ControlRequest, ErrorHead, Heartbeat, PACKED_HEAD, PACKED_RATIO_MAX, PackedHead, SlotRequest,
-    SnapshotBegin, SnapshotEnd, SnapshotRequest, TailRequest,
+    Ack, AppendHead, Committed, ControlRequest, ErrorHead, Heartbeat, PACKED_HEAD, PACKED_RATIO_MAX, PackedHead,
+    SlotRequest, SnapshotBegin, SnapshotEnd, SnapshotRequest, TailRequest,
 };
+use towline_wire::{BatchView, Lsn};
 
 use crate::alloc::nothing;
 use crate::batch::encoded;

@@ -3,9 +3,9 @@
 //! either side; and as long as nothing was changed, both come to hold one history.
 
 use arbitrary::{Result, Unstructured};
-use towline::protocol::framing::FIRST_BYTES;
+use towline::protocol::framing::{FIRST_BYTES, FrameBuffer};
 use towline::{Lsn, Seq, Term};
-use towline_wire::frame::{self, FrameKind};
+use towline_wire::frame::{self, FrameHead, FrameKind};
 use towline_wire::message::Heartbeat;
 
 use crate::alloc::measured;
@@ -97,7 +97,7 @@ impl Talk {
         let asks_from = self.replica.asks_from.take();
         self.replica.replica.ask_from(asks_from);
         let payload = self.replica.replica.hello(name(0), 7).to_bytes();
-        self.to_primary(u, FrameKind::Hello, 0, 0, &payload)
+        self.tell_primary(u, FrameKind::Hello, 0, 0, &payload)
     }
 
     fn append(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
@@ -126,7 +126,7 @@ impl Talk {
         self.primary.serving = Some((slot, link, next + 1));
         self.primary.primary.on_sent(slot, link, batch.end.lsn);
         let commit = self.primary.primary.gate.commit();
-        self.to_replica(u, FrameKind::Batch, 0, commit.0, &batch.wire)
+        self.tell_replica(u, FrameKind::Batch, 0, commit.0, &batch.wire)
     }
 
     fn flushed(&mut self) -> Result<()> {
@@ -153,7 +153,7 @@ impl Talk {
             return Ok(());
         }
         let payload = self.replica.replica.ack(7).to_bytes();
-        self.to_primary(u, FrameKind::Ack, 0, 0, &payload)
+        self.tell_primary(u, FrameKind::Ack, 0, 0, &payload)
     }
 
     fn heartbeat(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
@@ -163,7 +163,7 @@ impl Talk {
         let end = end_of(&self.primary.log);
         let (term, commit_lsn) = (self.primary.primary.term, self.primary.primary.gate.commit());
         let beat = Heartbeat { term, tail: end.lsn, tail_seq: end.next_seq, commit_lsn, time_us: 1 };
-        self.to_replica(u, FrameKind::Heartbeat, 1, 0, &beat.to_bytes())
+        self.tell_replica(u, FrameKind::Heartbeat, 1, 0, &beat.to_bytes())
     }
 
     /// Any frame, to either side.
@@ -175,7 +175,11 @@ impl Talk {
             mend::batch(&mut payload);
         }
         self.honest = false;
-        if primary { self.to_primary(u, kind, 0, arg, &payload) } else { self.to_replica(u, kind, 0, arg, &payload) }
+        if primary {
+            self.tell_primary(u, kind, 0, arg, &payload)
+        } else {
+            self.tell_replica(u, kind, 0, arg, &payload)
+        }
     }
 
     /// The primary is started again: what was not on its device is gone.
@@ -251,7 +255,7 @@ impl Talk {
         Ok(bytes)
     }
 
-    fn to_primary(
+    fn tell_primary(
         &mut self,
         u: &mut Unstructured<'_>,
         kind: FrameKind,
@@ -260,27 +264,16 @@ impl Talk {
         payload: &[u8],
     ) -> Result<()> {
         let bytes = self.bytes(u, kind, flags, arg, payload)?;
-        let node = &mut self.primary;
-        let (answer, peak, _) = measured(|| {
-            put(&mut node.frames, &bytes)?;
-            let mut welcome = None;
-            while node.frames.missing().map_err(|_| Ends::BadFrame)? == 0 {
-                let (head, payload) = node.frames.take().map_err(|_| Ends::BadFrame)?;
-                let payload = payload.to_vec();
-                welcome = node.frame(head, &payload)?.or(welcome);
-            }
-            Ok(welcome)
-        });
-        assert!(peak <= 2 * bytes.len() + FRAME_BYTES, "{peak} bytes for a frame of {}", bytes.len());
+        let answer = take(&mut self.primary, |node| &mut node.frames, &bytes, PrimaryNode::frame);
         match answer {
-            Ok(Some(welcome)) => self.to_replica(u, FrameKind::Welcome, 0, 0, &welcome.to_bytes())?,
+            Ok(Some(welcome)) => self.tell_replica(u, FrameKind::Welcome, 0, 0, &welcome.to_bytes())?,
             Ok(None) => {}
             Err(ends) => self.ended(ends),
         }
         Ok(())
     }
 
-    fn to_replica(
+    fn tell_replica(
         &mut self,
         u: &mut Unstructured<'_>,
         kind: FrameKind,
@@ -292,17 +285,12 @@ impl Talk {
             return Ok(());
         }
         let bytes = self.bytes(u, kind, flags, arg, payload)?;
-        let node = &mut self.replica;
-        let (answer, peak, _) = measured(|| {
-            put(&mut node.frames, &bytes)?;
-            while node.frames.missing().map_err(|_| Ends::BadFrame)? == 0 {
-                let (head, payload) = node.frames.take().map_err(|_| Ends::BadFrame)?;
-                let payload = payload.to_vec();
-                node.frame(head, &payload)?;
-            }
-            Ok(())
-        });
-        assert!(peak <= 2 * bytes.len() + FRAME_BYTES, "{peak} bytes for a frame of {}", bytes.len());
+        let answer = take(
+            &mut self.replica,
+            |node| &mut node.frames,
+            &bytes,
+            |node, head, payload| node.frame(head, payload).map(|()| None::<()>),
+        );
         if let Err(ends) = answer {
             self.ended(ends);
         }
@@ -382,8 +370,30 @@ impl Talk {
     }
 }
 
+/// Has a node take the bytes of frames; its last answer, or why the link ends. It needs no more memory than
+/// twice the bytes.
+fn take<N, A>(
+    node: &mut N,
+    frames: impl Fn(&mut N) -> &mut FrameBuffer,
+    bytes: &[u8],
+    each: impl Fn(&mut N, FrameHead, &[u8]) -> std::result::Result<Option<A>, Ends>,
+) -> std::result::Result<Option<A>, Ends> {
+    let (answer, peak, _) = measured(|| {
+        put(frames(node), bytes)?;
+        let mut answer = None;
+        while frames(node).missing().map_err(|_| Ends::BadFrame)? == 0 {
+            let (head, payload) = frames(node).take().map_err(|_| Ends::BadFrame)?;
+            let payload = payload.to_vec();
+            answer = each(node, head, &payload)?.or(answer);
+        }
+        Ok(answer)
+    });
+    assert!(peak <= 2 * bytes.len() + FRAME_BYTES, "{peak} bytes for a frame of {}", bytes.len());
+    answer
+}
+
 /// Puts a frame's bytes into a connection's buffer.
-fn put(frames: &mut towline::protocol::framing::FrameBuffer, mut bytes: &[u8]) -> std::result::Result<(), Ends> {
+fn put(frames: &mut FrameBuffer, mut bytes: &[u8]) -> std::result::Result<(), Ends> {
     while !bytes.is_empty() {
         let room = frames.room().map_err(|_| Ends::BadFrame)?;
         let n = room.len().min(bytes.len());
