@@ -178,6 +178,11 @@ impl Primary {
             self.slots.begins_again(slot, if begins { Lsn::ZERO } else { hello.end_lsn }, now_ns);
             self.tell_gate(slot);
         }
+        // From where a newer term began on this log has nothing of the replica's last term.
+        if self.history.newer_begins(hello.last_term) < hello.commit_lsn && hello.last_term > Term::ZERO {
+            self.slots.is_there(slot, now_ns);
+            return refuse(Refusal::CutBelowCommit);
+        }
         if hello.end_lsn < log.oldest && hello.features & FEATURE_BEGIN != 0 {
             self.slots.hold(slot, log.oldest, now_ns);
             return HelloAnswer::NeedBase(log.oldest);
@@ -244,17 +249,18 @@ impl Primary {
             // What is before its beginning was committed once.
             return Verdict::Refused(Refusal::CutBelowCommit);
         }
-        if self.history.may_have_forgotten(hello.last_term) {
+        let knows_none = self.history.entries().is_empty() && oldest > Lsn::ZERO;
+        if self.history.may_have_forgotten(hello.last_term) || knows_none {
             // It knows its last batch to be committed, and this log holds other bytes there.
             if hello.commit_lsn >= hello.end_lsn {
                 return Verdict::Refused(Refusal::CutBelowCommit);
             }
             // Where that term ended here is not known, so what both share is not either. Cutting all
-            // of it could take what was acknowledged. Who can begin anew gives up its last batch, which
-            // is not in this log, and ends before the oldest then.
+            // of it could take what was acknowledged. Its last batch is not in this log, and goes; at the
+            // oldest only if the replica can begin anew, as it ends before that then.
             let to = Lsn(hello.end_lsn.0.saturating_sub(BLOCK as u64));
             let begins = hello.features & (FEATURE_BEGIN | FEATURE_SNAPSHOT) != 0;
-            return match begins && hello.end_lsn == oldest && to >= hello.commit_lsn {
+            return match (begins || hello.end_lsn > oldest) && to >= hello.commit_lsn {
                 true => Verdict::Cut { to },
                 false => Verdict::NeedSnapshot { oldest },
             };

@@ -114,11 +114,12 @@ impl Replica {
         let refuse = |cause| HelloAnswer::Verdict(Verdict::Refused(cause));
         // Whom no answer is for is told that first.
         let foreign = hello.system != self.system && !hello.system.is_none();
-        if !foreign && self.slots().of(hello.name).is_some() {
+        if let Some(slot) = self.slots().of(hello.name).filter(|_| !foreign) {
             if self.below.depth.is_some_and(|depth| depth >= limits::CASCADE_DEPTH_MAX) {
                 return refuse(Refusal::TooDeep);
             }
             if self.below.depth.is_none() || hello.term > self.term || self.lacks(hello, log.tail) {
+                self.below().slots_mut().is_there(slot, now_ns);
                 return refuse(Refusal::Behind);
             }
         }

@@ -82,6 +82,8 @@ impl Replica {
             Verdict::Stream { from } => Err(Violation::WrongStart { from, end }),
             // Nobody has let go of what is not committed.
             Verdict::Cut { to } if asks => Err(Violation::CutBelowCommit { to, commit: end }),
+            // There is nothing to cut.
+            Verdict::Cut { .. } if self.is_empty() => Err(Violation::NotForReplica),
             Verdict::Cut { to } => {
                 // A cut to this log's own end says that its last term never was (see
                 // `Primary::answer_with_chain`).
