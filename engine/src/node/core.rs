@@ -151,6 +151,7 @@ async fn start(
     let settings = node.settings();
     let shard =
         Shard::new(id, (config, settings.as_deref()), role, log, segments, node.watermarks[id.0 as usize].clone());
+    shard.noted.set(slice.installing);
     if let Some(worker) = snapshotter {
         let _ = shard.snapshotter.set(worker.clone());
     }

@@ -7,6 +7,7 @@ use towline_wire::{BatchView, Lsn, Seq};
 use super::Shard;
 use super::wal::cursor::{Cursor, position_at};
 use crate::apply::{AppliedBatch, Apply, ApplyError, Deliver};
+use crate::protocol::replica::Beginning;
 use crate::rt;
 use crate::telemetry::Stage;
 
@@ -26,8 +27,8 @@ async fn apply_all(shard: &Rc<Shard>, handler: &mut dyn Apply) -> Result<(), App
         (inner.oldest, inner.pipeline.durable())
     };
     // A handler that stands further on than the log ends has installed a snapshot, and the node has died
-    // before the log began there. What it stands on is committed: it goes on there, whether the log comes to
-    // it batch by batch or with the next snapshot.
+    // before the log began there: that is done now. Without a note of where that was, as of an older build, it
+    // goes on there, whether the log comes to it batch by batch or with the next snapshot.
     shard.takes_snapshots.set(shard.config.snapshot.is_some() && deliver == Deliver::Committed);
     let mut ahead = resume > end && shard.takes_snapshots.get();
     if resume > end && !ahead {
@@ -53,6 +54,14 @@ async fn apply_all(shard: &Rc<Shard>, handler: &mut dyn Apply) -> Result<(), App
         };
         let seq = seq.ok_or_else(|| ApplyError(format!("the handler stands at LSN {next}, where no batch starts")))?;
         shard.inner.borrow_mut().replica().on_applied(next, seq);
+    }
+    if let Some(noted) = shard.noted.take() {
+        if ahead && noted.at == resume {
+            begin(shard, noted).await;
+        } else {
+            shard.not_installed.set(true);
+            shard.keep.notify();
+        }
     }
     loop {
         let seen = shard.moved.seen();
@@ -139,6 +148,24 @@ async fn apply_all(shard: &Rc<Shard>, handler: &mut dyn Apply) -> Result<(), App
         shard.moved.notify();
         rt::yield_if_needed().await;
     }
+}
+
+/// Has the log begin where a snapshot stands that was installed before the node died. There is no link yet.
+async fn begin(shard: &Rc<Shard>, noted: Beginning) {
+    tracing::warn!(shard = shard.id.0, at = noted.at.0, "a snapshot was installed before the last end of this node");
+    let term = shard.inner.borrow().term().max(noted.term);
+    shard.installed.set(true);
+    shard.cutting.set(true);
+    shard.begin.set(Some(Beginning { term, ..noted }));
+    shard.keep.notify();
+    loop {
+        let seen = shard.moved.seen();
+        if shard.is_stopped() || shard.begin.get().is_none() {
+            break;
+        }
+        shard.moved.since(seen).await;
+    }
+    shard.cutting.set(false);
 }
 
 /// The number of the record at `next`, where a handler stands that is ahead of the log, once the log has come

@@ -185,6 +185,10 @@ pub(crate) struct Shard {
     pub(crate) take_back: Cell<Option<(Lsn, Seq)>>,
     /// Where the log is to begin anew, until the keeper has seen to it.
     pub(crate) begin: Cell<Option<Beginning>>,
+    /// Where it is to begin if a snapshot was installed before the start, until the handler has said so.
+    pub(crate) noted: Cell<Option<Beginning>>,
+    /// What was noted is not so.
+    pub(crate) not_installed: Cell<bool>,
     /// Where it has begun anew, until the handler has seen that.
     pub(crate) begun: Cell<Option<(Lsn, Seq)>>,
     /// Whether the handler can do without what is left out then; `None` before it has looked at the log.
@@ -308,6 +312,8 @@ impl Shard {
             cutting: Cell::new(false),
             take_back: Cell::new(None),
             begin: Cell::new(None),
+            noted: Cell::new(None),
+            not_installed: Cell::new(false),
             begun: Cell::new(None),
             takes_gaps: Cell::new(None),
             needs_rebuild: Cell::new(false),

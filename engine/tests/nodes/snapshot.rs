@@ -154,13 +154,45 @@ fn a_node_that_dies_between_the_state_and_the_log_comes_to_both() {
     until("it is installed, and the shard stops", || of_replica(&r1).stopped.is_some());
     assert_eq!(copy.state(), store.state(), "the new state");
     assert_eq!(of_replica(&r1).durable_lsn, Lsn::ZERO, "and the old log");
+    let stands = copy.state().at;
     r1.stop();
-    // The log that its state stands in front of is let go of meanwhile, or not.
+    let note = place.path("r1").join("shard-0000/superblock.installing");
+    let bytes = fs::read(&note).unwrap();
     store.write(&primary.handle(), &records(100, 0));
     let r1 = copy.open(place.replica("r1"));
     until_same(&primary, &r1);
     assert_eq!(copy.state(), store.state());
-    assert_eq!(copy.lock().installed, 2);
+    let now = of_replica(&r1);
+    assert_eq!((now.oldest_lsn, copy.lock().installed), (stands, 1), "the log begins where its state stands");
+    assert!(!note.exists());
+    r1.stop();
+    // One that is not so, and one that nobody can read, are removed.
+    for bytes in [&bytes[..], b"torn"] {
+        fs::write(&note, bytes).unwrap();
+        store.write(&primary.handle(), &records(20, 0));
+        let r1 = copy.open(place.replica("r1"));
+        until_same(&primary, &r1);
+        assert_eq!((copy.state(), copy.lock().installed), (store.state(), 1));
+        r1.stop();
+        assert!(!note.exists());
+    }
+}
+
+/// As of a build that made no note.
+#[test]
+fn a_state_in_front_of_its_log_of_which_there_is_no_note_is_replaced_by_the_next_snapshot() {
+    let place = Place::new();
+    let (primary, store) = trimmed(&place, &["r1"]);
+    let copy = Store::default();
+    copy.fail(Wrong::DieInstalled);
+    let r1 = copy.open(place.replica("r1"));
+    until("it is installed, and the shard stops", || of_replica(&r1).stopped.is_some());
+    r1.stop();
+    fs::remove_file(place.path("r1").join("shard-0000/superblock.installing")).unwrap();
+    store.write(&primary.handle(), &records(100, 0));
+    let r1 = copy.open(place.replica("r1"));
+    until_same(&primary, &r1);
+    assert_eq!((copy.state(), copy.lock().installed), (store.state(), 2));
 }
 
 #[test]

@@ -17,6 +17,8 @@ use crate::protocol::replica::Beginning;
 use crate::protocol::snapshot::{Begun, SnapshotViolation, Taking};
 use crate::rt;
 use crate::shard::TakingShown;
+use crate::shard::wal::error::OpenError;
+use crate::shard::wal::{folder, installing};
 use crate::snapshot::{SnapshotInfo, Stage};
 
 /// What a replica has of a snapshot, over as many links as it takes.
@@ -181,6 +183,9 @@ impl Follower {
         let Some(stage) = self.incoming.stage.borrow_mut().take() else {
             return Err(self.give_up("nothing is staged"));
         };
+        let Taken { term, known } = taken;
+        let beginning = Beginning { at: point.at, base: point.base, term, known };
+        self.note(conn, beginning).await?;
         // The handler is given nothing from now on, and the superblock stays what it is.
         self.shard.cutting.set(true);
         let installed = self.patiently(conn, self.worker().call(move || stage.finish())).await?;
@@ -192,12 +197,23 @@ impl Follower {
             "a snapshot is installed: it replaces the state that was here"
         );
         self.shard.installed.set(true);
-        let Taken { term, known } = taken;
-        self.begin(Beginning { at: point.at, base: point.base, term, known }).await?;
+        self.begin(beginning).await?;
         self.shard.count(|c| c.snapshots_installed += 1);
         self.shard.taking.set(None);
         self.shard.watermark.set_stale(false);
         Ok(())
+    }
+
+    /// Notes where the log is to begin, for a start after a crash between the state and the log.
+    async fn note(&self, conn: &Conn, beginning: Beginning) -> Result<(), LinkError> {
+        let (folder, now) = (folder::shard_of(self.shard.segments.folder()), self.superblock.current());
+        // What the process before noted may not be removed yet: not this one in its place.
+        self.shard.not_installed.set(false);
+        let noting = self.filler.call(move || installing::note(&folder, now, &beginning));
+        match self.patiently(conn, noting).await? {
+            Err(e @ OpenError::DiskFull { .. }) => Err(self.give_up(&format!("a snapshot cannot be installed: {e}"))),
+            noted => self.must(noted),
+        }
     }
 
     /// What the primary sends cannot be right: it is told, and nothing of it is kept.

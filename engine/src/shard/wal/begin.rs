@@ -3,6 +3,7 @@
 
 use super::error::OpenError;
 use super::folder;
+use super::installing;
 use super::keep::Keeper;
 use super::replaced;
 use crate::protocol::replica::Beginning;
@@ -21,6 +22,9 @@ impl Keeper {
         let (folder, known) = (shard_folder.clone(), b.known);
         let aside = !was_empty && self.filler.call(move || replaced::make_room(&folder, known)).await??;
         if aside {
+            // Writes of the superblock that wait for their turn come first: the copy of it that is made now
+            // must be the one that is in force until the new log is. None begins from now on.
+            self.superblock.persist(|_| ()).await?;
             let folder = shard_folder.clone();
             self.filler.call(move || replaced::set_aside(&folder, oldest, end, bytes, known)).await??;
             self.spare.clear();
@@ -31,12 +35,11 @@ impl Keeper {
         self.superblock
             .persist(|s| {
                 s.slots = shard.slot_entries();
-                s.term = s.term.max(b.term);
-                (s.oldest_lsn, s.floor_lsn, s.commit_lsn) = (b.at, b.at, b.at);
-                s.base = Some(b.base);
-                s.history.clear();
+                installing::begin(s, &b);
             })
             .await?;
+        let folder = shard_folder.clone();
+        self.filler.call(move || installing::remove(&folder)).await??;
         if aside {
             let folder = shard_folder.clone();
             self.filler.call(move || replaced::settle(&folder)).await??;

@@ -13,6 +13,7 @@ use towline_wire::Lsn;
 use super::direct;
 use super::error::OpenError;
 use super::folder;
+use super::installing;
 use super::live::LiveSegments;
 use super::superblock_file::{OwnedSuperblock, SuperblockFile};
 use crate::limits;
@@ -151,6 +152,10 @@ impl Keeper {
             self.begin(b).await?;
             self.shard.begin.set(None);
             self.shard.moved.notify();
+        }
+        if self.shard.not_installed.take() {
+            let shard_folder = folder::shard_of(self.shard.segments.folder());
+            self.filler.call(move || installing::remove(&shard_folder)).await??;
         }
         self.remove_replaced().await?;
         self.shard.expire_slots();

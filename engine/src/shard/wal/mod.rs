@@ -11,6 +11,7 @@ pub(crate) mod cursor;
 pub(crate) mod direct;
 pub(crate) mod error;
 pub(crate) mod folder;
+pub(crate) mod installing;
 pub(crate) mod keep;
 pub(crate) mod live;
 pub(crate) mod open;

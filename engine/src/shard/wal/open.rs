@@ -11,13 +11,14 @@ use towline_wire::{BLOCK, Lsn, ShardId, SystemId, Term};
 use super::direct;
 use super::error::OpenError;
 use super::folder;
+use super::installing;
 use super::replaced;
 use super::source::SegmentSource;
 use super::superblock_file::{self, OwnedSuperblock, SuperblockFile};
 use crate::limits;
 use crate::protocol::history::History;
 use crate::protocol::recovery::{Facts, Recovered, RecoveryError, recover};
-use crate::protocol::replica::LogEnd;
+use crate::protocol::replica::{Beginning, LogEnd};
 use crate::rt::disk::{self, File, OpenHow};
 
 /// A slice that is whole and ready to be written.
@@ -37,6 +38,8 @@ pub(crate) struct OpenedSlice {
     pub(crate) spare: Vec<PathBuf>,
     /// A log that was set aside may go once this one has caught up.
     pub(crate) replaced: bool,
+    /// Where the log is to begin if a snapshot was installed.
+    pub(crate) installing: Option<Beginning>,
 }
 
 /// What a shard is to be, if its folder does not say so already.
@@ -132,6 +135,7 @@ pub(crate) fn open(data: &std::path::Path, new: &NewSlice, in_flight_bytes_max: 
         segments: (first, source.end()),
         spare,
         replaced: replaced::may_go(&shard_folder),
+        installing: installing::noted(&shard_folder)?,
         superblock,
         superblock_file,
     })
