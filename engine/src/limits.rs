@@ -117,6 +117,11 @@ pub const TICKETS_FIRST: usize = 512;
 pub const TICKETS_PATIENCE: Duration = Duration::from_millis(100);
 /// Bytes of appends of one remote client that may be in memory at once, beside one largest record.
 pub const CLIENT_WINDOW_BYTES: usize = 16 << 20;
+/// Requests of one remote client that may be remembered from the oldest one without an outcome on: nothing more
+/// is read from it until that has one.
+pub const CLIENT_REQUESTS_MAX: usize = 1 << 17;
+/// Bytes of answers that one remote client has not taken before nothing more is read from it.
+pub const CLIENT_ANSWERS_BYTES: usize = 1 << 20;
 /// How long a new connection may take for its handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connect may take.

@@ -43,6 +43,12 @@ pub(crate) fn probe_io_uring() -> io::Result<()> {
     let fd = check(unsafe { libc::syscall(libc::SYS_io_uring_setup, 4, params.as_mut_ptr()) } as libc::c_int)?;
     // SAFETY: the call above returned a descriptor that nobody else owns.
     drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    // The sixth word says what the kernel has. A core sleeps with a time, which is this, of Linux 5.11.
+    const FEATURES: usize = 5;
+    const FEATURE_EXT_ARG: u32 = 1 << 8;
+    if params[FEATURES] & FEATURE_EXT_ARG == 0 {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "Linux 5.11 or newer is needed"));
+    }
     Ok(())
 }
 

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use crate::cluster::{LIMIT, ONE, Place, commit, of, of_replica, until, until_connected, until_same};
 use towline::wire::frame::{self, FrameHead, FrameKind, PREAMBLE};
 use towline::wire::handshake::{Hello, NodeName, Refusal, Role, Verdict, WELCOME, Welcome};
-use towline::wire::message::{Ack, ErrorCode, ErrorHead};
+use towline::wire::message::{Ack, AckLevel, AppendHead, ErrorCode, ErrorHead, WirePolicy};
+use towline::wire::record;
 use towline::{AppendOptions, CommitPolicy, Lsn, Outcome, Primary, Replica, ShardId, SystemId, Term};
 
 fn connect(place: &Place) -> TcpStream {
@@ -251,7 +252,7 @@ fn a_replica_takes_no_batch_that_does_not_check() {
         };
         peer.write_all(&framed(FrameKind::Welcome, 0, &welcome.to_bytes())).unwrap();
         let mut batch = vec![0; 4096];
-        let body = towline::wire::record::encode(b"evil", &mut batch[towline::wire::batch::HEADER..]);
+        let body = record::encode(b"evil", &mut batch[towline::wire::batch::HEADER..]);
         batch.truncate(towline::wire::batch::HEADER + body);
         let fields = towline::wire::BatchFields {
             system: if n == 0 { SystemId([1; 16]) } else { system },
@@ -299,4 +300,23 @@ fn a_client_that_sends_garbage_after_its_welcome_is_cut_off() {
     assert!(primary.handle().append_with(ONE, b"x", local).unwrap().wait().unwrap().committed().is_some());
     assert_eq!((before, of(&primary).tail_seq.0), (0, 1), "nothing of it was appended");
     is_unharmed(&primary, &replica);
+}
+
+#[test]
+fn a_client_that_takes_no_answers_is_read_no_further() {
+    let place = Place::new();
+    let primary = Primary::open(place.primary("p", &[])).unwrap();
+    let mut peer = connect(&place);
+    peer.write_all(&greeting(&Hello::client(ONE))).unwrap();
+    welcomed(&mut peer);
+    // Refused at once: there are no two replicas. What the kernel keeps of both directions is less.
+    let policy = WirePolicy::AckN(2, AckLevel::Flushed);
+    let head = AppendHead { request: 1, deadline_us: 0, record_count: 1, policy };
+    let mut body = vec![0; record::encoded_len(1)];
+    record::encode(b"x", &mut body);
+    let many = framed(FrameKind::Append, 0, &[&head.to_bytes()[..], &body].concat()).repeat(1 << 10);
+    peer.set_write_timeout(Some(Duration::from_secs(3))).unwrap();
+    let sent = (0..2048).take_while(|_| peer.write_all(&many).is_ok()).count();
+    assert!(sent < 2048, "{} MiB of appends are answered, and nobody takes that", (sent * many.len()) >> 20);
+    primary.stop();
 }

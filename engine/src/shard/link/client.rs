@@ -244,6 +244,19 @@ impl Session {
         self.shard.count_traffic(&self.conn);
     }
 
+    /// Back-pressure: from a client that does not take its answers, or that has one request open behind very
+    /// many that have outcomes, nothing more is read.
+    async fn may_go_on(&self) {
+        let full = || {
+            let many = self.pending.borrow().requests.len() >= limits::CLIENT_REQUESTS_MAX;
+            many || self.replies.borrow().len() > limits::CLIENT_ANSWERS_BYTES
+        };
+        while full() && !self.written.get() {
+            let seen = self.changed.seen();
+            self.changed.since(seen).await;
+        }
+    }
+
     /// Admits one request, or answers why not.
     async fn append(&self, lane: u32, key: u64, payload: &[u8]) -> Result<(), LinkError> {
         let arrived = rt::now_ns();
@@ -269,6 +282,7 @@ impl Session {
             }
             self.changed.notify();
         };
+        self.may_go_on().await;
         if self.shard.is_replica() {
             return Err(LinkError::Rejected("this node is a replica: append to the primary".into()));
         }
@@ -352,6 +366,10 @@ impl Session {
                 }
                 self.changed.since(seen).await;
                 continue;
+            }
+            if sending.len() > limits::CLIENT_ANSWERS_BYTES {
+                // The reader waits for room.
+                self.changed.notify();
             }
             if self.conn.send(&[&sending]).await.is_err() {
                 self.conn.close();
