@@ -10,7 +10,7 @@ use towline_wire::handshake::NodeName;
 use super::manifest;
 
 /// In a folder with a backup from a running primary that is not finished: the name of its slot.
-const UNFINISHED: &str = "unfinished";
+pub(super) const UNFINISHED: &str = "unfinished";
 /// Bytes read at once.
 const PIECE: usize = 1 << 20;
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use towline_wire::handshake::NodeName;
@@ -93,7 +94,9 @@ fn read(backup: &Path) -> Result<Manifest, BackupError> {
     let manifest = Manifest::read(backup).map_err(|source| BackupError::Manifest { backup: backup.into(), source })?;
     // What the manifest does not name is not of this backup, or the manifest is of another one.
     let expected = manifest.files().map(|f| format!("{DATA}/{}", f.path)).chain([FILE.to_owned()]).collect();
-    let found = files::list(backup).map_err(io_at(backup))?;
+    let mut found = files::list(backup).map_err(io_at(backup))?;
+    // It is removed once the manifest is there; whoever made the backup may have died in between.
+    found.remove(files::UNFINISHED);
     match found.symmetric_difference(&expected).next().cloned() {
         Some(file) if found.contains(&file) => Err(BackupError::Unknown { backup: backup.into(), file }),
         Some(file) => Err(BackupError::Missing { backup: backup.into(), file }),
@@ -118,6 +121,12 @@ fn put_together(
         Ok(mut entries) => {
             if entries.next().is_some() {
                 return Err(BackupError::NotEmpty(data.into()));
+            }
+            // What is put together beside it could not be given its name.
+            let device = |path: &Path| fs::metadata(path).map(|m| m.dev()).map_err(io_at(path));
+            if device(data)? != device(&parent_of(data))? {
+                let why = "another file system is mounted there: restore to a folder in it";
+                return Err(io_at(data)(io::Error::new(ErrorKind::CrossesDevices, why)));
             }
         }
     }

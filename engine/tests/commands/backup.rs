@@ -220,6 +220,8 @@ fn a_backup_that_is_not_what_its_manifest_says_is_refused_and_leaves_nothing_in_
     run(&["restore", text(&b), text(&out), "--name", "No Name"], b"").expect(1, "no replica name");
 
     assert_eq!(picture(&b), whole, "a backup is only read");
+    // Whoever made it was killed behind its manifest.
+    fs::write(b.join("unfinished"), b"s1\n").unwrap();
     run(&["restore", text(&b), text(&out)], b"").expect(0, "");
     run(&["verify", text(&out)], b"").expect(0, "");
 }

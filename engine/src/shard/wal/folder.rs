@@ -19,7 +19,7 @@ pub(crate) struct FolderLock(#[allow(dead_code, reason = "held for its drop")] F
 /// A killed process's `io_uring` operations keep its files open for a moment, so the lock is tried
 /// for a second before it counts as held by somebody (as `TigerBeetle` does).
 pub(crate) fn lock(data: &Path) -> Result<FolderLock, OpenError> {
-    disk::create_dir_all(data).map_err(OpenError::io("making the folder", data))?;
+    make(data)?;
     let path = data.join("towline.lock");
     let how = OpenHow { write: true, create: true, ..OpenHow::default() };
     let file = File::open(&path, how).map_err(OpenError::io("opening", &path))?;
@@ -41,6 +41,19 @@ pub(crate) fn lock(data: &Path) -> Result<FolderLock, OpenError> {
     };
     write().map_err(OpenError::io("writing", &path))?;
     Ok(FolderLock(file))
+}
+
+/// Makes the folder and those above it that are not there; their names are on the device when this returns.
+fn make(data: &Path) -> Result<(), OpenError> {
+    let missing: Vec<&Path> =
+        data.ancestors().take_while(|path| !path.as_os_str().is_empty() && !disk::exists(path)).collect();
+    disk::create_dir_all(data).map_err(OpenError::io("making the folder", data))?;
+    // A simulated disk has nothing above the folder.
+    for path in missing.into_iter().filter(|_| rt::on_machine()) {
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        disk::sync_folder(parent).map_err(OpenError::io("flushing the folder", parent))?;
+    }
+    Ok(())
 }
 
 /// A shard's folder.

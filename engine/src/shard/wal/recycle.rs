@@ -80,7 +80,11 @@ impl Keeper {
         while at <= target {
             let path = folder::segment_path(self.shard.segments.folder(), from);
             let read = self.shard.segments.read(at, limits::READ_CHUNK_BYTES).await;
-            let read = read.map_err(OpenError::io("reading segment", path))?;
+            let read = read.map_err(OpenError::io("reading segment", &path))?;
+            if read.len() < BLOCK {
+                let ends = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+                return Err(OpenError::io("reading segment", &path)(ends));
+            }
             for block in read.chunks_exact(BLOCK) {
                 let h = BatchHeader::check(block).ok();
                 if h.is_some_and(|h| h.lsn() == at && h.system() == system && h.shard() == shard) {
