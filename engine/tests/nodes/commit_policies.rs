@@ -133,6 +133,14 @@ fn a_policy_that_can_never_hold_is_refused_before_anything_is_written() {
     assert_eq!(of(&primary).tail_seq.0, 0);
 }
 
+struct Opened(Arc<AtomicBool>);
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn received_and_applied_wait_for_what_they_say() {
     let place = Place::new();
@@ -151,8 +159,11 @@ fn received_and_applied_wait_for_what_they_say() {
         })
     })
     .unwrap();
+    // Also where this fails: else the replica's core never ends.
+    let _opened = Opened(open.clone());
     until_connected(&primary, 1);
     let applied = primary.handle().append_with(ONE, b"x", with("ack_n=1:applied", 20_000)).unwrap();
+    until("it is in the log", || of(&primary).appended_lsn > Lsn::ZERO);
     until("it is flushed on the replica", || of(&primary).slots[0].flushed_lsn == of(&primary).appended_lsn);
     // Applied acknowledgements do not hold the commit LSN back: replicas apply what is committed.
     until("it is committed", || of(&primary).commit_lsn == of(&primary).appended_lsn);
