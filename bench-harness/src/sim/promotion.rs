@@ -98,12 +98,15 @@ impl Cluster {
         if self.is_reader(n) {
             return false;
         }
+        // On every shard: a node that is only being opened shows none of them.
+        let all = |n: usize, is: fn(&Term, &Term) -> bool| {
+            let views = self.world.views(self.nodes[n].id);
+            views.len() == self.plan.shards as usize && views.iter().all(|v| is(&v.term, &self.newest_term))
+        };
         // While the new primary has not begun to reign, nobody can have promised anything to it.
-        let is_older = |old: usize| self.world.views(self.nodes[old].id).iter().all(|v| v.term < self.newest_term);
         let old = lock(&self.oracle).deposed.first().copied();
-        let old = old.filter(|old| *old != n && self.is_up(*old) && is_older(*old));
-        let views = self.world.views(self.nodes[n].id);
-        let promised = !views.is_empty() && views.iter().all(|v| v.term == self.newest_term);
+        let old = old.filter(|old| *old != n && self.is_up(*old) && all(*old, Term::lt));
+        let promised = all(n, Term::eq);
         let (Some(old), true, true) = (old, promised, n != self.primary && self.is_up(n)) else { return false };
         self.note(|| format!("node {n} is given the address of {old}"));
         self.crash(n, false, 1_000_000);
