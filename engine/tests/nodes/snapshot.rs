@@ -144,18 +144,24 @@ fn a_log_that_is_too_old_is_given_up_for_a_snapshot_only_if_that_is_wanted() {
     assert!(offline::verify(place.path("r1")).unwrap().is_whole());
 }
 
-#[test]
-fn a_node_that_dies_between_the_state_and_the_log_comes_to_both() {
-    let place = Place::new();
-    let (primary, store) = trimmed(&place, &["r1"]);
+/// A replica that has died between a snapshot's state and its log: its primary, that one's store, and its own.
+fn dies_between(place: &Place) -> (Primary, Store, Store) {
+    let (primary, store) = trimmed(place, &["r1"]);
     let copy = Store::default();
     copy.fail(Wrong::DieInstalled);
     let r1 = copy.open(place.replica("r1"));
     until("it is installed, and the shard stops", || of_replica(&r1).stopped.is_some());
     assert_eq!(copy.state(), store.state(), "the new state");
     assert_eq!(of_replica(&r1).durable_lsn, Lsn::ZERO, "and the old log");
-    let stands = copy.state().at;
     r1.stop();
+    (primary, store, copy)
+}
+
+#[test]
+fn a_node_that_dies_between_the_state_and_the_log_comes_to_both() {
+    let place = Place::new();
+    let (primary, store, copy) = dies_between(&place);
+    let stands = copy.state().at;
     let note = place.path("r1").join("shard-0000/superblock.installing");
     let bytes = fs::read(&note).unwrap();
     store.write(&primary.handle(), &records(100, 0));
@@ -182,12 +188,7 @@ fn a_node_that_dies_between_the_state_and_the_log_comes_to_both() {
 #[test]
 fn a_state_in_front_of_its_log_of_which_there_is_no_note_is_replaced_by_the_next_snapshot() {
     let place = Place::new();
-    let (primary, store) = trimmed(&place, &["r1"]);
-    let copy = Store::default();
-    copy.fail(Wrong::DieInstalled);
-    let r1 = copy.open(place.replica("r1"));
-    until("it is installed, and the shard stops", || of_replica(&r1).stopped.is_some());
-    r1.stop();
+    let (primary, store, copy) = dies_between(&place);
     fs::remove_file(place.path("r1").join("shard-0000/superblock.installing")).unwrap();
     store.write(&primary.handle(), &records(100, 0));
     let r1 = copy.open(place.replica("r1"));
