@@ -27,6 +27,17 @@ fn trim_above(primary: &Primary, lsn: Lsn) {
     });
 }
 
+/// Makes the slot anew that is lost, once the primary has let go of what it held: a slot of a log that begins
+/// there may need nearly as much again, and would be lost again before its replica has caught up.
+fn make_slot_anew(primary: &Primary) {
+    until("its slot is lost", || of(primary).slots[0].lost.is_some());
+    until("what it held is let go of", || {
+        let shard = of(primary);
+        shard.appended_lsn.since(shard.oldest_lsn) <= 3 * SEGMENT
+    });
+    primary.create_slot("r1", false).unwrap();
+}
+
 fn rebuilding(place: &Place, name: &str) -> ReplicaConfig {
     let mut config = place.replica(name);
     config.rebuild = true;
@@ -42,8 +53,7 @@ fn left_behind(place: &Place) -> (Primary, Lsn) {
     let end = of_replica(&r1).durable_lsn;
     r1.stop();
     trim_above(&primary, end);
-    until("its slot is lost", || of(&primary).slots[0].lost.is_some());
-    primary.create_slot("r1", false).unwrap();
+    make_slot_anew(&primary);
     (primary, end)
 }
 
@@ -54,7 +64,7 @@ fn reign_anew(place: &Place, primary: Primary) -> Primary {
     let began = of(&primary).appended_lsn;
     trim_above(&primary, Lsn(began.0 + SEGMENT));
     if of(&primary).slots[0].lost.is_some() {
-        primary.create_slot("r1", false).unwrap();
+        make_slot_anew(&primary);
     }
     primary
 }
@@ -78,7 +88,7 @@ fn an_empty_replica_of_a_primary_that_has_let_go_of_its_log_begins_at_the_oldest
         commit_all(&primary.handle(), &records(200, 0));
         of(&primary).slots[0].lost.is_some()
     });
-    primary.create_slot("r1", false).unwrap();
+    make_slot_anew(&primary);
     let r1 = Replica::open(place.replica("r1")).unwrap();
     commit_all(&primary.handle(), &records(100, 0));
     until_same(&primary, &r1);
