@@ -70,11 +70,11 @@ impl History {
         Some(self.entries.get(at + 1).map_or(tail, |next| next.1))
     }
 
-    /// Whether `term` may have been in this history and be forgotten: it is older than all that is
-    /// remembered, and something was before that.
+    /// Whether `term` may have been in the history of a log that is kept from `oldest` on, and be forgotten: it is
+    /// older than all that is remembered, and something was before that.
     #[must_use]
-    pub fn may_have_forgotten(&self, term: Term) -> bool {
-        self.entries.first().is_some_and(|&(oldest, first)| term < oldest && first > Lsn::ZERO)
+    pub fn may_have_forgotten(&self, term: Term, oldest: Lsn) -> bool {
+        self.entries.first().map_or(oldest > Lsn::ZERO, |&(first, at)| term < first && at > Lsn::ZERO)
     }
 
     /// Where the first term that is remembered and newer than `term` begins.
@@ -173,8 +173,12 @@ mod tests {
         let tail = Lsn(40960);
         assert_eq!(h.common_end(Term(1), tail), None, "where term 1 ended is forgotten");
         assert_eq!(h.common_end(Term(2), tail), Some(Lsn(8192)));
-        assert!(h.may_have_forgotten(Term(1)) && h.may_have_forgotten(Term(2)) && !h.may_have_forgotten(Term(4)));
-        assert!(!history().may_have_forgotten(Term(0)), "nothing was before term 1");
+        assert!(
+            h.may_have_forgotten(Term(1), tail)
+                && h.may_have_forgotten(Term(2), tail)
+                && !h.may_have_forgotten(Term(4), tail)
+        );
+        assert!(!history().may_have_forgotten(Term(0), Lsn(0)), "nothing was before term 1");
         h.trim(Lsn(1 << 40));
         assert_eq!(h.entries(), [(Term(7), Lsn(20480))], "the term that the log ends with is kept");
     }

@@ -249,8 +249,7 @@ impl Primary {
             // What is before its beginning was committed once.
             return Verdict::Refused(Refusal::CutBelowCommit);
         }
-        let knows_none = self.history.entries().is_empty() && oldest > Lsn::ZERO;
-        if self.history.may_have_forgotten(hello.last_term) || knows_none {
+        if self.history.may_have_forgotten(hello.last_term, oldest) {
             // It knows its last batch to be committed, and this log holds other bytes there.
             if hello.commit_lsn >= hello.end_lsn {
                 return Verdict::Refused(Refusal::CutBelowCommit);

@@ -155,17 +155,8 @@ async fn begin(shard: &Rc<Shard>, noted: Beginning) {
     tracing::warn!(shard = shard.id.0, at = noted.at.0, "a snapshot was installed before the last end of this node");
     let term = shard.inner.borrow().term().max(noted.term);
     shard.installed.set(true);
-    shard.cutting.set(true);
-    shard.begin.set(Some(Beginning { term, ..noted }));
-    shard.keep.notify();
-    loop {
-        let seen = shard.moved.seen();
-        if shard.is_stopped() || shard.begin.get().is_none() {
-            break;
-        }
-        shard.moved.since(seen).await;
-    }
-    shard.cutting.set(false);
+    // A shard that has stopped meanwhile says so itself.
+    let _ = shard.begin_anew(Beginning { term, ..noted }).await;
 }
 
 /// The number of the record at `next`, where a handler stands that is ahead of the log, once the log has come

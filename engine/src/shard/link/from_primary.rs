@@ -195,29 +195,14 @@ impl Follower {
 
     /// Has the log begin anew where the primary's begins, or a snapshot stands.
     pub(super) async fn begin(&self, beginning: Beginning) -> Result<(), LinkError> {
-        self.shard.cutting.set(true);
-        self.shard.begin.set(Some(beginning));
-        self.shard.keep.notify();
-        let begun = self.wait_until(|shard| shard.begin.get().is_none() && shard.durable() == beginning.at).await;
-        self.shard.cutting.set(false);
-        self.shard.moved.notify();
-        begun?;
+        self.shard.begin_anew(beginning).await.map_err(LinkError::Stopped)?;
         // The first hello after it says what the handler is given.
         self.wait_until(|shard| shard.begun.get().is_none()).await
     }
 
     /// Waits for something that is told by `moved`.
     async fn wait_until(&self, is: impl Fn(&Shard) -> bool) -> Result<(), LinkError> {
-        loop {
-            let seen = self.shard.moved.seen();
-            if let Some(why) = self.shard.stopped() {
-                return Err(LinkError::Stopped(why));
-            }
-            if is(&self.shard) {
-                return Ok(());
-            }
-            self.shard.moved.since(seen).await;
-        }
+        self.shard.wait_until(is).await.map_err(LinkError::Stopped)
     }
 
     /// An error on the device is final (law 8).

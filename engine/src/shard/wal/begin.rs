@@ -7,6 +7,40 @@ use super::installing;
 use super::keep::Keeper;
 use super::replaced;
 use crate::protocol::replica::Beginning;
+use crate::shard::Shard;
+
+impl Shard {
+    /// Has the keeper begin the log anew, and waits for that; the handler is given nothing meanwhile.
+    ///
+    /// # Errors
+    /// Why the shard has stopped.
+    pub(crate) async fn begin_anew(&self, b: Beginning) -> Result<(), String> {
+        self.cutting.set(true);
+        self.begin.set(Some(b));
+        self.keep.notify();
+        let begun = self.wait_until(|shard| shard.begin.get().is_none() && shard.durable() == b.at).await;
+        self.cutting.set(false);
+        self.moved.notify();
+        begun
+    }
+
+    /// Waits for something that is told by `moved`.
+    ///
+    /// # Errors
+    /// Why the shard has stopped.
+    pub(crate) async fn wait_until(&self, is: impl Fn(&Self) -> bool) -> Result<(), String> {
+        loop {
+            let seen = self.moved.seen();
+            if let Some(why) = self.stopped() {
+                return Err(why);
+            }
+            if is(self) {
+                return Ok(());
+            }
+            self.moved.since(seen).await;
+        }
+    }
+}
 
 impl Keeper {
     /// Sets the slice up at a new beginning: the old log aside, then the superblock, then what is in

@@ -56,6 +56,18 @@ fn make(data: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// Writes a small file of a shard's folder as a whole: durable with its name when this returns, or not there.
+/// `making` is the name that it has until then.
+pub(crate) fn put(shard_folder: &Path, making: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let making = shard_folder.join(making);
+    let file = File::open(&making, OpenHow { write: true, create: true, ..OpenHow::default() })?;
+    file.set_len(0)?;
+    file.write_all_at(bytes, 0)?;
+    file.sync_all()?;
+    disk::rename(&making, &shard_folder.join(name))?;
+    disk::sync_folder(shard_folder)
+}
+
 /// A shard's folder.
 pub(crate) fn shard_folder(data: &Path, shard: ShardId) -> PathBuf {
     data.join(format!("shard-{:04}", shard.0))

@@ -4,15 +4,15 @@
 //!
 //! It is one copy of the superblock as it is to be.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use towline_wire::superblock::COPY;
 
 use super::error::OpenError;
+use super::folder;
 use super::superblock_file::{self, OwnedSuperblock};
 use crate::protocol::replica::Beginning;
-use crate::rt::disk::{self, File, OpenHow};
+use crate::rt::disk;
 
 /// The second: what is given up is a part of the primary's log, as [`Beginning::known`] says.
 const NOTES: [&str; 2] = ["superblock.installing", "superblock.installing-known"];
@@ -33,16 +33,9 @@ pub(crate) fn note(shard_folder: &Path, mut now: OwnedSuperblock, b: &Beginning)
     now.slots.clear();
     let mut copy = vec![0; COPY];
     now.encode(&mut copy);
-    let making = shard_folder.join("superblock.installing-tmp");
-    let write = || -> io::Result<()> {
-        let file = File::open(&making, OpenHow { write: true, create: true, ..OpenHow::default() })?;
-        file.set_len(0)?;
-        file.write_all_at(&copy, 0)?;
-        file.sync_all()?;
-        disk::rename(&making, &shard_folder.join(NOTES[usize::from(b.known)]))?;
-        disk::sync_folder(shard_folder)
-    };
-    write().map_err(OpenError::io("noting a snapshot in", &making))
+    let name = NOTES[usize::from(b.known)];
+    let noted = folder::put(shard_folder, "superblock.installing-tmp", name, &copy);
+    noted.map_err(OpenError::io("noting a snapshot in", shard_folder))
 }
 
 /// Blocking: what was noted, if anything. One that is damaged is none: the log here is whole without it.

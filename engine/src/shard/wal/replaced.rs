@@ -15,7 +15,7 @@ use towline_wire::Lsn;
 use super::error::OpenError;
 use super::folder;
 use super::superblock_file;
-use crate::rt::disk::{self, File, OpenHow};
+use crate::rt::disk;
 
 const UNDO: [&str; 2] = ["superblock.undo", "superblock.undo-known"];
 const DONE: [&str; 2] = ["superblock.replaced", "superblock.replaced-known"];
@@ -55,12 +55,7 @@ pub(crate) fn set_aside(shard_folder: &Path, oldest: Lsn, end: Lsn, bytes: u64, 
     let making = shard_folder.join("superblock.undo-tmp");
     let remember = || -> io::Result<()> {
         let copy = disk::read(&superblock_file::path_in(shard_folder))?;
-        let file = File::open(&making, OpenHow { write: true, create: true, ..OpenHow::default() })?;
-        file.set_len(0)?;
-        file.write_all_at(&copy, 0)?;
-        file.sync_all()?;
-        disk::rename(&making, &shard_folder.join(UNDO[usize::from(known)]))?;
-        disk::sync_folder(shard_folder)
+        folder::put(shard_folder, "superblock.undo-tmp", UNDO[usize::from(known)], &copy)
     };
     remember().map_err(OpenError::io("copying the superblock to", &making))?;
     let first = Lsn(oldest.0 - oldest.0 % bytes);
