@@ -8,6 +8,7 @@ use towline::{RetainMax, SettingChange, ShardId};
 use super::cluster::{Cluster, DATA, Role};
 use super::operator::Ask;
 use super::plan::{Fault, Plan};
+use super::world::faults::JOB_NS;
 use super::world::rng::Rng;
 use super::world::{Faults, Lie};
 
@@ -33,6 +34,7 @@ pub fn rates(plan: &Plan) -> Faults {
     // From a source of its own, so that the rest of a run is what it was.
     let r = &mut Rng::new(plan.seed ^ 0x6865_6C64);
     f.held_ns = [(0, 0), (0, f.net_ns.1), (0, 20 * f.net_ns.1), (0, 2_000_000_000)][r.below(4) as usize];
+    f.job_ns = [JOB_NS, 200_000, 2_000_000, 50_000_000][r.below(4) as usize];
     f.not_held = if r.chance(0.3) { 0.05 } else { 0.0 };
     f
 }

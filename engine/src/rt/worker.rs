@@ -87,6 +87,7 @@ mod world_worker {
     use atomic_waker::AtomicWaker;
 
     use super::Job;
+    use crate::rt::world;
 
     /// Jobs of a worker that is a task.
     #[derive(Default)]
@@ -116,7 +117,7 @@ mod world_worker {
         }
     }
 
-    /// Runs jobs; each takes a little while.
+    /// Runs jobs; each takes as long as the world says.
     pub(super) async fn run(queue: Arc<Queue>) {
         loop {
             let job = std::future::poll_fn(|cx| {
@@ -125,7 +126,8 @@ mod world_worker {
             })
             .await;
             let Some(job) = job else { break };
-            crate::rt::sleep(Duration::from_micros(20)).await;
+            let takes = world::current().map_or(0, |world| world.job_ns());
+            crate::rt::sleep(Duration::from_nanos(takes)).await;
             job();
         }
         queue.ended.store(true, std::sync::atomic::Ordering::Relaxed);

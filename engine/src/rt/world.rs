@@ -54,6 +54,8 @@ pub trait World {
     fn cancel_others(&self);
     /// Ready once a task has ended or was dropped, and for a core's main task all others of its core.
     fn poll_ended(&self, task: TaskId, cx: &mut Context<'_>) -> Poll<()>;
+    /// How long a job on a thread of this node takes until it has its effect, in nanoseconds.
+    fn job_ns(&self) -> u64;
     /// Resolves at `at_ns` or a little later.
     fn sleep_until(&self, at_ns: u64) -> LocalFuture<()>;
 

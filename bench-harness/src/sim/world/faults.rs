@@ -1,12 +1,20 @@
 //! What goes wrong by itself, and how often.
 
+/// How long a job on a thread takes at least, in nanoseconds.
+pub const JOB_NS: u64 = 20_000;
+
+/// How long at most, however slow the disk is.
+pub(super) const JOB_NS_MAX: u64 = 2_000_000_000;
+
 /// Rates of a run; the default is a machine without faults.
 #[derive(Clone, Debug)]
 pub struct Faults {
     /// How long a read or write takes, from and to, in nanoseconds.
     pub disk_ns: (u64, u64),
-    /// How often one takes 100 times as long.
+    /// How often one takes 100 times as long, and a thread's job too.
     pub slow_disk: f64,
+    /// How long a job on a thread may take at most, in nanoseconds; most take a part of that.
+    pub job_ns: u64,
     /// How often a write fails; a part of it may be on the device.
     pub write_error: f64,
     /// How often a read fails.
@@ -40,6 +48,7 @@ impl Default for Faults {
         Self {
             disk_ns: (20_000, 100_000),
             slow_disk: 0.0,
+            job_ns: JOB_NS,
             write_error: 0.0,
             read_error: 0.0,
             short_write: 0.0,

@@ -10,6 +10,7 @@ use towline::telemetry::Counters;
 use towline::world::{self, Listener, LocalFuture, ShardView, Socket, TaskId, World};
 
 use super::disk::NodeDisk;
+use super::faults::{JOB_NS, JOB_NS_MAX};
 use super::{SimWorld, Sleep, here};
 
 /// The wall clock's first second.
@@ -72,6 +73,17 @@ impl World for SimWorld {
                 Poll::Pending
             }
         }
+    }
+
+    fn job_ns(&self) -> u64 {
+        let most = self.rates().job_ns;
+        if most <= JOB_NS {
+            return JOB_NS;
+        }
+        // All lengths are as frequent as those of half of it.
+        let upto = most >> self.rng().below(u64::from((most / JOB_NS).ilog2()) + 1);
+        let took = self.rng().within((JOB_NS, upto));
+        if self.strikes("slow job", |f| f.slow_disk) { (took * 100).min(JOB_NS_MAX) } else { took }
     }
 
     fn sleep_until(&self, at_ns: u64) -> LocalFuture<()> {
