@@ -38,10 +38,10 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "N")]
     pub(crate) shards: Option<u32>,
 
-    /// Primary: names of the replicas that count, like r1,r2; others are refused. Of this and --commit,
-    /// --deadline, --retain-max, --slot-idle-max, --min-replicas, --min-replicas-age, --catch-up-max,
-    /// --link-window and --lag-target a new folder makes its settings; later starts find them there, and
-    /// `towline ctl` changes them [default: none]
+    /// Primary: names of the replicas that count, like r1,r2; others are served if they have a slot, see
+    /// --join, and only read. Of this and --commit, --deadline, --retain-max, --slot-idle-max,
+    /// --min-replicas, --min-replicas-age, --catch-up-max, --link-window and --lag-target a new folder
+    /// makes its settings; later starts find them there, and `towline ctl` changes them [default: none]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub(crate) replicas: Option<Vec<String>>,
 
