@@ -9,7 +9,7 @@ use towline_bench::jobs;
 use towline_bench::sim::handler::lock;
 use towline_bench::sim::{errors, images, run};
 
-use crate::simulate::canary_of;
+use crate::simulate::{TRACE_LINES, canary_of};
 use crate::{Ended, real_errors};
 
 /// Photograph a workload's disks at every boundary of a call (write, flush, rename, start and end of
@@ -149,6 +149,11 @@ pub(crate) fn every_error(args: &Errors) -> Result<(), Ended> {
         for (seed, errors) in &all {
             let of = |n: usize| errors.calls.get(n).copied().unwrap_or_default();
             println!("  workload {seed:<6} {} calls of the primary, {} of the replica", of(0), of(1));
+        }
+        if let Some((seed, (failing, _))) = all.iter().find_map(|(seed, e)| Some((*seed, e.failed.first()?))) {
+            println!("  the first that went wrong, to its end:");
+            let trace = errors::again(seed, *failing, canary).trace;
+            trace[trace.len().saturating_sub(TRACE_LINES)..].iter().for_each(|line| println!("    {line}"));
         }
     }
     if wrong.is_empty() { Ok(()) } else { Err(Ended::Found(wrong.join("\n"))) }

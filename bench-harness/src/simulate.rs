@@ -69,7 +69,7 @@ impl Args {
 }
 
 /// Lines of a trace that are shown of a failing run.
-const TRACE_LINES: usize = 60;
+pub(crate) const TRACE_LINES: usize = 60;
 
 pub(crate) fn execute(args: &Args) -> Result<(), Ended> {
     if args.canary.as_deref() == Some("list") {

@@ -129,6 +129,12 @@ pub struct Errors {
     pub failed: Vec<(Failing, Ran)>,
 }
 
+/// The same run again, with a readable log.
+#[must_use]
+pub fn again(seed: u64, failing: Failing, canary: Option<Canary>) -> Ran {
+    run_plan(plan(seed), &How { failing: Some(failing), canary, trace: true, ..How::default() })
+}
+
 /// Runs the workload of a seed once for each call, or for one in `step`, of each node, for once and for
 /// ever, on `jobs` threads.
 #[must_use]

@@ -75,10 +75,15 @@ impl Place {
 }
 
 /// Asks until it holds; fails with `what` if it never does.
-pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn until(what: &str, holds: impl FnMut() -> bool) {
+    until_or(|| what.into(), holds);
+}
+
+/// The same, if what is to be said of a failure is to be asked for then.
+fn until_or(what: impl Fn() -> String, mut holds: impl FnMut() -> bool) {
     let began = Instant::now();
     while !holds() {
-        assert!(began.elapsed() < LIMIT, "never happened: {what}");
+        assert!(began.elapsed() < LIMIT, "never happened: {}", what());
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -95,7 +100,13 @@ pub fn of_replica(replica: &Replica) -> ShardStatus {
 
 /// Waits until a replica has applied all that the primary's log holds, and holds the same bytes.
 pub fn until_same(primary: &Primary, replica: &Replica) {
-    until("the replica has all that the primary has", || {
+    let why = || {
+        let (p, r) = (of(primary), of_replica(replica));
+        let slots: Vec<_> = p.slots.iter().map(|s| (&s.name, s.state, s.lost, s.restart_lsn)).collect();
+        let (has, to) = (r.applied_lsn, p.appended_lsn);
+        format!("the replica has all that the primary has: {has} of {to}, link {:?}, slots {slots:?}", r.link)
+    };
+    until_or(why, || {
         let (p, r) = (of(primary), of_replica(replica));
         r.applied_lsn == p.appended_lsn && r.chain == p.chain
     });

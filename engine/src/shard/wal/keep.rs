@@ -227,9 +227,13 @@ impl Keeper {
         // Files that are open stay in a folder that is moved away, and the new one would go to the
         // folder in its place: no log would be whole. This is also the better word for what failed.
         let (folder, identity) = (segments.folder().to_path_buf(), segments.identity());
+        let elsewhere = OpenError::io("making a segment in", segments.folder());
+        if let Err(e) = added {
+            // At once: a thread's job could take its time, and nothing may be acknowledged meanwhile.
+            return Err(LiveSegments::same_folder(&folder, identity).map_or_else(elsewhere, |()| e));
+        }
         let same = self.filler.call(move || LiveSegments::same_folder(&folder, identity)).await?;
-        same.map_err(OpenError::io("making a segment in", segments.folder()))?;
-        added?;
+        same.map_err(elsewhere)?;
         self.shard.count(|c| if recycled { c.segments_recycled += 1 } else { c.segments_zeroed += 1 });
         self.shard.work.notify();
         // A replica waits for segments here too.
