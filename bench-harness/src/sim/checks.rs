@@ -170,7 +170,7 @@ impl Seen {
             let may_count = |n: &usize| *n == p.by || p.among & (1 << *n) != 0;
             for n in (0..cluster.nodes.len()).filter(may_count) {
                 let holds = |v: &ShardView| {
-                    let replica_memory = p.need.level == AckLevel::Received && n != p.by;
+                    let replica_memory = p.least.level == AckLevel::Received && n != p.by;
                     let at = if replica_memory { v.appended } else { v.durable };
                     at >= p.bookmark.lsn && v.term >= p.bookmark.term && v.begun < p.bookmark.lsn
                 };
@@ -182,7 +182,7 @@ impl Seen {
                 asked += u8::from(held || cluster.nodes[n].incarnation > 1 || !cluster.serves(n));
             }
             // Who has died, or was stopped in order, may have held it between two looks.
-            let wanted = p.need.replicas + 1;
+            let wanted = p.least.replicas + 1;
             if copies < wanted && asked < wanted {
                 drop(oracle);
                 let all = self.last.iter().filter(|((_, _, s), _)| *s == append.shard);

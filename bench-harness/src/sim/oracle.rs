@@ -27,8 +27,10 @@ pub enum Became {
 pub struct Promise {
     /// Where it is.
     pub bookmark: Bookmark,
-    /// What it waited for.
+    /// What it waited for: of what may have been in force, that which promises the fewest copies on devices.
     pub need: Requirement,
+    /// What holds whichever of them was in force: of each the least.
+    pub least: Requirement,
     /// Copies on devices that it says there are.
     pub copies: u8,
     /// Copies that may be gone since, or were never good.
@@ -147,10 +149,10 @@ impl Oracle {
         }
     }
 
-    /// The least that a commit can have waited for, and among whom: it is judged by who is configured when
-    /// it is acknowledged, under the policy that was in force when its shard took it, which may be long after
-    /// it was asked for.
-    fn need(&self, append: &Append, policy: Option<CommitPolicy>) -> (Requirement, u64) {
+    /// What a commit can have waited for, as [`Promise::need`] and [`Promise::least`] say, and among whom: it is
+    /// judged by who is configured when it is acknowledged, under the policy that was in force when its shard
+    /// took it, which may be long after it was asked for.
+    fn need(&self, append: &Append, policy: Option<CommitPolicy>) -> (Requirement, Requirement, u64) {
         let from = append.asked_under;
         let all = self.forces.get(&append.node).map_or(&[][..], |f| &f.all);
         let policies = match policy {
@@ -164,8 +166,11 @@ impl Oracle {
             CommitPolicy::Majority { level } => Requirement::number(members.count_ones() as u8 / 2 + 1, level),
         };
         let needs = policies.iter().flat_map(|p| all[from..].iter().map(|f| number(*p, f.members)));
-        let need = needs.min_by_key(|n| (copies(*n), n.replicas, n.level)).expect("a primary that serves has settings");
-        (need, all[from..].iter().fold(0, |among, f| among | f.members))
+        let weaker =
+            |a: Requirement, b: Requirement| Requirement::number(a.replicas.min(b.replicas), a.level.min(b.level));
+        let least = needs.clone().reduce(weaker).expect("a primary that serves has settings");
+        let need = needs.min_by_key(|n| (copies(*n), n.replicas, n.level)).unwrap_or(least);
+        (need, least, all[from..].iter().fold(0, |among, f| among | f.members))
     }
 
     /// A client is about to append to a node.
@@ -195,7 +200,7 @@ impl Oracle {
     }
 
     fn settle(&mut self, id: usize, outcome: &Outcome, policy: Option<CommitPolicy>, by: usize, exact: bool) {
-        let (need, among) = self.need(&self.appends[id], policy);
+        let (need, least, among) = self.need(&self.appends[id], policy);
         let became = match outcome {
             Outcome::Committed { bookmark, .. } => {
                 let copies = copies(need);
@@ -204,7 +209,7 @@ impl Oracle {
                 // An ack that counts may be of a copy that was lost meanwhile.
                 let meanwhile = self.losses - self.appends[id].losses;
                 let lost = meanwhile + self.tainted.len() as u8 + u8::from(self.deposed.contains(&by));
-                Became::Committed(Promise { bookmark: *bookmark, need, copies, lost, by, exact, among })
+                Became::Committed(Promise { bookmark: *bookmark, need, least, copies, lost, by, exact, among })
             }
             _ => {
                 self.others += 1;
@@ -336,4 +341,26 @@ pub fn check_log(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by the simulator, seed 195027646: five copies in memory were asked for, as that promises fewer on
+    /// devices, where the other policy had been in force already and three were enough.
+    #[test]
+    fn while_settings_change_no_more_is_asked_for_than_each_of_them_promises() {
+        let mut oracle = Oracle::new(1, None);
+        let force = |commit: &str| Force { members: 0b11_1110, commit: commit.parse().unwrap() };
+        oracle.is(0, force("ack_n=5:received"), 1);
+        let id = oracle.ask(0, ShardId(0), 0, 8);
+        oracle.may_be(0, force("majority:flushed"));
+        let (need, least, among) = oracle.need(&oracle.appends[id], None);
+        assert_eq!(need, Requirement::number(5, AckLevel::Received), "one copy on a device");
+        assert_eq!(least, Requirement::number(3, AckLevel::Received));
+        assert_eq!(among, 0b11_1110);
+        let own = oracle.need(&oracle.appends[id], Some(CommitPolicy::Local)).1;
+        assert_eq!(own, Requirement::number(0, AckLevel::Flushed));
+    }
 }
