@@ -118,6 +118,7 @@ fn open(dir: &Path, change: impl FnOnce(&mut PrimaryConfig)) -> Result<Primary, 
     config.node.cpus = vec![0];
     config.node.segment_bytes = 1 << 20;
     config.node.io_memory_bytes = 1 << 20;
+    config.deadline = Duration::from_secs(120);
     change(&mut config);
     Primary::open(config).map_err(|e| e.to_string())
 }

@@ -182,24 +182,7 @@ fn campaign(rounds: u64, seed: u64, segment: &'static str, more: &[&'static str]
         cluster.start_missing();
         if !victims.contains(&0) {
             // The primary has lived on: the load goes on once its replicas are back.
-            let want = load.acknowledged() + 1;
-            let began = Instant::now();
-            while load.acknowledged() < want {
-                if began.elapsed().as_secs() > 12 {
-                    println!("STUCK round {round} victims {victims:?} acknowledged {}", load.acknowledged());
-                    for n in &cluster.nodes {
-                        println!("{}", n.as_ref().unwrap().status());
-                    }
-                    println!(
-                        "load pid {} cluster {:?}",
-                        load.child.id(),
-                        cluster.nodes.iter().map(|n| n.as_ref().unwrap().child.id()).collect::<Vec<_>>()
-                    );
-                    std::io::stdout().flush().unwrap();
-                    thread::sleep(std::time::Duration::from_secs(1000));
-                }
-                thread::yield_now();
-            }
+            load.await_acknowledged(load.acknowledged() + 1);
         }
         let (code, runs) = load.end();
         let expected = if victims.contains(&0) { 5 } else { 0 };

@@ -93,6 +93,7 @@ fn an_empty_replica_of_a_primary_that_has_let_go_of_its_log_begins_at_the_oldest
     });
     make_slot_anew(&primary);
     let r1 = Replica::open(place.replica("r1")).unwrap();
+    until_same(&primary, &r1);
     commit_all(&primary.handle(), &records(100, 0));
     until_same(&primary, &r1);
     let began = of_replica(&r1).oldest_lsn;
@@ -128,6 +129,7 @@ fn a_log_that_is_too_old_is_given_up_only_if_that_is_wanted_and_set_aside_until_
     assert_eq!(of_replica(&r1).durable_lsn, end, "nothing was touched");
     r1.stop();
     let r1 = Replica::open(rebuilding(&place, "r1")).unwrap();
+    until_same(&primary, &r1);
     commit_all(&primary.handle(), &records(100, 0));
     until_same(&primary, &r1);
     assert!(of_replica(&r1).oldest_lsn > end);
@@ -146,6 +148,7 @@ fn a_log_that_the_primary_cannot_vouch_for_stays_beside_the_new_one_and_can_be_t
     let primary = reign_anew(&place, primary);
     let was = on_disk(&place.path("r1"));
     let r1 = Replica::open(rebuilding(&place, "r1")).unwrap();
+    until_same(&primary, &r1);
     commit_all(&primary.handle(), &records(100, 0));
     until_same(&primary, &r1);
     until("it has caught up", || of_replica(&r1).catch_up.is_none());

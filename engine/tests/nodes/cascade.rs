@@ -212,8 +212,14 @@ fn a_replica_that_begins_anew_is_followed_from_there_by_those_below_it() {
         commit_all(&handle, &records(200, 0));
         of(&primary).slots[0].lost.is_some() && of(&primary).oldest_lsn > end
     });
+    until("what it held is let go of", || {
+        commit_all(&handle, &records(10, 0));
+        let shard = of(&primary);
+        shard.appended_lsn.since(shard.oldest_lsn) <= 3 * SEGMENT
+    });
     primary.create_slot("a", false).unwrap();
     let a = open(rebuilding("a", 0, place.addr), &[]);
+    until_same(&primary, &a);
     commit_all(&handle, &records(20, 0));
     until_same(&primary, &b);
     assert!(of_replica(&a).oldest_lsn > end && of_replica(&b).oldest_lsn >= of_replica(&a).oldest_lsn);

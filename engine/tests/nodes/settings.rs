@@ -44,7 +44,7 @@ fn a_replica_catches_up_first_and_counts_from_where_it_is_once_it_is_configured(
     r2.stop();
     let quick = AppendOptions { deadline: Some(Duration::from_millis(100)), policy: None };
     let outcome = primary.handle().append_with(ONE, b"one", quick).unwrap().wait().unwrap();
-    assert!(matches!(outcome, Outcome::TimedOut { acks: 1, wanted: 2, .. }), "{outcome:?}");
+    assert!(matches!(outcome, Outcome::TimedOut { acks: ..=1, wanted: 2, .. }), "{outcome:?}");
     primary.remove_replica("r2").unwrap();
     until_same(&primary, &r1);
 }

@@ -296,9 +296,9 @@ fn a_replica_with_other_bytes_at_the_same_term_and_lsn_loses_its_slot_and_keeps_
     let before = on_disk(&place.path("r1"));
     // As many bytes in the same term, but others.
     let twin = Primary::open(config("twin")).unwrap();
-    let quick = AppendOptions { deadline: Some(Duration::from_millis(1)), policy: Some("local".parse().unwrap()) };
+    let alone = AppendOptions { deadline: None, policy: Some("local".parse().unwrap()) };
     for record in records(60, 200) {
-        let _ = twin.handle().append_with(ONE, &record, quick).unwrap().wait().unwrap();
+        let _ = twin.handle().append_with(ONE, &record, alone).unwrap().wait().unwrap();
     }
     let link = until_told(&r1, &["diverged"]);
     assert!(link.contains("same term and LSN"), "{link}");
