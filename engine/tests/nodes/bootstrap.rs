@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::cluster::{ONE, Place, commit_all, of, of_replica, on_disk, records, until, until_same};
+use crate::cluster::{ONE, Place, commit_all, of, of_replica, on_disk, records, until, until_let_go, until_same};
 use towline::{ApplyError, ApplyFn, Lsn, Primary, PrimaryConfig, Replica, ReplicaConfig, Retain, RetainMax, offline};
 
 const SEGMENT: u64 = 64 << 10;
@@ -31,13 +31,7 @@ fn trim_above(primary: &Primary, lsn: Lsn) {
 /// there may need nearly as much again, and would be lost again before its replica has caught up.
 fn make_slot_anew(primary: &Primary) {
     until("its slot is lost", || of(primary).slots[0].lost.is_some());
-    let handle = primary.handle();
-    until("what it held is let go of", || {
-        // Log goes when more comes, not at rest.
-        commit_all(&handle, &records(10, 0));
-        let shard = of(primary);
-        shard.appended_lsn.since(shard.oldest_lsn) <= 3 * SEGMENT
-    });
+    until_let_go(primary, 3 * SEGMENT);
     primary.create_slot("r1", false).unwrap();
 }
 

@@ -4,7 +4,9 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::cluster::{self, ONE, Place, commit, commit_all, of, of_replica, on_disk, records, until, until_same};
+use crate::cluster::{
+    self, ONE, Place, commit, commit_all, of, of_replica, on_disk, records, until, until_let_go, until_same,
+};
 use towline::{Lsn, Primary, Replica, ReplicaConfig, Retain, RetainMax, SlotError, SlotState, limits};
 
 const SEGMENT: u64 = 64 << 10;
@@ -212,11 +214,7 @@ fn a_replica_that_begins_anew_is_followed_from_there_by_those_below_it() {
         commit_all(&handle, &records(200, 0));
         of(&primary).slots[0].lost.is_some() && of(&primary).oldest_lsn > end
     });
-    until("what it held is let go of", || {
-        commit_all(&handle, &records(10, 0));
-        let shard = of(&primary);
-        shard.appended_lsn.since(shard.oldest_lsn) <= 3 * SEGMENT
-    });
+    until_let_go(&primary, 3 * SEGMENT);
     primary.create_slot("a", false).unwrap();
     let a = open(rebuilding("a", 0, place.addr), &[]);
     until_same(&primary, &a);

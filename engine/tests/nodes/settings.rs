@@ -42,9 +42,9 @@ fn a_replica_catches_up_first_and_counts_from_where_it_is_once_it_is_configured(
     assert_eq!(primary.add_replica("r2").unwrap_err().to_string(), "replica r2 is configured already");
     // Without it, `all` does not hold.
     r2.stop();
-    let quick = AppendOptions { deadline: Some(Duration::from_millis(100)), policy: None };
+    let quick = AppendOptions { deadline: Some(Duration::from_secs(2)), policy: None };
     let outcome = primary.handle().append_with(ONE, b"one", quick).unwrap().wait().unwrap();
-    assert!(matches!(outcome, Outcome::TimedOut { acks: ..=1, wanted: 2, .. }), "{outcome:?}");
+    assert!(matches!(outcome, Outcome::TimedOut { acks: 1, wanted: 2, .. }), "{outcome:?}");
     primary.remove_replica("r2").unwrap();
     until_same(&primary, &r1);
 }

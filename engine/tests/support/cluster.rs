@@ -112,6 +112,16 @@ pub fn until_same(primary: &Primary, replica: &Replica) {
     });
 }
 
+/// Appends until the log that is kept is no longer than this: it is let go of as more comes, not at rest.
+pub fn until_let_go(primary: &Primary, bytes: u64) {
+    let handle = primary.handle();
+    until("what was held is let go of", || {
+        commit_all(&handle, &records(10, 0));
+        let shard = of(primary);
+        shard.appended_lsn.since(shard.oldest_lsn) <= bytes
+    });
+}
+
 /// Waits until as many replicas are connected.
 pub fn until_connected(primary: &Primary, count: usize) {
     let connected = || of(primary).slots.iter().filter(|s| s.state != towline::SlotState::Down).count();
